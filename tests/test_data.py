@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import struct
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sklearn.datasets
+import torch
+from PIL import Image
+
+from wn import data
+from wn.config import Data, UserError
+
+SIZE = (6, 5)  # not square, so that swapped axes show
+PUBLISHED = data.OFFICIAL["mnist"]
+TINY = data.Official(name="MNIST", size=SIZE, train=(40, 30, 50), test=(3, 5, 4))
+SHARED = Path(os.environ.get("WN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+# Tiny files with the structure of the published ones, and a table that says they are the published ones.
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(data.OFFICIAL, "mnist", TINY)
+
+
+def arrays(part):
+    """Images and labels of the tiny data set."""
+    counts = {"train": TINY.train, "test": TINY.test}[part]
+    rng = np.random.default_rng(sum(counts))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    return rng.integers(0, 256, size=(len(labels), *SIZE), dtype=np.uint8), labels
+
+
+def idx(array):
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_idx(folder, *, zipped=False):
+    folder.mkdir(parents=True)
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        for array, kind in zip(arrays(part), ("images-idx3-ubyte", "labels-idx1-ubyte"), strict=True):
+            if zipped:
+                (folder / f"{stem}-{kind}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                (folder / f"{stem}-{kind}").write_bytes(idx(array))
+
+
+def png(image, mode="L"):
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shard(path, images, labels):
+    rows = [{"bytes": image if isinstance(image, bytes) else png(image), "path": None} for image in images]
+    pq.write_table(pa.table({"image": rows, "label": pa.array(labels)}), path)
+
+
+def write_parquet(root, *, shards=1):
+    for part in ("train", "test"):
+        images, labels = arrays(part)
+        pieces = np.array_split(np.arange(len(labels)), shards)
+        for k, piece in reversed(list(enumerate(pieces))):  # the newest file is not the last shard
+            shard(root / f"{part}-{k:05}-of-{shards:05}.parquet", images[piece], labels[piece])
+
+
+LAYOUTS = {
+    "torchvision": lambda root: write_idx(root / "MNIST" / "raw"),
+    "torchvision_gz": lambda root: write_idx(root / "MNIST" / "raw", zipped=True),
+    "raw": lambda root: write_idx(root / "raw"),
+    "raw_gz": lambda root: write_idx(root / "raw", zipped=True),
+    "parquet": write_parquet,
+    "shards": functools.partial(write_parquet, shards=3),
+}
+
+
+def mnist(root, **changes):
+    config = {"name": "mnist", "root": root and str(root), "download": False, "valid_fraction": 0.0}
+    return data.load(Data(**(config | changes)), dtype=torch.float64)
+
+
+def refused(root, **changes):
+    """The one line of the refusal."""
+    with pytest.raises(UserError) as caught:
+        mnist(root, **changes)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def names_the_ways(line):
+    ways = ("data.download=true", "data.root=", "MNIST/raw", "train-*.parquet")
+    return all(way in line for way in ways)
+
+
+def same(a, b):
+    return torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_written_images(layout, tmp_path):
+    LAYOUTS[layout](tmp_path)
+    loaded = mnist(tmp_path)
+    train_images, _ = arrays("train")
+    for part in ("train", "test"):
+        images, labels = arrays(part)
+        split = getattr(loaded, part)
+        restored = split.x * train_images.std() + train_images.mean()
+        np.testing.assert_allclose(restored[:, 0], images, atol=1e-9)
+        assert split.y.tolist() == labels.tolist()
+        assert split.y.dtype == torch.int64
+    assert loaded.shape == (1, *SIZE)
+    assert loaded.classes == 3
+
+
+def test_torchvision_reads_the_same_from_its_layout(tmp_path):
+    from torchvision.datasets import MNIST
+
+    write_idx(tmp_path / "MNIST" / "raw")
+    train, test = data._read(tmp_path, TINY)
+    for raw, theirs in ((train, MNIST(tmp_path, train=True)), (test, MNIST(tmp_path, train=False))):
+        assert np.array_equal(raw.images[:, 0], theirs.data.numpy())
+        assert np.array_equal(raw.labels, theirs.targets.numpy())
+
+
+def test_torchvisions_layout_comes_first_and_an_incomplete_one_is_passed_over(tmp_path):
+    write_parquet(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    write_idx(raw)
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"nonsense")
+    assert "train-labels-idx1-ubyte" in refused(tmp_path)
+    (raw / "train-labels-idx1-ubyte").unlink()
+    assert len(mnist(tmp_path).train.y) == sum(TINY.train)
+
+
+def test_without_a_root_the_folder_is_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_idx(tmp_path / "data" / "MNIST" / "raw")
+    assert len(mnist(None).test.y) == sum(TINY.test)
+
+
+@pytest.mark.parametrize("source", ["raw", "parquet"])
+def test_published_mnist(source, tmp_path):
+    root = SHARED / "mnist"
+    files = [root / "raw"] if source == "raw" else list(root.glob("*.parquet"))
+    if not files or not files[0].exists():
+        pytest.skip("the published files are not here")
+    for path in files:
+        (tmp_path / path.name).symlink_to(path)
+    train, test = data._read(tmp_path, PUBLISHED)
+    assert train.images.shape == (60000, 1, 28, 28)
+    assert test.images.shape == (10000, 1, 28, 28)
+    # The mean and standard deviation of everybody's transforms.Normalize.
+    assert np.divide(data._moments(train.images), 255) == pytest.approx([0.1307, 0.3081], abs=5e-5)
+    assert train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    # One digest for both sources: they hold the same images in the same order.
+    digest = hashlib.sha256(train.images.tobytes() + test.images.tobytes()).hexdigest()
+    assert digest.startswith("5b92582eb909c82a")
+
+
+@pytest.mark.parametrize("official", [PUBLISHED, data.OFFICIAL["fashion_mnist"]], ids=lambda o: o.name)
+def test_published_counts_are_complete(official):
+    assert (sum(official.train), sum(official.test)) == (60000, 10000)
+
+
+# Splits and scaling
+
+
+def test_digits_are_divided_once_and_for_all():
+    loaded = data.load(Data(name="digits"))
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = data.load(Data(name="digits"))
+    splits = ("train", "valid", "test")
+    assert all(same(getattr(loaded, s), getattr(again, s)) for s in splits)
+    assert [len(getattr(loaded, s).y) for s in splits] == [1149, 288, 360]
+    digest = hashlib.sha256(b"".join(getattr(loaded, s).y.numpy().tobytes() for s in splits))
+    assert digest.hexdigest().startswith("2015e65bb7386b99"), "another split than the committed results have"
+
+
+def test_digits_are_all_there_and_in_one_split_each():
+    loaded = data.load(Data(name="digits"), dtype=torch.float64)
+    splits = (loaded.train, loaded.valid, loaded.test)
+    black, white = torch.cat([split.x.flatten() for split in splits]).aminmax()
+    found = Counter()
+    for split in splits:
+        levels = (16 * (split.x - black) / (white - black)).round().to(torch.uint8).flatten(1)
+        found += Counter((bytes(x), int(y)) for x, y in zip(levels.numpy(), split.y, strict=True))
+    bunch = sklearn.datasets.load_digits()
+    images = bunch.data.astype(np.uint8)
+    assert found == Counter((bytes(x), int(y)) for x, y in zip(images, bunch.target, strict=True))
+
+
+def test_digits_are_stratified():
+    loaded = data.load(Data(name="digits", valid_fraction=0.25))
+    everything = np.bincount(sklearn.datasets.load_digits().target)
+    for split, share in ((loaded.test, 0.2), (loaded.valid, 0.2), (loaded.train, 0.6)):
+        assert np.abs(np.bincount(split.y) - share * everything).max() <= 1.5
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_scaling_is_by_the_training_split(fraction, tmp_path):
+    write_parquet(tmp_path)
+    loaded = mnist(tmp_path, valid_fraction=fraction)
+    assert loaded.train.x.mean().item() == pytest.approx(0, abs=1e-12)
+    assert loaded.train.x.std(correction=0).item() == pytest.approx(1, abs=1e-12)
+    assert abs(loaded.test.x.mean().item()) > 1e-6
+
+
+def test_holding_out_leaves_the_official_test_set_alone(tmp_path):
+    write_parquet(tmp_path)
+    loaded = mnist(tmp_path, valid_fraction=0.1)
+    assert np.bincount(loaded.valid.y).tolist() == [4, 3, 5]
+    assert np.bincount(loaded.train.y).tolist() == [36, 27, 45]
+    assert loaded.test.y.tolist() == arrays("test")[1].tolist()
+
+
+def test_nothing_held_out_is_an_empty_split():
+    loaded = data.load(Data(name="digits", valid_fraction=0))
+    assert loaded.valid.x.shape == (0, 1, 8, 8)
+    assert loaded.valid.y.shape == (0,)
+    assert len(loaded.train.y) + len(loaded.test.y) == 1797
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.9999])
+def test_a_fraction_that_starves_a_split_is_refused(fraction):
+    with pytest.raises(UserError, match=f"data.valid_fraction={fraction}"):
+        data.load(Data(name="digits", valid_fraction=fraction))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtype_is_that_of_the_images_alone(dtype):
+    train = data.load(Data(name="digits"), dtype=dtype).train
+    assert train.x.dtype == dtype
+    assert train.y.dtype == torch.int64
+
+
+@pytest.mark.gpu
+def test_the_device_decides_no_number():
+    here, there = data.load(Data(name="digits")), data.load(Data(name="digits"), device="cuda")
+    assert there.train.x.is_cuda
+    assert there.train.y.is_cuda
+    torch.testing.assert_close(there.train.x.cpu(), here.train.x)
+    assert torch.equal(there.train.y.cpu(), here.train.y)
+
+
+# Refusals
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def swap_labels(root):
+    images, labels = arrays("test")
+    shard(root / "test-00000-of-00001.parquet", images, 2 - labels)
+
+
+def broken_row(content):
+    def damage(root):
+        images, labels = arrays("test")
+        shard(root / "test-00000-of-00001.parquet", [content, *images[1:]], labels)
+
+    return damage
+
+
+def other_columns(root):
+    pq.write_table(pa.table({"picture": [b""], "label": [0]}), root / "test-00000-of-00001.parquet")
+
+
+def missing_label(root):
+    images, labels = arrays("test")
+    shard(root / "test-00000-of-00001.parquet", images, [None, *labels[1:].tolist()])
+
+
+GOOD = arrays("test")[0][0]
+TEST_FILE = "test-00000-of-00001.parquet"
+DAMAGE = {
+    "gz cut short": ("raw_gz", lambda r: truncate(r / "raw/train-images-idx3-ubyte.gz"), "train-images-idx3"),
+    "gz is none": ("raw_gz", lambda r: (r / "raw/t10k-labels-idx1-ubyte.gz").write_text("x"), "t10k-labels"),
+    "idx cut short": ("raw", lambda r: truncate(r / "raw/t10k-images-idx3-ubyte"), "t10k-images"),
+    "idx empty": ("raw", lambda r: (r / "raw/t10k-images-idx3-ubyte").write_bytes(b""), "t10k-images"),
+    "idx magic": ("raw", lambda r: (r / "raw/t10k-images-idx3-ubyte").write_bytes(idx(GOOD)), "t10k-images"),
+    "idx too few": ("raw", lambda r: (r / "raw/t10k-labels-idx1-ubyte").write_bytes(idx(GOOD[0])), "t10k-"),
+    "parquet cut short": ("parquet", lambda r: truncate(r / TEST_FILE), TEST_FILE),
+    "parquet columns": ("parquet", other_columns, TEST_FILE),
+    "parquet label": ("parquet", missing_label, TEST_FILE),
+    "png cut short": ("parquet", broken_row(png(GOOD)[:60]), "row 0"),
+    "png is none": ("parquet", broken_row(b"GIF89a"), "row 0"),
+    "png in colour": ("parquet", broken_row(png(GOOD, "RGB")), "row 0"),
+    "png of another size": ("parquet", broken_row(png(GOOD.T)), "row 0"),
+    "another data set": ("parquet", swap_labels, "not MNIST"),
+    "lost shard": ("shards", lambda r: (r / "train-00001-of-00003.parquet").unlink(), "train-*.parquet"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_nothing_is_deleted(damage, tmp_path):
+    layout, inflict, named = DAMAGE[damage]
+    LAYOUTS[layout](tmp_path)
+    inflict(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    line = refused(tmp_path, download=True)  # what is there is never replaced by a download
+    assert named in line.split(";")[0]
+    assert str(tmp_path) in line
+    assert names_the_ways(line)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_missing_files_and_folders(tmp_path):
+    assert names_the_ways(refused(tmp_path))
+    assert "no complete MNIST" in refused(tmp_path)
+    line = refused(tmp_path / "typo", download=True)
+    assert "no such folder" in line
+    assert names_the_ways(line)
+    assert not (tmp_path / "typo").exists()
+    (tmp_path / "file").write_text("")
+    assert "no such folder" in refused(tmp_path / "file")
+
+
+# Download
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A server on this machine with the tiny files, in the place of torchvision's mirrors."""
+    from torchvision.datasets import MNIST
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    folder = tmp_path / "mirror"
+    write_idx(folder, zipped=True)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    resources = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(folder.iterdir())]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(MNIST, "resources", resources)
+    yield folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download_fills_what_is_missing_and_is_not_repeated(mirror, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "data" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(idx(arrays("test")[1]))
+    inode = mine.stat().st_ino
+    first = mnist(None, download=True)
+    assert first.train.y.tolist() == arrays("train")[1].tolist()
+    assert mine.stat().st_ino == inode
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
+    for path in mirror.iterdir():
+        path.unlink()
+    assert same(mnist(None, download=True).train, first.train)
+
+
+def test_a_failed_download_leaves_nothing_behind(mirror, tmp_path):
+    truncate(mirror / "t10k-labels-idx1-ubyte.gz")
+    root = tmp_path / "root"
+    root.mkdir()
+    line = refused(root, download=True)
+    assert "could not be downloaded" in line
+    assert names_the_ways(line)
+    assert list(root.iterdir()) == []
+
+
+def test_no_network(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    line = refused(tmp_path, download=True)
+    assert "could not be downloaded" in line
+    assert "refused" in line
+    assert names_the_ways(line)
+
+
+# Order of an epoch
+
+
+def test_permutation_is_a_pure_function():
+    first = data.permutation(3, 5, 1000)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert torch.equal(data.permutation(3, 5, 1000), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.dtype == torch.int64
+    assert first.device.type == "cpu"
+    assert first.sort().values.tolist() == list(range(1000))
+    assert data.permutation(0, 0, 8).tolist() == [5, 3, 0, 1, 2, 4, 7, 6], (
+        "another order than the committed results have"
+    )
+
+
+def test_permutations_of_neighbours_are_unrelated():
+    size = 2000
+    pairs = [(seed, epoch) for seed in range(6) for epoch in range(6)]
+    pairs += [(5 + 3 * 2**32, 0), (2**32, 1), (2**40 + 1, 2)]  # words of 32 bits must not run together
+    orders = torch.stack([data.permutation(*pair, size) for pair in pairs]).double()
+    correlations = torch.corrcoef(orders)
+    correlations.fill_diagonal_(0)
+    assert correlations.abs().max() < 5 / size**0.5
+
+
+def test_permutation_has_no_favourites():
+    size, epochs = 10, 2000
+    firsts = torch.stack([data.permutation(0, epoch, size)[0] for epoch in range(epochs)])
+    expected = epochs / size
+    chi_squared = ((torch.bincount(firsts, minlength=size) - expected) ** 2 / expected).sum()
+    assert chi_squared < 28  # nine degrees of freedom: exceeded once in a thousand
