@@ -98,9 +98,11 @@ class Record:
     def read(cls, folder: Path) -> Record:
         """The record in a folder, without changing anything there."""
         try:
-            return cls(folder, json.loads((folder / "record.json").read_text()))
-        except (OSError, ValueError) as error:
+            record = cls(folder, json.loads((folder / "record.json").read_text()))
+            record.status  # noqa: B018 - a record without one is none
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{folder / 'record.json'}: unreadable ({error}); delete that folder") from None
+        return record
 
     @property
     def status(self) -> str:
@@ -131,6 +133,10 @@ class Record:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             return False
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be written to ({error.strerror}); name another folder with runs_dir=..."
+            ) from None
         if (self.folder / "record.json").exists():
             self.content = Record.read(self.folder).content
         return True
@@ -145,13 +151,15 @@ class Record:
         write_atomically(self.folder / "record.json", (to_json(self.content, indent=1) + "\n").encode())
 
     def begin(self, config: Config, stack: list[str], device: str) -> None:
-        """Say that training starts: what is trained, by which code, on what."""
+        """Say that training starts: what is trained, by which code, on what. An earlier failure is forgotten."""
+        self.content = {key: self.content[key] for key in ("schema", "run_id")}
         self.save(
             experiment=config.experiment_name,
             norm=config.norm.label,
             status="running",
             config=public_config(config),
             stack=stack,
+            engine={"stack_size": len(stack), "compiled": False},
             provenance=provenance(device),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -175,14 +183,20 @@ class Record:
 
 def adopt(config: Config) -> bool:
     """Where another experiment has finished the same run, copy its record; say whether it did."""
-    here = Path(config.runs_dir) / config.experiment_name / config.run_id
+    here = Record.of(config)
     for folder in sorted(Path(config.runs_dir).glob(f"*/{config.run_id}")):
-        if folder == here or not (folder / "record.json").exists() or not Record.read(folder).done:
+        if folder == here.folder or not (folder / "record.json").exists():
             continue
-        for name in ("metrics.jsonl", "probes.jsonl"):
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, here / name)
-        Record(here, Record.read(folder).content).save(experiment=config.experiment_name)
+        there = Record.read(folder)
+        if not there.done or not here.claim():
+            continue
+        if not here.done:
+            for name in ("metrics.jsonl", "probes.jsonl"):
+                if (folder / name).exists():
+                    shutil.copyfile(folder / name, here.folder / name)
+            here.content = there.content
+            here.save(experiment=config.experiment_name)
+        here.release()
         return True
     return False
 

@@ -1,0 +1,85 @@
+"""Gaussian noise and dropout whose draws are a function of (seed, layer, step), on any device.
+
+A layer carries a key, which counts its training passes, as a buffer. A draw is a hash of key and
+position: nothing is drawn from a hidden generator, so a run that is resumed, or trained in a stack
+(:mod:`wn.stack`), or captured in a CUDA graph meets the same noise as the run alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def uniform(key: Tensor, shape: torch.Size) -> Tensor:
+    """Uniform numbers in (0, 1), float32, with 23 random bits each (24 would let the largest round to 1).
+
+    Two rounds of a 32-bit finaliser (xor-shift-multiply), the first over the position and half of the
+    key, the second over the result and the other half.
+
+    Args:
+        key: an int64 scalar.
+        shape: of the result.
+    """
+    position = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)
+    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
+    bits = _mix(_mix(position + low) ^ high)
+    return ((_shift(bits, 9).float() + 0.5) * 2**-23).view(shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers that spreads each bit over all; products wrap around."""
+    x = (x ^ _shift(x, 16)) * 0x7FEB352D
+    x = (x ^ _shift(x, 15)) * (0x846CA68B - 2**32)
+    return x ^ _shift(x, 16)
+
+
+def _shift(x: Tensor, places: int) -> Tensor:
+    """Logical right shift: the sign bit does not come along."""
+    return (x >> places) & ((1 << (32 - places)) - 1)
+
+
+class _Noise(nn.Module):
+    """What has a key. ``strength`` is a buffer, so that the members of a stack may differ in it."""
+
+    key: Tensor
+    strength: Tensor
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.register_buffer("strength", torch.tensor(strength))
+        self.register_buffer("key", torch.zeros((), dtype=torch.int64))
+        self.seed(int(torch.randint(2**62, ()).item()))
+
+    def seed(self, seed: int) -> None:
+        """Start the stream of draws that belongs to ``seed``, below 2**62."""
+        self.key.fill_(seed)
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        """The pass's uniform numbers; the key moves on by an odd constant, so no key comes back."""
+        self.key.add_(0x1E3779B97F4A7C15)
+        return uniform(self.key, shape)
+
+
+class GaussianNoise(_Noise):
+    """``x + strength * normal(0, 1)`` in training, ``x`` in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of any shape."""
+        if not self.training:
+            return x
+        normal = torch.erfinv(2 * self.draw(x.shape) - 1) * math.sqrt(2)
+        return x + (self.strength * normal).to(x.dtype)
+
+
+class Dropout(_Noise):
+    """Zero with probability ``strength``, else ``x / (1 - strength)``, in training; ``x`` in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of any shape."""
+        if not self.training:
+            return x
+        keep = self.draw(x.shape) >= self.strength
+        return x * (keep / (1 - self.strength)).to(x.dtype)

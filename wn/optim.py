@@ -1,0 +1,126 @@
+"""Update rules and schedules over stacked parameters.
+
+Every tensor has the members of the stack along its first axis and every hyperparameter is a vector
+with one number per member, so that members may differ in any of them. All state lives on the device
+and all updates are in place: a step needs no word from the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from wn.config import Optim
+
+Tensors = dict[str, Tensor]
+
+HYPERPARAMETERS = ("lr", "momentum", "beta2", "eps", "weight_decay")
+
+
+class Optimizer:
+    """Updates stacked parameters in place.
+
+    Args:
+        configs: one per member; they agree on ``name``, ``schedule``, ``decay_from`` and
+            ``eps_inside_root``.
+        params: tensors ``[members, ...]``, float32 or float64.
+        decayed: names of those that weight decay applies to.
+
+    Attributes:
+        hyper: ``lr, momentum, beta2, eps, weight_decay``, each ``[members]``, on the device.
+        lr: the present learning rates, as numbers.
+        state: the moments, shaped as the parameters, and ``steps``, a scalar.
+    """
+
+    def __init__(self, configs: Sequence[Optim], params: Tensors, decayed: set[str]) -> None:
+        self.configs, self.params = list(configs), params
+        self.rule, moments = RULES[configs[0].name]
+        self.decayed = decayed if any(c.weight_decay for c in configs) else set()
+        some = next(iter(params.values()))
+        self.lr = [c.lr for c in configs]
+        self.hyper = {name: some.new_tensor([getattr(c, name) for c in configs]) for name in HYPERPARAMETERS}
+        self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(moments) for k, p in params.items()}
+        self.state["steps"] = some.new_zeros(())
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """Set learning rate and momentum for an epoch, counted from 0, as the schedule says."""
+        pairs = [scheduled(c, epoch, epochs) for c in self.configs]
+        self.lr = [lr for lr, _ in pairs]
+        for name, numbers in (("lr", self.lr), ("momentum", [momentum for _, momentum in pairs])):
+            self.hyper[name].copy_(self.hyper[name].new_tensor(numbers))
+
+    @torch.no_grad()
+    def step(self, grads: Tensors) -> None:
+        """One update; ``grads`` as the parameters. Weight decay adds ``weight_decay * p`` to a gradient."""
+        self.state["steps"].add_(1)
+        for name, p in self.params.items():
+            hyper = {k: h.view([-1] + [1] * (p.dim() - 1)) for k, h in self.hyper.items()}
+            grad = grads[name]
+            if name in self.decayed:
+                grad = grad + hyper["weight_decay"] * p
+            moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
+            self.rule(self.configs[0], p, grad, moments, self.state["steps"], hyper)
+
+
+def scheduled(config: Optim, epoch: int, epochs: int) -> tuple[float, float]:
+    """Learning rate and momentum in an epoch, counted from 0.
+
+    ``constant_then_linear`` (section 5.1): constant for the first ``decay_from`` of the epochs, then
+    ``lr * (epochs - epoch) / (epochs - start)``, so that the last epoch still learns, with momentum
+    ``late_momentum``.
+
+    >>> scheduled(Optim(lr=1.0, schedule="constant_then_linear", late_momentum=0.5), 199, 200)
+    (0.01, 0.5)
+    """
+    start = round(config.decay_from * epochs)
+    if config.schedule == "constant" or epoch < start:
+        return config.lr, config.momentum
+    late = config.momentum if config.late_momentum is None else config.late_momentum
+    return config.lr * (epochs - epoch) / (epochs - start), late
+
+
+Rule = Callable[[Optim, Tensor, Tensor, list[Tensor], Tensor, Tensors], None]
+
+
+def sgd(config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors) -> None:
+    """``m <- momentum m + grad;  p <- p - lr m``, as ``torch.optim.SGD``."""
+    (m,) = moments
+    m.mul_(hyper["momentum"]).add_(grad)
+    p.addcmul_(m, hyper["lr"], value=-1)
+
+
+def adam(
+    config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
+) -> None:
+    """Adam with momentum as beta1: ``p <- p - lr m' / (sqrt(v') + eps)``, as ``torch.optim.Adam``.
+
+    With ``eps_inside_root`` the divisor is ``sqrt(v' + eps)``, as in the authors' code: eps = 1e-8 is
+    then a floor of 1e-4 under the gradient's root mean square. The correction of the bias uses the
+    present beta1 even where the schedule has changed it, and the moments are kept, as theirs are.
+    """
+    m, v = moments
+    m.lerp_(grad, (1 - hyper["momentum"]).expand_as(m))
+    v.mul_(hyper["beta2"]).addcmul_(grad, grad * (1 - hyper["beta2"]))
+    mean = m / (1 - hyper["momentum"] ** steps)
+    square = v / (1 - hyper["beta2"] ** steps)
+    if config.eps_inside_root:
+        divisor = square.add_(hyper["eps"]).sqrt_()
+    else:
+        divisor = square.sqrt_().add_(hyper["eps"])
+    p.addcmul_(mean.div_(divisor), hyper["lr"], value=-1)
+
+
+def adamax(
+    config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
+) -> None:
+    """``u <- max(beta2 u, |grad| + eps);  p <- p - lr m / ((1 - beta1^t) u)``, as ``torch.optim.Adamax``."""
+    m, u = moments
+    m.lerp_(grad, (1 - hyper["momentum"]).expand_as(m))
+    torch.maximum(u.mul_(hyper["beta2"]), grad.abs().add_(hyper["eps"]), out=u)
+    p.addcmul_(m / u, hyper["lr"] / (1 - hyper["momentum"] ** steps), value=-1)
+
+
+RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adamax": (adamax, 2)}
+"""Name to rule and its number of moments."""

@@ -1,0 +1,259 @@
+"""From configurations to records: claim the runs, train them as one stack, write down what happens.
+
+A stack that a kill cut short is resumed as the stack that it was, each member in its old place, so that
+its numbers are those of an uninterrupted one to the last digit. Every record names the stack it trains
+in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import re
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from wn import data, records, tracking
+from wn.config import Config, Data
+from wn.records import Record, Row
+from wn.trainer import DTYPES, Trainer, pick_device, steps_per_epoch
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5.0
+"""How long rows may wait in memory. What a kill takes with them, the resumed run makes again."""
+
+
+def check(configs: Iterable[Config]) -> None:
+    """Refuse runs that cannot be trained here, before any of them is.
+
+    Raises:
+        UserError: there is no such device, the data cannot be had, or a batch is larger than they are.
+    """
+    for config in {(c.data, c.trainer): c for c in configs}.values():
+        _prepare(config)
+
+
+def train_stack(configs: Sequence[Config], resuming: bool = False) -> None:
+    """Train runs that differ only in numbers as one stack; the records hold what came of it.
+
+    Args:
+        configs: the members. Those that are done, or that another process trains, are left out.
+        resuming: whether these are all the members of a stack that was cut short. Then the done ones
+            train along, unrecorded, and nothing happens while another process has one of them.
+
+    Raises:
+        UserError: the configurations cannot be trained here; no record says otherwise.
+    """
+    with ExitStack() as claims:
+        members = []
+        for config in configs:
+            record = Record.of(config)
+            if record.claim():
+                claims.callback(record.release)
+                if resuming or not record.done:
+                    members.append((config, record))
+            elif resuming:
+                return
+        if any(not record.done for _, record in members):
+            _Session(members).train()
+
+
+class RunFailed(Exception):
+    """A run ended with an exception; the traceback is in its record."""
+
+
+def conclude(record: Record) -> float:
+    """The validation loss that a run ended with; for a diverged one that of its start.
+
+    Raises:
+        RunFailed: the run failed.
+    """
+    if record.status == "failed":
+        last = record.content["error"].splitlines()[-1]
+        raise RunFailed(
+            f"run {record.content['run_id']} failed: {last} (traceback: {record.folder}/record.json)"
+        )
+    stage = {"finished": "final", "diverged": "initial"}.get(record.status)
+    loss = record.content[stage].get("valid_loss") if stage else None
+    return float("nan") if loss is None else float(loss)
+
+
+def _prepare(config: Config) -> tuple[torch.device, data.Dataset]:
+    """Device and data of a run, once it is clear that it can be trained on them."""
+    device = pick_device(config.trainer.device)
+    dataset = _load(config.data, device, DTYPES[config.trainer.precision])
+    steps_per_epoch(config, dataset)
+    return device, dataset
+
+
+class _Session:
+    """One stack being trained: the trainer's observer, and the scribe of its members' records."""
+
+    def __init__(self, members: list[tuple[Config, Record]]) -> None:
+        self.configs = [config for config, _ in members]
+        self.records = [record for _, record in members]
+        self.config = self.configs[0]
+        self.open = {i for i, record in enumerate(self.records) if not record.done}
+        self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
+        self.started = self.flushed = time.monotonic()
+        self.live: tracking.Live | None = None
+        self.checkpoint = self._checkpoint_of([config.run_id for config in self.configs])
+
+    def _checkpoint_of(self, ids: list[str]) -> Path:
+        """Where the checkpoint of a stack lies."""
+        name = ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
+        return Path(self.config.runs_dir) / self.config.experiment_name / "stacks" / f"{name}.pt"
+
+    def train(self) -> None:
+        """Train to the end; an exception ends the members that are open as ``failed``."""
+        device, dataset = _prepare(self.config)
+        self._begin(_device_name(device))
+        try:
+            trainer = Trainer(self.configs, dataset, device, self)
+            self._resume(trainer)
+            self._run(trainer)
+        except Exception as error:
+            self._fail(error)
+        if self.live is not None:
+            self.live.finish(self.records[0])
+        self.checkpoint.unlink(missing_ok=True)
+
+    def _begin(self, device: str) -> None:
+        """Name the stack in its members' records.
+
+        One that was cut short in another stack leaves that for good: its rows are this one's from here
+        on, so the other, if it goes on, has to start anew and its checkpoint goes.
+        """
+        ids = [config.run_id for config in self.configs]
+        for i in sorted(self.open):
+            left = self.records[i].content.get("stack", ids)
+            if left != ids:
+                self._checkpoint_of(left).unlink(missing_ok=True)
+            self.records[i].begin(self.configs[i], ids, device)
+
+    def _run(self, trainer: Trainer) -> None:
+        """Run the trainer under a progress bar; a run alone is copied to W&B as it goes."""
+        if len(self.configs) == 1:
+            self.live = tracking.open_live(self.records[0], self.config.tracking)
+        shown = self.config.trainer.progress
+        with tqdm(total=trainer.total, unit="step", leave=False, disable=None if shown else True) as self.bar:
+            self.bar.set_description(_title(self.configs))
+            self.bar.update(trainer.step)
+            trainer.run()
+
+    def _resume(self, trainer: Trainer) -> None:
+        """Go on from the checkpoint where there is one, else from the beginning."""
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.started -= state["seconds"]
+            trainer.restore(state["trainer"])
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            log.warning("%s: damaged (%s); its runs start anew", self.checkpoint, type(error).__name__)
+        for i in self.open:
+            self.records[i].rewind(trainer.step if trainer.step else -1)
+
+    def on_step(self, done: int, total: int) -> None:
+        """Move the progress bar."""
+        self.bar.update(done - self.bar.n)
+
+    def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
+        """Keep the rows, and write them down now and then."""
+        if member not in self.open:
+            return
+        self.rows[member][0].append(metrics)
+        self.rows[member][1].extend(probes)
+        if self.live is not None:
+            self.live.log([metrics], probes)
+        shown = {"loss": metrics.get("train_loss"), "error": metrics.get("valid_error")}
+        self.bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items() if v is not None}, refresh=False)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def on_end(self, member: int, status: str, result: Row) -> None:
+        """Write a member's result."""
+        if member not in self.open:
+            return
+        self._flush()
+        summary = _summary(self.records[member].metrics)
+        if status == "finished":
+            summary["final"] |= result
+        self._close(member, status, summary if status == "finished" else {**summary, "diverged_at": result})
+
+    def on_checkpoint(self, state: Row) -> None:
+        """Write the rows, then the state that stands behind them."""
+        self._flush()
+        content = io.BytesIO()
+        torch.save({"trainer": state, "seconds": time.monotonic() - self.started}, content)
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        records.write_atomically(self.checkpoint, content.getvalue())
+
+    def _fail(self, error: Exception) -> None:
+        self._flush()
+        for member in sorted(self.open):
+            self._close(member, "failed", {"error": _describe(error)})
+
+    def _close(self, member: int, status: str, result: Row) -> None:
+        seconds = (time.monotonic() - self.started) / len(self.records)
+        self.records[member].save(status=status, seconds=round(seconds, 3), **result)
+        self.open.remove(member)
+
+    def _flush(self) -> None:
+        for member in self.open:
+            metrics, probes = self.rows[member]
+            self.records[member].append(metrics, probes)
+            self.rows[member] = ([], [])
+        self.flushed = time.monotonic()
+
+
+def _summary(rows: list[Row]) -> Row:
+    """The numbers of ``record.json``: before training, after the last epoch, and at the best one."""
+    measured = ("train_loss", "train_error", "valid_loss", "valid_error")
+    known = [row for row in rows if row.get("valid_error") is not None]
+    best = min(known, key=lambda row: row["valid_error"], default={})
+    return {
+        "initial": {key: rows[0].get(key) for key in measured[2:]},
+        "final": {key: rows[-1].get(key) for key in measured},
+        "best": {key: best.get(key) for key in ("epoch", "valid_error")},
+        "steps": rows[-1]["step"],
+    }
+
+
+def _describe(error: Exception) -> str:
+    """An exception and the lines that led to it, without a folder of this machine."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}: {f.line}" for f in frames]
+    text = "\n".join([*lines, f"{type(error).__name__}: {' '.join(str(error).split())}"])
+    return re.sub(r"(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
+
+
+def _title(configs: Sequence[Config]) -> str:
+    """What a progress bar is about."""
+    one = configs[0]
+    what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"{len(configs)} runs"
+    return f"{one.norm.label} {what}"
+
+
+def _device_name(device: torch.device) -> str:
+    """The kind of the processor: never the machine's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        f"{records.cpu_name()} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _load(config: Data, device: torch.device, dtype: torch.dtype) -> data.Dataset:
+    """The data, once for all the stacks of a sweep."""
+    return data.load(config, device, dtype)

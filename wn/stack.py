@@ -1,0 +1,101 @@
+"""A stack: models of one architecture, trained together along a leading axis.
+
+Members do not meet: a forward pass is ``torch.vmap`` of the one model over stacked parameters and
+buffers, so the gradient of the sum of their losses holds, slice by slice, each member's own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from wn.norm import initializing
+
+Function = Callable[..., Any]
+
+
+class Stack:
+    """The stacked state of some models, and the function that they share.
+
+    Args:
+        models: of equal architecture. The first is the template that every member's state runs through.
+
+    Attributes:
+        params: name to ``[members, ...]``, leaves that require gradients.
+        buffers: name to ``[members, ...]``, changed in place by a training pass.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self.template = models[0]
+        params = [dict(model.named_parameters()) for model in models]
+        buffers = [dict(model.named_buffers()) for model in models]
+        self.params = {k: torch.stack([p[k].detach() for p in params]).requires_grad_() for k in params[0]}
+        self.buffers = {k: torch.stack([b[k] for b in buffers]) for k in buffers[0]}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.params.values())))
+
+    def __call__(self, x: Tensor, shared: bool = False) -> Tensor:
+        """The members' outputs ``[members, batch, ...]``.
+
+        Args:
+            x: ``[members, batch, ...]``, or one ``[batch, ...]`` for all where ``shared``.
+            shared: whether all members see the same input.
+        """
+        outputs: Tensor = self.map(_call, x, shared=shared)
+        return outputs
+
+    def map(self, function: Function, *inputs: Tensor, shared: bool = False) -> Any:
+        """``function(model, *inputs)`` for each member, results stacked along the first axis.
+
+        A stack of one skips vmap: it is the model alone, kernel for kernel.
+        """
+        module = _Apply(self.template, function)
+
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Tensor) -> Any:
+            state = {f"model.{k}": t for k, t in (*params.items(), *buffers.items())}
+            return functional_call(module, state, inputs)
+
+        if len(self) > 1:
+            dims = (0, 0, *[None if shared else 0] * len(inputs))
+            return torch.vmap(one, in_dims=dims)(self.params, self.buffers, *inputs)
+        params, buffers = ({k: t.squeeze(0) for k, t in s.items()} for s in (self.params, self.buffers))
+        result = one(params, buffers, *(inputs if shared else [x.squeeze(0) for x in inputs]))
+        return tree_map(lambda t: t.unsqueeze(0), result)
+
+    def train(self, mode: bool = True) -> Stack:
+        """Set training or evaluation mode."""
+        self.template.train(mode)
+        return self
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """The data-dependent initialisation of every member on its batch, ``x [members, batch, ...]``."""
+        self.train()
+        with initializing(self.template):
+            self(x)
+
+    def select(self, members: Tensor) -> None:
+        """Keep the members of the given rows, int64 ``[kept]``, alone."""
+        self.params = {k: p.detach()[members].requires_grad_() for k, p in self.params.items()}
+        self.buffers = {k: b[members] for k, b in self.buffers.items()}
+
+
+class _Apply(nn.Module):
+    """A function of a model as a module, so that ``functional_call`` can run it on another state."""
+
+    def __init__(self, model: nn.Module, function: Function) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self.model, *inputs)
+
+
+def _call(model: nn.Module, x: Tensor) -> Any:
+    return model(x)

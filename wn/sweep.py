@@ -1,0 +1,100 @@
+"""Many runs: skip what is done, take up what was cut short, train the rest in stacks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from wn import experiments, records, report, tracking
+from wn.config import Config
+from wn.records import Record
+from wn.run import check, train_stack
+
+
+def train_sweep(configs: Sequence[Config], members: int | None = None) -> list[Record]:
+    """Train every run that is not done yet, and return all their records.
+
+    Args:
+        configs: the runs, in any number of architectures; the same run twice counts once.
+        members: the largest stack; None lets :func:`stack_size` choose.
+
+    Raises:
+        UserError: one of them cannot be trained here.
+    """
+    runs = {config.run_id: config for config in configs}
+    todo = outstanding(configs)
+    _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
+    cut_short = _interrupted(runs, todo)
+    for ids in cut_short:
+        _train([runs[key] for key in ids], resuming=True)
+    taken = {key for ids in cut_short for key in ids}
+    for stack in _stacks([config for key, config in todo.items() if key not in taken], members):
+        _train(stack)
+    return [Record.of(config) for config in configs]
+
+
+def outstanding(configs: Sequence[Config]) -> dict[str, Config]:
+    """The runs, by run_id, that neither this experiment nor another has done; all can be trained here.
+
+    Raises:
+        UserError: one of them cannot.
+    """
+    runs = {config.run_id: config for config in configs}
+    todo = {key: c for key, c in runs.items() if not Record.of(c).done and not records.adopt(c)}
+    check(todo.values())
+    return todo
+
+
+def _train(stack: list[Config], resuming: bool = False) -> None:
+    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
+    started = time.monotonic()
+    train_stack(stack, resuming)
+    ended = [Record.of(config) for config in stack]
+    if len(stack) > 1:
+        tracking.mirror_all(ended, stack[0].tracking)
+    counts = Counter(record.status for record in ended)
+    outcome = ", ".join(f"{n} {status}" for status, n in counts.items())
+    _say(f"{stack[0].norm.label}: {outcome} in {time.monotonic() - started:.1f} s")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def summarise(config: Config) -> None:
+    """Send the curves and figures of an experiment that was swept to W&B.
+
+    Args:
+        config: of any of its runs.
+    """
+    name, runs = config.experiment_name, Path(config.runs_dir)
+    if config.tracking.mode != "disabled" and name in experiments.names():
+        built = report.build(name, runs, runs / name / "report")
+        tracking.summarise(name, built.curves, built.figures, config.tracking, runs)
+
+
+def _interrupted(runs: dict[str, Config], todo: dict[str, Config]) -> list[list[str]]:
+    """The stacks, as lists of run_ids, that were cut short and whose members are all among ``runs``."""
+    named = [Record.of(config).content.get("stack", []) for config in todo.values()]
+    unique = {tuple(ids): list(ids) for ids in named if len(ids) > 1}
+    return [ids for ids in unique.values() if all(key in runs for key in ids)]
+
+
+def _stacks(configs: list[Config], members: int | None) -> list[list[Config]]:
+    """Runs that can train together, together, in stacks of nearly equal size."""
+    groups: dict[str, list[Config]] = defaultdict(list)
+    for config in configs:
+        groups[config.stack_key].append(config)
+    stacks = []
+    for group in groups.values():
+        largest = members or stack_size(group[0])
+        count = -(-len(group) // largest)
+        stacks += [group[i::count] for i in range(count)]
+    return stacks
+
+
+def stack_size(config: Config) -> int:
+    """How many members train best together."""
+    return 64

@@ -1,0 +1,248 @@
+"""The one training loop: a stack of runs, of which a run alone is the smallest.
+
+The trainer knows no Hydra, no W&B and no disk. It hands what happens to an :class:`Observer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wn import probes
+from wn.config import Config, UserError
+from wn.data import Dataset, Split, permutation
+from wn.models import build
+from wn.objectives import classification
+from wn.optim import Optimizer
+from wn.stack import Stack
+
+Row = dict[str, Any]
+Columns = dict[str, list[float]]
+"""Metrics with one number per member of the stack."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+"""Precision to the type of parameters and data; bfloat16 is autocast over float32."""
+
+EVALUATION_BATCH = 1000
+
+
+class Observer(Protocol):
+    """Who is told what happens. A member is known by its place in the list of configurations."""
+
+    def on_step(self, done: int, total: int) -> None:
+        """``done`` of ``total`` steps are taken."""
+
+    def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
+        """A member came to the end of an epoch (epoch 0: before training)."""
+
+    def on_end(self, member: int, status: str, result: Row) -> None:
+        """A member is ``finished``, with its numbers on the test set, or ``diverged``, and where."""
+
+    def on_checkpoint(self, state: Row) -> None:
+        """State to resume from: a tree of tensors, numbers and lists."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(
+            f"trainer.device={name}: not available here; take trainer.device=auto, or cpu"
+        ) from None
+    return torch.device(name)
+
+
+def steps_per_epoch(config: Config, data: Dataset) -> int:
+    """How many batches an epoch has; what is left over waits for another epoch's order.
+
+    Raises:
+        UserError: a batch is larger than the data.
+    """
+    size, batch = len(data.train.x), config.trainer.batch_size
+    if batch > size:
+        raise UserError(f"trainer.batch_size={batch}: larger than the {size} training images; give less")
+    return size // batch
+
+
+class Trainer:
+    """Trains runs that differ only in numbers as one stack.
+
+    Args:
+        configs: the members; they agree in all but :data:`wn.config.STACKABLE`.
+        data: on the device, in the precision's type.
+        device: where to train.
+        observer: who is told.
+
+    Raises:
+        UserError: a batch is larger than the data.
+    """
+
+    def __init__(
+        self, configs: Sequence[Config], data: Dataset, device: torch.device, observer: Observer
+    ) -> None:
+        self.configs, self.data, self.device, self.observer = list(configs), data, device, observer
+        self.config = self.configs[0]
+        self.steps_per_epoch = steps_per_epoch(self.config, data)
+        self.total = self.config.trainer.epochs * self.steps_per_epoch
+        self.step = 0
+        self.alive = list(range(len(self.configs)))
+        self.stack = Stack([self._build(c) for c in self.configs])
+        self.optimizer = self._build_optimizer()
+
+    def _build(self, config: Config) -> torch.nn.Module:
+        model = build(config.model, config.norm, self.data.shape, self.data.classes, config.seed)
+        return model.to(self.device, DTYPES[config.trainer.precision])
+
+    def _build_optimizer(self) -> Optimizer:
+        decayed = {k for k in self.stack.params if k.rsplit(".", 1)[-1] in ("weight", "v")}
+        return Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, decayed)
+
+    def run(self) -> None:
+        """Train to the end, from the beginning or from what :meth:`restore` was given."""
+        if self.step == 0:
+            self._initialize()
+            self._close_epoch(0, {}, [[] for _ in self.alive])
+        while self.step < self.total and self.alive:
+            epoch = self.step // self.steps_per_epoch + 1
+            train, probed = self._epoch(epoch)
+            self._close_epoch(epoch, train, probed)
+            if self._checkpoint_is_due(epoch):
+                self.observer.on_checkpoint(self.state())
+        self._finish()
+
+    def _checkpoint_is_due(self, epoch: int) -> bool:
+        """Every so many epochs; and at the end of a stack, so that a kill while its members' results are
+        written one after another trains nothing again."""
+        if self.step == self.total:
+            return len(self.configs) > 1
+        return epoch % self.config.trainer.checkpoint_every == 0
+
+    def _initialize(self) -> None:
+        if self.config.norm.init == "data":
+            size = min(self.config.trainer.init_batch_size, len(self.data.train.x))
+            order = self._orders(0)[:, :size]
+            with self._autocast():
+                self.stack.initialize(self.data.train.x[order])
+
+    def _orders(self, epoch: int) -> Tensor:
+        """Every member's permutation of the training images in an epoch, ``[members, images]``."""
+        seeds = [self.configs[m].seed for m in self.alive]
+        drawn = {seed: permutation(seed, epoch, len(self.data.train.x)) for seed in set(seeds)}
+        return torch.stack([drawn[seed] for seed in seeds]).to(self.device)
+
+    def _epoch(self, epoch: int) -> tuple[Columns, list[list[Row]]]:
+        """Train an epoch, counted from 1: mean training loss and error, and a probe's rows per member.
+
+        Both are averages over the epoch of what each step saw before its update, noise and dropout on.
+        """
+        settings = self.config.trainer
+        self.optimizer.set_epoch(epoch - 1, settings.epochs)
+        batches = torch.split(self._orders(epoch), settings.batch_size, dim=1)[: self.steps_per_epoch]
+        totals = self.data.train.x.new_zeros(2, len(self.alive))
+        probed: list[list[Row]] = [[] for _ in self.alive]
+        self.stack.train()
+        for batch in batches:
+            self.step += 1
+            last = self.step % self.steps_per_epoch == 0
+            before = probes.snapshot(self.stack) if last and epoch % settings.probe_every == 0 else None
+            totals += self._step(batch)
+            if before is not None:
+                probed = probes.measure(self.stack, before, self.optimizer.hyper["lr"])
+            self.observer.on_step(self.step, self.total)
+        loss, error = _means(totals, self.steps_per_epoch)
+        return {"lr": self.optimizer.lr, "train_loss": loss, "train_error": error}, probed
+
+    def _step(self, batch: Tensor) -> Tensor:
+        """One update on images ``batch [members, batch]``; loss and error before it, ``[2, members]``."""
+        x, y = self.data.train.x[batch], self.data.train.y[batch]
+        with self._autocast():
+            logits = self.stack(x)
+        loss, error = (each.mean(1) for each in classification(logits, y))
+        grads = torch.autograd.grad(loss.sum(), list(self.stack.params.values()))
+        self.optimizer.step(dict(zip(self.stack.params, grads, strict=True)))
+        return torch.stack([loss.detach(), error])
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> list[list[float]]:
+        """Mean loss and mean error on a split, in evaluation mode, a number per member each."""
+        self.stack.train(False)
+        totals = split.x.new_zeros(2, len(self.alive))
+        for x, y in zip(*(torch.split(t, EVALUATION_BATCH) for t in (split.x, split.y)), strict=True):
+            with self._autocast():
+                logits = self.stack(x, shared=True)
+            totals += torch.stack([each.sum(1) for each in classification(logits, y.expand(len(logits), -1))])
+        return _means(totals, len(split.x))
+
+    def _close_epoch(self, epoch: int, columns: Columns, probed: list[list[Row]]) -> None:
+        """Evaluate, tell the observer, and part with the members that have diverged."""
+        place = {"epoch": epoch, "step": self.step}
+        if len(self.data.valid.x):
+            columns["valid_loss"], columns["valid_error"] = self.evaluate(self.data.valid)
+        kept = []
+        for row, member in enumerate(self.alive):
+            metrics = {name: numbers[row] for name, numbers in columns.items()}
+            self.observer.on_epoch(member, place | metrics, [place | probe for probe in probed[row]])
+            if all(map(math.isfinite, metrics.values())):
+                kept.append(row)
+            else:
+                self.observer.on_end(member, "diverged", place)
+        self._keep(kept)
+
+    def _keep(self, rows: list[int]) -> None:
+        """Go on with the members in these rows of the stack alone."""
+        if len(rows) == len(self.alive):
+            return
+        self.alive = [self.alive[row] for row in rows]
+        if self.alive:
+            kept = torch.tensor(rows, device=self.device)
+            self.stack.select(kept)
+            moments = self.optimizer.state
+            self.optimizer = self._build_optimizer()
+            self.optimizer.state = {k: m[kept] if m.dim() else m for k, m in moments.items()}
+
+    def _finish(self) -> None:
+        """The final numbers of the members that came through: the test set is read here alone."""
+        if not self.alive:
+            return
+        for member, loss, error in zip(self.alive, *self.evaluate(self.data.test), strict=True):
+            self.observer.on_end(member, "finished", {"test_loss": loss, "test_error": error})
+
+    def state(self) -> Row:
+        """Everything that a resumed stack needs, as tensors, numbers and lists."""
+        trees = {"params": self.stack.params, "buffers": self.stack.buffers, "moments": self.optimizer.state}
+        return {"step": self.step, "alive": self.alive, **{k: _detached(t) for k, t in trees.items()}}
+
+    def restore(self, state: Row) -> None:
+        """Go on from a :meth:`state` of the same members."""
+        trees = (state["params"], state["buffers"], state["moments"])
+        params, buffers, moments = ({k: t.to(self.device) for k, t in tree.items()} for tree in trees)
+        self.step, self.alive = state["step"], state["alive"]
+        self.stack.params = {k: p.requires_grad_() for k, p in params.items()}
+        self.stack.buffers = buffers
+        self.optimizer = self._build_optimizer()
+        self.optimizer.state = moments
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bfloat16 = self.config.trainer.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+
+
+def _means(totals: Tensor, count: int) -> list[list[float]]:
+    """``totals / count``, divided in double precision: an error of 1/3 is written as 1/3."""
+    return [[total / count for total in row] for row in totals.tolist()]
+
+
+def _detached(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tree.items()}
