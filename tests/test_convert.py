@@ -1,0 +1,169 @@
+"""Whole models: normalised, folded, loaded from the state dicts of others, grouped for weight decay."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import norm_cases as cases
+import pytest
+import torch
+from norm_cases import LAYERS, NORMS, every_case, make, make_plain
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from wn.convert import fold, normalize, parameter_groups
+from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
+
+
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    return torch.nn.utils.weight_norm(layer)
+
+
+SOURCES = {
+    "plain": lambda layer: layer,
+    "parametrization": parametrizations.weight_norm,
+    "parametrization-whole": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "parametrization-units": lambda layer: parametrizations.weight_norm(
+        layer, dim=1 if "Transpose" in type(layer).__name__ else 0
+    ),
+    "old": old_weight_norm,
+}
+
+
+def source_layer(name: str, source: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    plain, x = make_plain(name, seed=seed)
+    layer = SOURCES[source](plain)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return nn.Sequential(layer, nn.Tanh()), x
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("norm", cases.PRESET_NAMES)
+def test_state_dicts_of_others_load(norm: str, name: str, source: str) -> None:
+    theirs, x = source_layer(name, source)
+    ours = normalize(nn.Sequential(make_plain(name, seed=1)[0], nn.Tanh()), **NORMS[norm], eps=1e-14)
+    state = theirs.state_dict()
+    kept = copy.deepcopy(state)
+    ours.load_state_dict(state)
+    assert state.keys() == kept.keys()
+    torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9)
+    data_dependent_init(ours, x)  # what was trained is not initialised again
+    torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9)
+    layer = ours[0]
+    if source == "parametrization-units" and layer.weight_normalized and "groups" not in name:
+        assert torch.equal(layer.v, state["0.parametrizations.weight.original1"])
+
+
+@every_case(dtypes=["float64"])
+def test_own_state_dicts_load_into_a_normalised_model(norm: str, name: str, dtype: torch.dtype) -> None:
+    case = make(norm, name, dtype)
+    model = normalize(make_plain(name, seed=1)[0], **NORMS[norm])
+    model.load_state_dict(case.layer.state_dict())
+    clone = copy.deepcopy(model)  # the hook is copied too, and serves the copy
+    for loaded in (model, clone):
+        assert torch.equal(loaded.eval()(case.x), case.layer.eval()(case.x))
+    clone.load_state_dict(make_plain(name, seed=2)[0].state_dict())
+    assert torch.equal(model(case.x), case.layer(case.x))
+    assert not torch.allclose(clone(case.x), case.layer(case.x))
+
+
+def test_what_is_missing_is_named() -> None:
+    model = normalize(nn.Sequential(nn.Linear(3, 2)), weight="weight_norm")
+    with pytest.raises(RuntimeError, match=r"0\.bias"):
+        model.load_state_dict({"0.weight": torch.zeros(2, 3)})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({"0.weight": torch.zeros(3, 3), "0.bias": torch.zeros(2)})
+
+
+@every_case()
+def test_folded_layers_are_torchs_with_equal_outputs(norm: str, name: str, dtype: torch.dtype) -> None:
+    case = make(norm, name, dtype)
+    model = nn.Sequential(case.layer, nn.Tanh()).eval()
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        plain = fold(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    layer = plain[0]
+    assert type(layer) is type(case.plain)
+    for option in case.layer.options:
+        assert getattr(layer, option) == getattr(case.plain, option)
+    torch.testing.assert_close(plain(case.x), model(case.x), **case.tolerance)
+    assert not plain[0].training
+    for parameter in plain.parameters():
+        assert type(parameter) is nn.Parameter
+        assert parameter.requires_grad
+        assert parameter.dtype == dtype
+        parameter.data.zero_()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@every_case(cases.PRESET_NAMES, dtypes=["float64"])
+def test_folding_then_normalising_is_a_round_trip(norm: str, name: str, dtype: torch.dtype) -> None:
+    case = make(norm, name, dtype)
+    again = normalize(fold(case.layer), weight="weight_norm")
+    torch.testing.assert_close(again(case.x), case.layer.eval()(case.x), **case.tolerance)
+
+
+class Nested(nn.Module):
+    """A layer of its own, one used at two places, and one that cannot be normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3)
+        shared = nn.Linear(8, 8)
+        self.body = nn.Sequential(shared, nn.ReLU(), shared)
+        self.again = shared
+        self.normal = nn.LayerNorm(8)
+
+    def forward(self, x: Any) -> Any:
+        return self.normal(self.again(self.body(self.first(x).flatten(1))))
+
+
+def test_every_layer_of_a_model_once_and_shared_layers_stay_shared() -> None:
+    torch.manual_seed(0)
+    model, x = Nested(), torch.randn(3, 1, 4, 4)
+    parameters, y = dict(model.named_parameters()), model(x)
+    normal = normalize(model, weight="weight_norm")
+    assert normal is model
+    assert list(normalized_layers(model)) == ["first", "body.0"]
+    assert model.body[0] is model.body[2] is model.again
+    assert model.again.v is parameters["body.0.weight"]
+    torch.testing.assert_close(model(x), y)
+    plain = fold(model)
+    assert type(plain.again) is nn.Linear
+    assert plain.again is plain.body[0] is plain.body[2]
+    torch.testing.assert_close(plain(x), y)
+    model.load_state_dict(Nested().state_dict())
+
+
+def test_parameter_groups_hold_each_parameter_once() -> None:
+    model = normalize(Nested(), weight="weight_norm")
+    groups = parameter_groups(model)
+    assert {kind: len(members) for kind, members in groups.items()} == {
+        "weight": 2, "g": 2, "bias": 2, "other": 2,
+    }  # fmt: skip
+    grouped = [id(p) for members in groups.values() for p in members]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    layers = normalized_layers(model).values()
+    assert {id(p) for p in groups["g"]} == {id(layer.g) for layer in layers}
+
+
+def test_weight_decay_can_leave_g_alone() -> None:
+    torch.manual_seed(0)
+    layer = normalize(nn.Linear(4, 3), weight="weight_norm")
+    assert isinstance(layer, NormalizedLayer)
+    groups = parameter_groups(layer)
+    before = copy.deepcopy(layer)
+    optimiser = torch.optim.SGD(
+        [{"params": groups["weight"], "weight_decay": 0.5}, {"params": groups["g"] + groups["bias"]}], lr=0.1
+    )
+    (0 * layer(torch.randn(2, 4)).sum()).backward()
+    optimiser.step()
+    assert torch.equal(layer.g, before.g)
+    torch.testing.assert_close(layer.v, 0.95 * before.v)

@@ -1,0 +1,75 @@
+"""Stacks: M members in one vmap are, member by member, the members alone."""
+
+from __future__ import annotations
+
+import norm_cases as cases
+import pytest
+import torch
+from norm_cases import every_case, make
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+
+from wn.norm import NormalizedLayer, data_dependent_init, initializing
+
+MEMBERS = 3
+State = dict[str, Tensor]
+
+
+def members(norm: str, name: str, dtype: torch.dtype) -> list[cases.Case]:
+    return [make(norm, name, dtype, seed=seed) for seed in range(MEMBERS)]
+
+
+def stacked(alone: list[cases.Case]) -> tuple[State, State, Tensor]:
+    """Parameters, buffers and inputs along a leading axis, as tensors of their own."""
+    parameters, buffers = stack_module_state([case.layer for case in alone])
+    return parameters, buffers, torch.stack([case.x for case in alone])
+
+
+def forward(template: NormalizedLayer, parameters: State, buffers: State, x: Tensor) -> Tensor:
+    def call(p: State, b: State, one: Tensor) -> Tensor:
+        y: Tensor = functional_call(template, (p, b), (one,))
+        return y
+
+    return vmap(call)(parameters, buffers, x)
+
+
+def assert_members(stack: State, alone: list[State], tolerance: dict[str, float]) -> None:
+    for key, tensor in stack.items():
+        expected = torch.stack([member[key] for member in alone])
+        torch.testing.assert_close(tensor, expected, **tolerance)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@every_case()
+def test_members_are_as_if_alone(norm: str, name: str, dtype: torch.dtype, training: bool) -> None:
+    alone = members(norm, name, dtype)
+    parameters, buffers, x = stacked(alone)
+    template = make(norm, name, dtype, seed=99).layer.train(training)
+    y = forward(template, parameters, buffers, x)
+    y.square().sum().backward()
+    tolerance = alone[0].tolerance
+    for case, output in zip(alone, y, strict=True):
+        own = case.layer.train(training)(case.x)
+        torch.testing.assert_close(output, own, **tolerance)
+        own.square().sum().backward()
+    slopes = {key: p.grad for key, p in parameters.items() if p.grad is not None}
+    assert slopes.keys() == parameters.keys()
+    ours = [{k: p.grad for k, p in c.layer.named_parameters() if p.grad is not None} for c in alone]
+    size = max(float(s.abs().max()) for s in slopes.values())
+    assert_members(slopes, ours, {"rtol": 10 * tolerance["rtol"], "atol": size * tolerance["atol"]})
+    assert_members(buffers, [dict(case.layer.named_buffers()) for case in alone], tolerance)
+
+
+@every_case(cases.having(init="data"))
+def test_members_are_initialised_as_if_alone(norm: str, name: str, dtype: torch.dtype) -> None:
+    alone = members(norm, name, dtype)
+    parameters, buffers, x = stacked(alone)
+    template = make(norm, name, dtype, seed=99).layer
+    with torch.no_grad(), initializing(template):
+        y = forward(template, parameters, buffers, x)
+    own = torch.stack([data_dependent_init(case.layer, case.x) for case in alone])
+    torch.testing.assert_close(y, own, **alone[0].tolerance)
+    assert_members(parameters, [dict(c.layer.named_parameters()) for c in alone], alone[0].tolerance)
+    assert_members(buffers, [dict(c.layer.named_buffers()) for c in alone], alone[0].tolerance)
+    assert bool(buffers["initialized"].all())
+    assert not bool(template.initialized)

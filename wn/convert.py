@@ -1,0 +1,148 @@
+"""Whole models: normalise every layer, fold the normalisation away again, load the weights of others.
+
+::
+
+    model = normalize(model, weight="weight_norm", init="data")   # any net of Linear and Conv layers
+    model.load_state_dict(state)                                  # plain, or of torch's weight_norm
+    plain = fold(model)                                           # ordinary layers, the same function
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wn.norm import KINDS, NormalizedLayer, normalized, normalized_layers
+
+
+def normalize(model: nn.Module, **choices: Any) -> nn.Module:
+    """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
+
+    State dicts of the plain model, and of one under either of torch's weight normalisations, load
+    into the result.
+
+    Args:
+        model: any module; one that is such a layer itself is replaced as a whole.
+        choices: as for :class:`NormalizedLayer`: ``weight``, ``stats``, ``init``, ``eps``, ...
+
+    Returns:
+        The model (or its replacement). Parameters stay the same objects, under new names.
+
+    >>> normalize(nn.Sequential(nn.Linear(3, 2)), weight="weight_norm")
+    Sequential(
+      (0): NormalizedLayer(Linear 2x3, weight=weight_norm, stats=none, init=default)
+    )
+    """
+
+    def make(layer: nn.Module) -> nn.Module:
+        wrapped = NormalizedLayer(layer, **choices)
+        wrapped.register_load_state_dict_pre_hook(_accept_foreign_weight)  # type: ignore[no-untyped-call]
+        return wrapped
+
+    return _replace(model, lambda layer: type(layer) in KINDS, make)
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with ordinary layers, whose outputs are the model's in evaluation.
+
+    Weight normalisation goes into the weight; running averages go into weight and bias.
+    """
+    return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
+
+
+def _fold_layer(layer: NormalizedLayer) -> nn.Module:
+    weight = layer.effective_weight().clone()
+    bias = None if layer.bias is None else layer.bias.clone()
+    if layer.stats != "none":
+        shift = -layer.running_mean
+        if layer.stats == "batch":
+            scale = layer.g * torch.rsqrt(layer.running_var + layer.eps)
+            layer.scale_units(weight, scale)
+            shift = shift * scale
+        bias = shift if bias is None else bias + shift
+    plain = _empty_layer(layer, bias is not None)
+    plain.weight = nn.Parameter(weight)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias)
+    return plain.train(layer.training)
+
+
+def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
+    """A plain layer of the same kind and shape, without values yet; draws no random number."""
+    first, second, *kernel = layer.direction.shape
+    groups = layer.options.get("groups", 1)
+    inputs, outputs = (first, second * groups) if layer.transposed else (second * groups, first)
+    size = [tuple(kernel)] if kernel else []
+    return layer.kind(inputs, outputs, *size, bias=bias, device="meta", **layer.options)
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters by what they are, so that weight decay can leave gains and biases alone.
+
+    Returns:
+        ``weight`` (v or plain weights), ``g``, ``bias``, and ``other`` (those of other modules).
+
+    >>> {k: len(p) for k, p in parameter_groups(normalize(nn.Linear(3, 2))).items()}
+    {'weight': 1, 'g': 1, 'bias': 1, 'other': 0}
+    """
+    kinds = {"v": "weight", "weight": "weight", "g": "g", "bias": "bias"}
+    groups: dict[str, list[nn.Parameter]] = {"weight": [], "g": [], "bias": [], "other": []}
+    layers = set(normalized_layers(model).values())
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            groups[kinds[name] if module in layers else "other"].append(parameter)
+    return groups
+
+
+def _replace(
+    model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
+) -> nn.Module:
+    """``model`` with every wanted module replaced by what ``make`` returns, the model itself included."""
+    made = {module: make(module) for module in model.modules() if wanted(module)}
+    for parent in model.modules():
+        for name, child in parent._modules.items():  # named_children would name a shared layer once
+            if child in made:
+                setattr(parent, name, made[child])
+    return made.get(model, model)
+
+
+def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rewrite the state of a plain layer, or of torch's weight normalisations, into this layer's names.
+
+    Where the source has a gain per output unit, its v and g are taken as they are. Elsewhere (torch
+    normalises a transposed convolution over its input channels) v is the weight that they make.
+    What the source lacks starts as in a new layer, and counts as initialised.
+    """
+    assert isinstance(layer, NormalizedLayer)
+    source = _take_weight(state, prefix)
+    if source is None:
+        return
+    v, g, w = source
+    if not layer.weight_normalized:
+        state[prefix + "weight"] = w
+    elif g is not None and g.numel() == layer.g.numel() == g.shape[1 if layer.transposed else 0]:
+        state[prefix + "v"], state[prefix + "g"] = v, g.flatten()
+    else:
+        state[prefix + "v"], state[prefix + "g"] = w, layer.unit_norm(w)
+    for name, own in layer.state_dict().items():
+        if name != "bias":
+            state.setdefault(prefix + name, torch.ones_like(own) if name == "initialized" else own)
+
+
+def _take_weight(state: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor | None, Tensor] | None:
+    """Remove a foreign weight from ``state``: its v, its g (None if plain), and the weight they make."""
+    parametrized = "parametrizations.weight.original"
+    for v_name, g_name in (("weight_v", "weight_g"), (parametrized + "1", parametrized + "0")):
+        if prefix + v_name in state:
+            v, g = state.pop(prefix + v_name), state.pop(prefix + g_name)
+            dims = [d for d in range(v.dim()) if g.dim() == 0 or g.shape[d] == 1]
+            return v, g, normalized(v, dims, g)
+    if prefix + "weight" in state and prefix + "g" not in state:
+        w = state.pop(prefix + "weight")
+        return w, None, w
+    return None

@@ -1,0 +1,340 @@
+"""Weight normalisation, batch and mean-only statistics, and data-dependent initialisation.
+
+The subject of the project, in one module that needs torch alone. (:mod:`wn.convert` normalises whole
+models.) ::
+
+    layer = NormalizedLayer(nn.Linear(784, 256), weight="weight_norm", init="data")
+    y = data_dependent_init(layer, x)    # where init="data": once, before training
+    y = layer(x)
+
+Three independent choices make a norm: how the weight is parameterised (``weight``), which statistics
+of the batch enter the output (``stats``), and how gains and biases start (``init``). Section and
+equation numbers are those of Salimans & Kingma (2016), arXiv 1602.07868.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Weight = Literal["plain", "weight_norm"]
+Stats = Literal["none", "batch", "mean_only"]
+Init = Literal["default", "data"]
+Correction = Literal["images", "samples"]
+
+_CONV = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+_OPERATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.Linear: (F.linear, ()),
+    nn.Conv1d: (F.conv1d, _CONV),
+    nn.Conv2d: (F.conv2d, _CONV),
+    nn.Conv3d: (F.conv3d, _CONV),
+    nn.ConvTranspose1d: (F.conv_transpose1d, _TRANSPOSED),
+    nn.ConvTranspose2d: (F.conv_transpose2d, _TRANSPOSED),
+    nn.ConvTranspose3d: (F.conv_transpose3d, _TRANSPOSED),
+}
+
+
+KINDS = tuple(_OPERATIONS)
+"""The layers that can be normalised."""
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    r"""The weight ``w = g v / ||v||`` (section 2, equation 2), one gain per output unit.
+
+    A row of v is divided by its largest entry before it is squared, so rows of any finite size have
+    exact norms. A zero row gives a zero weight and finite gradients.
+
+    Args:
+        v: directions, ``[..., units, ...]`` with the output units along ``dim``.
+        g: gains, ``[units]``.
+        dim: the axis of v that counts output units: 0 for linear and convolutional layers.
+
+    Returns:
+        w, of v's shape, with ``||w|| = |g|`` per unit.
+
+    >>> w = weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([10.0]))
+    >>> w.tolist()
+    [[6.0, 8.0]]
+    """
+    dim %= v.dim()
+    others = [d for d in range(v.dim()) if d != dim]
+    return normalized(v, others, g.reshape([-1 if d == dim else 1 for d in range(v.dim())]))
+
+
+def normalized(v: Tensor, dims: list[int], gain: Tensor | float = 1.0) -> Tensor:
+    """``gain * v / ||v||`` with the norm over ``dims``; ``gain`` broadcasts against v.
+
+    The scale is a constant to autograd, of any order: the result does not depend on it.
+    """
+    u = v / _largest(v, dims)
+    return u * (gain * torch.rsqrt(_nonzero((u * u).sum(dims, keepdim=True))))
+
+
+def _largest(v: Tensor, dims: list[int]) -> Tensor:
+    """The largest magnitude over ``dims``, which are kept; one where all is zero."""
+    return _nonzero(v.detach().abs().amax(dims, keepdim=True))
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    """``x`` with its zeros replaced by ones."""
+    return torch.where(x == 0, torch.ones_like(x), x)
+
+
+class NormalizedLayer(nn.Module):
+    r"""A linear or convolutional layer, normalised.
+
+    With ``t = w * x`` (a matrix product or convolution, ``w = g v / ||v||`` or the plain weight) and
+    mean and variance per output unit over batch and space::
+
+        stats="none"        y = t + b                                  (equation 1)
+        stats="mean_only"   y = t - mean(t) + b                        (section 4, equation 11)
+        stats="batch"       y = g (t - mean(t)) / sqrt(var(t) + eps) + b
+
+    With batch statistics the gain acts after them, so that ``w = v / ||v||`` there if both are asked
+    for. In evaluation, running averages stand in for the statistics of the batch.
+
+    Parameters: ``v`` (or ``weight``), ``g`` (unless weight and statistics are both plain) and ``bias``
+    (where the layer that it replaces has one), the latter two of shape ``[units]``. Buffers:
+    ``running_mean`` and ``running_var`` ``[units]``, and ``initialized``, a bool, where ``init="data"``.
+
+    Args:
+        layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d`` whose weight, as v, and bias are taken over.
+        weight: ``plain`` or ``weight_norm``. The gain starts at ``||v||``: the function stays the same.
+        stats: ``none``, ``batch`` or ``mean_only``.
+        init: ``data`` leaves gain and bias to :func:`data_dependent_init`.
+        eps: added to the variance inside the root.
+        momentum: share of the newest batch in the running averages.
+        correction: the n of the running variance's n/(n-1): ``images``, as the authors have it, or
+            ``samples`` (images x places), as torch has it.
+
+    Raises:
+        TypeError: the layer is of another type, or pads with anything but zeros.
+        ValueError: a choice that does not exist.
+    """
+
+    v: nn.Parameter
+    weight: nn.Parameter
+    g: nn.Parameter
+    bias: nn.Parameter | None
+    running_mean: Tensor
+    running_var: Tensor
+    initialized: Tensor
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        weight: Weight = "weight_norm",
+        stats: Stats = "none",
+        init: Init = "default",
+        eps: float = 1e-6,
+        momentum: float = 0.1,
+        correction: Correction = "images",
+    ) -> None:
+        super().__init__()
+        for value, kind in ((weight, Weight), (stats, Stats), (init, Init), (correction, Correction)):
+            if value not in get_args(kind):
+                raise ValueError(
+                    f"{value!r} is no choice of a norm: expected one of {', '.join(get_args(kind))}"
+                )
+        if type(layer) not in _OPERATIONS or getattr(layer, "padding_mode", "zeros") != "zeros":
+            raise TypeError(
+                f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros"
+            )
+        self.kind, self.stats, self.init = type(layer), stats, init
+        self.eps, self.momentum, self.correction = eps, momentum, correction
+        self.options = {name: getattr(layer, name) for name in _OPERATIONS[self.kind][1]}
+        self.transposed = self.kind.__name__.startswith("ConvTranspose")
+        self.phase: Literal["normal", "initialize", "pass"] = "normal"
+
+        source: nn.Parameter = layer.weight  # type: ignore[assignment]
+        if weight == "weight_norm":
+            self.v = source
+        else:
+            self.weight = source
+        norm = self.unit_norm(source.detach())
+        if stats == "batch":
+            self.g = nn.Parameter(torch.ones_like(norm))
+        elif weight == "weight_norm":
+            self.g = nn.Parameter(norm)
+        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+        if stats != "none":
+            self.register_buffer("running_mean", torch.zeros_like(norm))
+        if stats == "batch":
+            self.register_buffer("running_var", torch.ones_like(norm))
+        if init == "data":
+            self.register_buffer("initialized", torch.tensor(False, device=norm.device))
+
+    @property
+    def direction(self) -> nn.Parameter:
+        """``v``, or the plain ``weight``."""
+        return self.v if self.weight_normalized else self.weight
+
+    @property
+    def weight_normalized(self) -> bool:
+        """Whether the weight is ``g v / ||v||``."""
+        return "v" in self._parameters
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the input meets: ``g v / ||v||``, ``v / ||v||`` or the plain weight."""
+        if not self.weight_normalized:
+            return self.weight
+        grouped, dims = self._units(self.v)
+        gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.v)
+        return normalized(grouped, dims, gain).reshape(self.v.shape)
+
+    def unit_norms(self) -> dict[str, Tensor]:
+        """``w_norm`` and, where v or g exist, ``v_norm``, ``g`` and ``ratio`` = g/||v||, each ``[units]``."""
+        norms = {"w_norm": self.unit_norm(self.effective_weight())}
+        if "g" in self._parameters:
+            norms["g"] = self.g
+        if self.weight_normalized:
+            norms["v_norm"] = self.unit_norm(self.v)
+            norms["ratio"] = self.g / _nonzero(norms["v_norm"])
+        return norms
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` through the layer; running averages move in training alone."""
+        if x.dim() < self.direction.dim():  # one image, without a batch axis
+            return self.forward(x[None])[0]
+        if self.phase == "initialize":
+            return self._initialize(x)
+        return self._forward(x, track=self.training and self.phase == "normal")
+
+    def _forward(self, x: Tensor, track: bool) -> Tensor:
+        operation, _ = _OPERATIONS[self.kind]
+        fused_bias = self.bias if self.stats == "none" else None
+        t = operation(x, self.effective_weight(), fused_bias, **self.options)
+        if self.stats == "none":
+            return t
+        samples, dims = t.to(self.running_mean.dtype), self._sample_dims(t)
+        mean = samples.mean(dims) if self.training else self.running_mean
+        y = samples - self._broadcast(mean)
+        if track:
+            self._average(self.running_mean, mean)
+        if self.stats == "batch":
+            variance = (y * y).mean(dims) if self.training else self.running_var
+            y = y * self._broadcast(self.g * torch.rsqrt(variance + self.eps))
+            if track:
+                n = len(t) if self.correction == "images" else t.numel() // mean.numel()
+                self._average(self.running_var, variance * (n / max(n - 1, 1)))
+        if self.bias is not None:
+            y = y + self._broadcast(self.bias)
+        return y.to(t.dtype)
+
+    def _average(self, running: Tensor, newest: Tensor) -> None:
+        """Move a running average in place (vmap has no rule for ``lerp_``)."""
+        running.mul_(1 - self.momentum).add_(newest.detach(), alpha=self.momentum)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> Tensor:
+        r"""``g <- g / sigma``, ``b <- (b - mu) / sigma`` for the pre-activations of ``x`` (section 3, eq. 6).
+
+        A plain weight is scaled in place of g. With mean-only statistics the bias stays, as the mean
+        is the bias already. A unit that does not vary keeps its scale.
+        """
+        y = self._forward(x, track=False)
+        wide = y.to(self.direction.dtype)
+        sigma, mu = torch.std_mean(wide, self._sample_dims(y), correction=0)
+        rounding = 8 * torch.finfo(y.dtype).eps * mu.abs()
+        sigma = torch.where(sigma > rounding, sigma, torch.ones_like(sigma))
+        if "g" in self._parameters:
+            self.g.div_(sigma)
+        else:
+            self.scale_units(self.weight, 1 / sigma)
+        if self.bias is not None and self.stats != "mean_only":
+            self.bias.sub_(mu).div_(sigma)
+        self.initialized.fill_(True)
+        return self._forward(x, track=False)
+
+    def _units(self, w: Tensor) -> tuple[Tensor, list[int]]:
+        """A view of ``w`` with unit axes of its own, and the axes that make up one unit.
+
+        A transposed convolution stores ``[in, out/groups, ...]``: input channels come first, and the
+        units of group k are those that the k-th share of the input channels leads to.
+        """
+        if not self.transposed:
+            return w, list(range(1, w.dim()))
+        grouped = w.view(self.options["groups"], -1, *w.shape[1:])
+        return grouped, [d for d in range(grouped.dim()) if d not in (0, 2)]
+
+    def _like_units(self, per_unit: Tensor, w: Tensor) -> Tensor:
+        """``[units]`` viewed so that it broadcasts against the unit view of ``w``."""
+        grouped, dims = self._units(w)
+        return per_unit.reshape([1 if d in dims else s for d, s in enumerate(grouped.shape)])
+
+    def scale_units(self, w: Tensor, factor: Tensor) -> None:
+        """Multiply each unit of ``w``, shaped as this layer's weight, by its factor ``[units]``, in place."""
+        self._units(w)[0].mul_(self._like_units(factor, w))
+
+    def unit_norm(self, w: Tensor) -> Tensor:
+        """``||w||`` per output unit, ``[units]``, safe from overflow."""
+        grouped, dims = self._units(w)
+        scale = _largest(grouped, dims)
+        norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, keepdim=True) * scale
+        return norm.flatten()
+
+    def _sample_dims(self, t: Tensor) -> list[int]:
+        """All axes of an output but that of its units: the last of a linear layer's, else the second."""
+        return [d for d in range(t.dim()) if d != t.dim() + 1 - self.direction.dim()]
+
+    def _broadcast(self, per_unit: Tensor) -> Tensor:
+        """``[units]`` viewed so that it broadcasts against an output."""
+        return per_unit.view([-1] + [1] * (self.direction.dim() - 2))
+
+    def extra_repr(self) -> str:
+        """The choices that were made."""
+        weight = "weight_norm" if self.weight_normalized else "plain"
+        shape = "x".join(map(str, self.direction.shape))
+        return f"{self.kind.__name__} {shape}, weight={weight}, stats={self.stats}, init={self.init}"
+
+
+def normalized_layers(model: nn.Module) -> dict[str, NormalizedLayer]:
+    """The normalised layers of a model by name, in the order of definition."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, NormalizedLayer)}
+
+
+@contextmanager
+def initializing(model: nn.Module) -> Iterator[None]:
+    """Within it a training forward pass sets the layers that wait for data, and tracks no averages."""
+    layers = normalized_layers(model).values()
+    for layer in layers:
+        waits = layer.init == "data" and not bool(layer.initialized)
+        layer.phase = "initialize" if waits else "pass"
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.phase = "normal"
+
+
+@torch.no_grad()
+def data_dependent_init(model: nn.Module, *inputs: Any) -> Any:
+    """Set gains and biases so that each pre-activation has mean 0 and variance 1 on ``inputs`` (section 3).
+
+    One pass, layer by layer: each layer sees what its predecessors give once they are initialised.
+    Noise and dropout are on, as in the authors' code. v and the running averages are left alone, and
+    so are layers with ``init="default"`` and layers that have been initialised before.
+
+    Returns:
+        The model's output, which is that of the next forward pass on the same inputs.
+
+    >>> layer = NormalizedLayer(nn.Linear(3, 2), init="data")
+    >>> y = data_dependent_init(layer, torch.randn(50, 3))
+    >>> torch.allclose(y.std(0, correction=0), torch.ones(2))
+    True
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        with initializing(model):
+            return model(*inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
