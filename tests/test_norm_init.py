@@ -151,7 +151,7 @@ def test_units_without_variance_stay_finite(norm: str, name: str, dtype: torch.d
     assert float(y.abs().max()) < 2
 
 
-@pytest.mark.parametrize("norm", ["none_init", "weight_norm_init"])
+@pytest.mark.parametrize("norm", WAITING)
 def test_rounding_is_not_taken_for_variance(norm: str) -> None:
     plain = nn.Linear(4, 3)
     nn.init.ones_(plain.weight)

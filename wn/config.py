@@ -142,9 +142,9 @@ class Config(Section):
     optim: Optim = Optim()
     trainer: Trainer = Trainer()
     tracking: Tracking = Tracking()
-    seed: pydantic.NonNegativeInt = 0
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
     experiment_name: str = pydantic.Field(default="adhoc", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    runs_dir: str = "runs"
+    runs_dir: str = pydantic.Field(default="runs", min_length=1)
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, as plain data: not where the run happened, nor who watched it."""
@@ -202,19 +202,25 @@ def parse(tree: dict[str, Any]) -> Config:
 
 def _explain(error: Any, tree: dict[str, Any]) -> str:
     """One of pydantic's findings in one line."""
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(path[-1], known_keys(path[:-1]))}"
+        return explain_key(key)
     return f"{key}={error['input']}: {error['msg']}"
 
 
-def known_keys(path: list[str]) -> list[str]:
-    """The keys of the section at ``path``; of the whole where there is no such section."""
+def explain_key(key: str) -> str:
+    """Why there is no such dotted key in a composed configuration, in one line.
+
+    >>> explain_key("optim.lrr")
+    "optim.lrr: unknown key; did you mean 'lr'?"
+    """
     section: Any = Config
-    for part in path:
-        section = section.model_fields[part].annotation if part in section.model_fields else Config
-    return list(section.model_fields)
+    for part in key.split("."):
+        fields = getattr(section, "model_fields", {})
+        if part not in fields:
+            return f"{key}: unknown key{nearest(part, list(fields))}"
+        section = fields[part].annotation
+    return f"{key}: the chosen preset does not set it; to set it, write +{key}=..."
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -224,4 +230,4 @@ def nearest(word: str, known: list[str]) -> str:
     "; did you mean 'seed'?"
     """
     close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"

@@ -75,7 +75,7 @@ class CheckedSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra's hand-over."""
         self.compose = Composer(hydra_context.config_loader, config)
-        self.launcher = Plugins.instance().instantiate_launcher(
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         if isinstance(self.launcher, StackedLauncher):
@@ -90,6 +90,8 @@ class CheckedSweeper(Sweeper):
         """
         params = [f"{key}={values}" for key, values in self.params.items()]
         overrides = self.compose.parser.parse_overrides([*params, *arguments])
+        if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides):
+            raise UserError("experiment: one at a time; write +experiment=NAME")
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         configs = [self.compose(job) for job in jobs]
         outstanding(configs)

@@ -207,10 +207,14 @@ class NormalizedLayer(nn.Module):
             return self._initialize(x)
         return self._forward(x, track=self.training and self.phase == "normal")
 
-    def _forward(self, x: Tensor, track: bool) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
+        """``w * x``, and the bias with it where no statistics come between."""
         operation, _ = _OPERATIONS[self.kind]
-        fused_bias = self.bias if self.stats == "none" else None
-        t = operation(x, self.effective_weight(), fused_bias, **self.options)
+        bias = self.bias if self.stats == "none" else None
+        return operation(x, self.effective_weight(), bias, **self.options)
+
+    def _forward(self, x: Tensor, track: bool) -> Tensor:
+        t = self._product(x)
         if self.stats == "none":
             return t
         samples, dims = t.to(self.running_mean.dtype), self._sample_dims(t)
@@ -239,11 +243,12 @@ class NormalizedLayer(nn.Module):
         A plain weight is scaled in place of g. With mean-only statistics the bias stays, as the mean
         is the bias already. A unit that does not vary keeps its scale.
         """
-        y = self._forward(x, track=False)
-        wide = y.to(self.direction.dtype)
-        sigma, mu = torch.std_mean(wide, self._sample_dims(y), correction=0)
-        rounding = 8 * torch.finfo(y.dtype).eps * mu.abs()
-        sigma = torch.where(sigma > rounding, sigma, torch.ones_like(sigma))
+        t, y = self._product(x), self._forward(x, track=False)
+        dims, dtype = self._sample_dims(t), self.direction.dtype
+        sigma, mu = torch.std_mean(y.to(dtype), dims, correction=0)
+        rounding = 8 * torch.finfo(t.dtype).eps * t.abs().amax(dims)
+        varies = t.to(dtype).std(dims, correction=0) > rounding
+        sigma = torch.where(varies, sigma, torch.ones_like(sigma))
         if "g" in self._parameters:
             self.g.div_(sigma)
         else:

@@ -32,29 +32,35 @@ def snapshot(stack: Stack) -> Snapshot:
 
 
 @torch.no_grad()
-def measure(stack: Stack, before: Snapshot, lr: Tensor) -> list[list[Row]]:
+def measure(stack: Stack, before: Snapshot | None, lr: Tensor) -> list[list[Row]]:
     """A row per layer for each member.
 
     Args:
         stack: after an update.
-        before: the snapshot from just before that update.
+        before: the snapshot from just before that update; None where there was none.
         lr: the update's learning rates, ``[members]``.
 
     Returns:
         For each member, rows of ``layer``, ``{v_norm,g,w_norm,ratio}_{min,mean,max}`` over the layer's
-        units (``ratio`` = g/||v||; plain weights have ``w_norm`` alone), ``effective_lr`` (mean over
-        units; a plain weight's is lr) and ``relative_update`` (||w' - w|| / ||w|| over the layer).
+        units (of those that it has: ``ratio`` = g/||v|| needs both), ``effective_lr`` (mean over units; a
+        plain weight's is lr) and, after an update, ``relative_update`` (||w' - w|| / ||w|| over the layer).
     """
     rows: list[list[Row]] = [[] for _ in range(len(stack))]
     for layer, (after, norms) in stack.map(_weights_and_norms).items():
-        spread = torch.stack([of(torch.stack(list(norms.values()), 1), -1) for of in STATISTICS.values()], -1)
-        square = norms["ratio"].square().mean(-1) if "ratio" in norms else torch.ones_like(lr)
-        update, size = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in (after - before[layer], before[layer]))
-        columns = [*(f"{name}_{how}" for name in norms for how in STATISTICS), "effective_lr", "relative_update"]
-        values = torch.column_stack([spread.flatten(1), lr * square, update / size]).tolist()
-        for member, numbers in enumerate(values):
+        columns = {"effective_lr": lr * norms["ratio"].square().mean(-1) if "ratio" in norms else lr}
+        if before is not None:
+            columns["relative_update"] = _size(after - before[layer]) / _size(before[layer])
+        for name, of in STATISTICS.items():
+            of_units = of(torch.stack(list(norms.values())), -1)
+            columns |= {f"{norm}_{name}": values for norm, values in zip(norms, of_units, strict=True)}
+        for member, numbers in enumerate(torch.stack(list(columns.values()), -1).tolist()):
             rows[member].append({"layer": layer, **dict(zip(columns, numbers, strict=True))})
     return rows
+
+
+def _size(weights: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(weights.flatten(1), dim=1)
+    return size
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -59,6 +59,11 @@ def to_json(tree: Any, indent: int | None = None) -> str:
     return json.dumps(finite(tree), indent=indent, allow_nan=False)
 
 
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or type(error).__name__
+    return UserError(f"{folder}: cannot be written to ({reason}); name another folder with runs_dir=...")
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a ``.jsonl`` file; a last line that a kill cut short is left out."""
     if not path.exists():
@@ -86,10 +91,7 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"runs_dir={config.runs_dir}: cannot be written to ({error.strerror}); "
-                "name a folder that can with runs_dir=..."
-            ) from None
+            raise _unwritable(folder, error) from None
         if (folder / "record.json").exists():
             return cls.read(folder)
         return cls(folder, {"schema": SCHEMA, "run_id": config.run_id, "status": "new"})
@@ -134,9 +136,7 @@ class Record:
         except filelock.Timeout:
             return False
         except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot be written to ({error.strerror}); name another folder with runs_dir=..."
-            ) from None
+            raise _unwritable(self.folder, error) from None
         if (self.folder / "record.json").exists():
             self.content = Record.read(self.folder).content
         return True
@@ -151,7 +151,7 @@ class Record:
         write_atomically(self.folder / "record.json", (to_json(self.content, indent=1) + "\n").encode())
 
     def begin(self, config: Config, stack: list[str], device: str) -> None:
-        """Say that training starts: what is trained, by which code, on what. An earlier failure is forgotten."""
+        """Say that training starts: what is trained, by which code, on what; nothing earlier is left."""
         self.content = {key: self.content[key] for key in ("schema", "run_id")}
         self.save(
             experiment=config.experiment_name,

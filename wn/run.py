@@ -123,9 +123,10 @@ class _Session:
             self._run(trainer)
         except Exception as error:
             self._fail(error)
+        else:
+            self.checkpoint.unlink(missing_ok=True)
         if self.live is not None:
             self.live.finish(self.records[0])
-        self.checkpoint.unlink(missing_ok=True)
 
     def _begin(self, device: str) -> None:
         """Name the stack in its members' records.

@@ -53,7 +53,8 @@ def _train(stack: list[Config], resuming: bool = False) -> None:
     train_stack(stack, resuming)
     ended = [Record.of(config) for config in stack]
     if len(stack) > 1:
-        tracking.mirror_all(ended, stack[0].tracking)
+        here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
+        tracking.mirror_all(here, stack[0].tracking)
     counts = Counter(record.status for record in ended)
     outcome = ", ".join(f"{n} {status}" for status, n in counts.items())
     _say(f"{stack[0].norm.label}: {outcome} in {time.monotonic() - started:.1f} s")
@@ -76,8 +77,12 @@ def summarise(config: Config) -> None:
 
 
 def _interrupted(runs: dict[str, Config], todo: dict[str, Config]) -> list[list[str]]:
-    """The stacks, as lists of run_ids, that were cut short and whose members are all among ``runs``."""
-    named = [Record.of(config).content.get("stack", []) for config in todo.values()]
+    """The stacks, as lists of run_ids, that were cut short and whose members are all among ``runs``.
+
+    Not those that failed: the user may have asked for smaller ones.
+    """
+    unfinished = [record for record in map(Record.of, todo.values()) if record.status == "running"]
+    named = [record.content["stack"] for record in unfinished]
     unique = {tuple(ids): list(ids) for ids in named if len(ids) > 1}
     return [ids for ids in unique.values() if all(key in runs for key in ids)]
 

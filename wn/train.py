@@ -13,12 +13,12 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments
-from wn.config import UserError, known_keys, nearest
+from wn.config import UserError, explain_key, nearest
 from wn.launcher import config_of
 from wn.run import RunFailed, conclude
 from wn.sweep import train_sweep
@@ -35,7 +35,7 @@ def job(tree: DictConfig) -> float:
     """Train one run; the validation loss that it ends with is what a sweeper may minimise."""
     try:
         (record,) = train_sweep([config_of(tree)])
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
     return conclude(record)
 
@@ -43,10 +43,16 @@ def job(tree: DictConfig) -> float:
 def main() -> int:
     """Run the application and return its exit status: 0, 1 (a run failed) or 2 (a mistake of the user's)."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
+    switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
     try:
         offer_experiments()
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
+        refuse(error)
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
+            raise
         refuse(error)
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
@@ -71,6 +77,18 @@ def offer_experiments() -> None:
         ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")
 
 
+EXPLANATIONS = {
+    r"append to your default list use (\S+)": "no such key without a plus sign; write {}",
+    r"Ambiguous value for argument '([^']+)'": "{}: several values; to train each, add -m",
+    r"Multiple values for ([\w/]+)\.": "{0}: chosen already; write {0}=... without a plus sign",
+    r"An item is already at '([^']+)'": "{0}: there already; write {0}=... without a plus sign",
+    r"does not support sweep type": "no values to try one by one; list them, as in optim.lr=0.01,0.1",
+    r"^Config group override": "a group takes the name of a preset, as in norm=weight_norm",
+    r"(Interpolation key \S+ not found) full_key: (\S+)": "{1}: {0}",
+}
+"""What Hydra and OmegaConf say of an override, and the line that the user gets instead."""
+
+
 def refuse(error: Exception) -> NoReturn:
     """End with one line about a mistake of the user's."""
     if TRACEBACKS:
@@ -84,12 +102,14 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: no such preset{nearest(name, list(error.options or []))}"
-    text = str(error)
-    key = re.search(r"Could not override '([^']+)'|full_key: (\S+)", text)
-    if key:
-        path = (key[1] or key[2]).split(".")
-        return f"{'.'.join(path)}: unknown key{nearest(path[-1], known_keys(path[:-1]))}"
-    return " ".join(text.split())
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not well formed; write KEY=VALUE, as in norm=none 'model.widths=[64,64]'"
+    text = " ".join(str(error).split())
+    for pattern, line in EXPLANATIONS.items():
+        if found := re.search(pattern, text):
+            return line.format(*found.groups())
+    key = re.search(r"Could not override '([^']+)'|not in struct full_key: (\S+)", text)
+    return explain_key(key[1] or key[2]) if key else text
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Trainer:
         """Train to the end, from the beginning or from what :meth:`restore` was given."""
         if self.step == 0:
             self._initialize()
-            self._close_epoch(0, {}, [[] for _ in self.alive])
+            self._close_epoch(0, {}, probes.measure(self.stack, None, self.optimizer.hyper["lr"]))
         while self.step < self.total and self.alive:
             epoch = self.step // self.steps_per_epoch + 1
             train, probed = self._epoch(epoch)
@@ -217,7 +217,11 @@ class Trainer:
         if not self.alive:
             return
         for member, loss, error in zip(self.alive, *self.evaluate(self.data.test), strict=True):
-            self.observer.on_end(member, "finished", {"test_loss": loss, "test_error": error})
+            if math.isfinite(loss):
+                self.observer.on_end(member, "finished", {"test_loss": loss, "test_error": error})
+            else:  # in the last epoch, and nothing is held out that would have told
+                place = {"epoch": self.config.trainer.epochs, "step": self.step}
+                self.observer.on_end(member, "diverged", place)
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, as tensors, numbers and lists."""

@@ -49,6 +49,7 @@ def build(experiment_name: str, runs_dir: Path | str, results_dir: Path | str) -
         page.write_tables(table, experiment, folder)
         pictures = figures.draw(experiment, table, curves, rows, folder)
     page.write_readme(Path(results_dir))
+    page.write_front_page(Path(results_dir) / "../README.md", Path(results_dir))
     return Built(page.text(table, experiment), _plain(table), _plain(curves), pictures)
 
 

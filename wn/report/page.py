@@ -116,6 +116,22 @@ def write_readme(results_dir: Path) -> None:
     write_atomically(results_dir / "README.md", "\n".join([*parts, GUIDE]).encode())
 
 
+def write_front_page(readme: Path, results_dir: Path) -> None:
+    """Renew the tables of the project's ``README.md``, between its markers; a page without any stays."""
+    if not readme.exists():
+        return
+    page = readme.read_text()
+    for name in experiments.names():
+        begin, end = f"<!-- begin {name}: written by python -m wn.report -->\n", f"<!-- end {name} -->"
+        before, found, rest = page.partition(begin)
+        if found and end in rest:
+            experiment = experiments.load(name)
+            table = statistics.table(collect.read(experiment, results_dir / name).runs, experiment)
+            page = before + begin + markdown(table, experiment) + end + rest.partition(end)[2]
+    if page != readme.read_text():
+        write_atomically(readme, page.encode())
+
+
 def section(experiment: Experiment, results_dir: Path) -> str:
     """What the page says of one experiment."""
     statistics.check(experiment)

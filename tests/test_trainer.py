@@ -1,0 +1,487 @@
+"""The training loop: against a loop written out by hand, and what it promises to whoever watches."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wn import data, trainer
+from wn.config import MLP, PRESETS, Config, Data, Norm, Optim, UserError
+from wn.config import Trainer as Settings
+from wn.data import Dataset, Split, permutation
+from wn.models import build
+from wn.norm import data_dependent_init, normalized_layers
+from wn.stack import Stack
+from wn.trainer import Trainer, pick_device
+
+CPU = torch.device("cpu")
+NORMS = {name: Norm(weight=w, stats=s, init=i) for (w, s, i), name in PRESETS.items()}  # type: ignore[arg-type]
+RULES = {
+    "sgd": Optim(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": Optim(name="adam", lr=0.01, momentum=0.9),
+    "adamax": Optim(name="adamax", lr=0.01, momentum=0.9),
+}
+NOISY = MLP(widths=(8,), noise=0.1, dropout=0.2)
+SIZE, CLASSES = 45, 3
+
+
+class Watcher:
+    """Keeps all that a trainer tells."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, list[dict[str, Any]]] = {}
+        self.probes: dict[int, list[dict[str, Any]]] = {}
+        self.ends: dict[int, tuple[str, dict[str, Any]]] = {}
+        self.states: list[dict[str, Any]] = []
+        self.steps: list[tuple[int, int]] = []
+
+    def on_step(self, done: int, total: int) -> None:
+        self.steps.append((done, total))
+
+    def on_epoch(self, member: int, metrics: dict[str, Any], probes: list[dict[str, Any]]) -> None:
+        assert member not in self.ends
+        self.rows.setdefault(member, []).append(metrics)
+        self.probes.setdefault(member, []).extend(probes)
+
+    def on_end(self, member: int, status: str, result: dict[str, Any]) -> None:
+        assert member not in self.ends
+        self.ends[member] = (status, result)
+
+    def on_checkpoint(self, state: dict[str, Any]) -> None:
+        self.states.append(copy.deepcopy(state))
+
+
+def dataset(dtype: torch.dtype = torch.float64, valid: int = 12) -> Dataset:
+    """Three blurred classes, which a small network tells apart."""
+    torch.manual_seed(0)
+    centres = torch.randn(CLASSES, 1, 3, 4, dtype=torch.float64)
+
+    def split(size: int) -> Split:
+        y = torch.arange(size) % CLASSES
+        return Split((centres[y] + 0.7 * torch.randn(size, 1, 3, 4, dtype=torch.float64)).to(dtype), y)
+
+    return Dataset(split(SIZE), split(valid), split(15), CLASSES)
+
+
+def config(norm: str = "weight_norm", seed: int = 0, model: MLP = NOISY, **changes: Any) -> Config:
+    optim = changes.pop("optim", RULES["sgd"])
+    settings = {"epochs": 4, "batch_size": 10, "init_batch_size": 20, "precision": "float64"} | changes
+    return Config(model=model, norm=NORMS[norm], optim=optim, trainer=Settings(**settings), seed=seed)
+
+
+def at_rate(lr: float, **changes: Any) -> Config:
+    return config(optim=RULES["sgd"].model_copy(update={"lr": lr}), **changes)
+
+
+def train(*configs: Config, on: Dataset | None = None) -> tuple[Trainer, Watcher]:
+    watcher = Watcher()
+    loop = Trainer(configs, on or dataset(), CPU, watcher)
+    loop.run()
+    return loop, watcher
+
+
+def member_of(loop: Trainer, row: int) -> dict[str, Tensor]:
+    return {k: t[row].detach() for k, t in (*loop.stack.params.items(), *loop.stack.buffers.items())}
+
+
+def load(loop: Trainer, row: int, config: Config, on: Dataset) -> nn.Module:
+    """A member as a module of its own, in evaluation mode."""
+    model = build(config.model, config.norm, on.shape, on.classes, seed=99).double()
+    model.load_state_dict(member_of(loop, row))
+    return model.eval()
+
+
+# The whole loop, written out with torch's own optimisers on the module itself
+
+
+def by_hand(config: Config, on: Dataset) -> tuple[list[dict[str, float]], nn.Module]:
+    model = build(config.model, config.norm, on.shape, on.classes, config.seed).double()
+    if config.norm.init == "data":
+        first = permutation(config.seed, 0, SIZE)[: config.trainer.init_batch_size]
+        data_dependent_init(model, on.train.x[first])
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if n.endswith((".v", ".weight"))]},
+        {
+            "params": [p for n, p in model.named_parameters() if n.endswith((".g", ".bias"))],
+            "weight_decay": 0,
+        },
+    ]
+    o = config.optim
+    if o.name == "sgd":
+        rule: Any = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[o.name]
+        rule = kind(groups, lr=o.lr, betas=(o.momentum, o.beta2), eps=o.eps)
+
+    def evaluate() -> dict[str, float]:
+        model.eval()
+        logits = model(on.valid.x)
+        wrong = (logits.argmax(1) != on.valid.y).double().mean().item()
+        return {"valid_loss": F.cross_entropy(logits, on.valid.y).item(), "valid_error": wrong}
+
+    rows = [evaluate()]
+    for epoch in range(1, config.trainer.epochs + 1):
+        model.train()
+        losses, errors = [], []
+        order = permutation(config.seed, epoch, SIZE)
+        for batch in order[: SIZE // config.trainer.batch_size * config.trainer.batch_size].split(
+            config.trainer.batch_size
+        ):
+            logits = model(on.train.x[batch])
+            loss = F.cross_entropy(logits, on.train.y[batch])
+            losses.append(loss.item())
+            errors.append((logits.argmax(1) != on.train.y[batch]).double().mean().item())
+            rule.zero_grad()
+            loss.backward()
+            rule.step()
+        train = {"train_loss": sum(losses) / len(losses), "train_error": sum(errors) / len(errors)}
+        rows.append({"lr": o.lr, **train, **evaluate()})
+    return rows, model
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_is_the_loop_by_hand(norm: str, rule: str) -> None:
+    one, on = config(norm, seed=3, optim=RULES[rule]), dataset()
+    loop, watcher = train(one, on=on)
+    expected, model = by_hand(one, on)
+    steps = SIZE // 10
+    assert [(row.pop("epoch"), row.pop("step")) for row in watcher.rows[0]] == [
+        (epoch, epoch * steps) for epoch in range(5)
+    ]
+    assert watcher.rows[0] == [pytest.approx(row, rel=1e-9, abs=1e-12) for row in expected]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(member_of(loop, 0)[name], tensor, rtol=1e-8, atol=1e-10)
+    loss = F.cross_entropy(model(on.test.x), on.test.y).item()
+    error = (model(on.test.x).argmax(1) != on.test.y).double().mean().item()
+    assert watcher.ends == {0: ("finished", {"test_loss": pytest.approx(loss), "test_error": error})}
+    assert watcher.steps == [(i + 1, 4 * steps) for i in range(4 * steps)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
+    """Members with seeds, learning rates, noise and dropout of their own, and two that share a seed."""
+    members = [
+        at_rate(lr, norm=norm, seed=seed, model=MLP(widths=(8,), noise=noise, dropout=dropout))
+        for lr, seed, noise, dropout in ((0.05, 0, 0.1, 0.2), (0.01, 1, 0.3, 0.5), (0.2, 1, 0.1, 0.3))
+    ]
+    loop, together = train(*members)
+    for i, one in enumerate(members):
+        own, alone = train(one)
+        for row, expected in zip(together.rows[i], alone.rows[0], strict=True):
+            assert row == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        for row, expected in zip(together.probes[i], alone.probes[0], strict=True):
+            assert row.pop("layer") == expected.pop("layer")
+            assert row == pytest.approx(expected, rel=1e-7)
+        assert together.ends[i] == ("finished", pytest.approx(alone.ends[0][1], rel=1e-9))
+        for name, tensor in member_of(own, 0).items():
+            torch.testing.assert_close(member_of(loop, i)[name], tensor, rtol=1e-8, atol=1e-10)
+
+
+def test_the_schedule_reaches_the_updates_and_the_rows() -> None:
+    optim = Optim(lr=0.1, schedule="constant_then_linear", decay_from=0.5)
+    loop, watcher = train(config(optim=optim))
+    assert "lr" not in watcher.rows[0][0]
+    assert [row["lr"] for row in watcher.rows[0][1:]] == [0.1, 0.1, 0.1, 0.05]
+    assert loop.optimizer.hyper["lr"].tolist() == [0.05]
+    _, constant = train(config(optim=Optim(lr=0.1)))
+    assert watcher.rows[0][3] == constant.rows[0][3]
+    assert watcher.rows[0][4]["valid_loss"] != constant.rows[0][4]["valid_loss"]
+
+
+# Learning something real
+
+
+@pytest.mark.parametrize("norm", ["none", "batch_norm", "weight_norm_init"])
+def test_learns_the_digits(norm: str) -> None:
+    settings = Settings(epochs=5, device="cpu")
+    one = Config(
+        model=MLP(widths=(64,)), norm=NORMS[norm], optim=Optim(lr=0.1, momentum=0.9), trainer=settings
+    )
+    _, watcher = train(one, on=data.load(Data()))
+    rows = watcher.rows[0]
+    assert rows[0]["epoch"] == rows[0]["step"] == 0
+    assert rows[0]["valid_error"] > 0.6
+    assert math.log(10) < rows[0]["valid_loss"] < 5
+    assert rows[-1]["train_error"] < 0.05
+    assert rows[-1]["valid_error"] < 0.08
+    assert watcher.ends[0][0] == "finished"
+    assert watcher.ends[0][1]["test_error"] < 0.08
+
+
+def test_bfloat16_is_autocast_over_float32() -> None:
+    on = dataset(torch.float32)
+    loop, narrow = train(config(precision="bfloat16"), on=on)
+    _, wide = train(config(precision="float32"), on=on)
+    assert {t.dtype for t in loop.stack.params.values()} == {torch.float32}
+    final, exact = narrow.rows[0][-1]["valid_loss"], wide.rows[0][-1]["valid_loss"]
+    assert final != exact
+    assert final == pytest.approx(exact, rel=0.05, abs=0.02)
+
+
+# Data-dependent initialisation
+
+
+@pytest.mark.parametrize("norm", ["weight_norm_init", "none_init"])
+def test_pre_activations_start_with_unit_variance(norm: str) -> None:
+    one, on = config(norm, seed=2, model=MLP(widths=(8, 6))), dataset()
+    loop = Trainer([one], on, CPU, Watcher())
+    loop._initialize()
+    seen: list[Tensor] = []
+    model = load(loop, 0, one, on)
+    for layer in normalized_layers(model).values():
+        layer.register_forward_hook(lambda _, inputs, y: seen.append(y.detach()))
+    model(on.train.x[permutation(2, 0, SIZE)[:20]])
+    assert len(seen) == 3
+    for y in seen:
+        torch.testing.assert_close(y.mean(0), torch.zeros_like(y[0]), rtol=0, atol=1e-9)
+        torch.testing.assert_close(y.std(0, correction=0), torch.ones_like(y[0]), rtol=1e-9, atol=0)
+
+
+def test_more_images_to_initialise_with_than_there_are_means_all() -> None:
+    few, all_ = (train(config("weight_norm_init", init_batch_size=size))[1] for size in (500, SIZE))
+    assert few.rows == all_.rows
+
+
+def test_initialisation_happens_once_and_not_upon_resumption(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[torch.Size] = []
+
+    def initialize(stack: Stack, x: Tensor, original: Any = Stack.initialize) -> None:
+        sizes.append(x.shape)
+        original(stack, x)
+
+    monkeypatch.setattr(Stack, "initialize", initialize)
+    one = config("weight_norm_init", checkpoint_every=1)
+    _, watcher = train(one)
+    assert sizes == [(1, 20, 1, 3, 4)]
+    resumed = Trainer([one], dataset(), CPU, Watcher())
+    resumed.restore(copy.deepcopy(watcher.states[0]))
+    resumed.run()
+    assert len(sizes) == 1
+    train(config("weight_norm"))
+    assert len(sizes) == 1
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("norm", ["none", "mean_only_bn"])
+def test_a_diverging_member_leaves_the_others_alone(norm: str) -> None:
+    good = [at_rate(lr, norm=norm, seed=seed, epochs=12) for lr, seed in ((0.05, 0), (0.1, 1), (0.02, 0))]
+    bad = at_rate(1e6, norm=norm, seed=1, epochs=12)
+    _, without = train(*good)
+    loop, watcher = train(good[0], bad, good[1], good[2])
+    status, place = watcher.ends[1]
+    last = watcher.rows[1][-1]
+    assert status == "diverged"
+    assert place == {"epoch": last["epoch"], "step": last["step"]}
+    assert last["epoch"] >= 1
+    assert len(watcher.rows[1]) == last["epoch"] + 1
+    assert not all(map(math.isfinite, last.values()))
+    assert all(math.isfinite(x) for row in watcher.rows[1][:-1] for x in row.values())
+    for ours, theirs in zip((0, 2, 3), range(3), strict=True):
+        assert watcher.ends[ours] == without.ends[theirs]
+        assert watcher.rows[ours] == without.rows[theirs]
+        assert watcher.probes[ours] == without.probes[theirs]
+    assert loop.alive == [0, 2, 3]
+    assert len(loop.stack) == 3
+
+
+@pytest.mark.parametrize("norm", ["none", "weight_norm"])
+def test_when_all_diverge_training_stops(norm: str) -> None:
+    members = [at_rate(lr, norm=norm, epochs=50) for lr in (1e6, 1e7)]
+    loop, watcher = train(*members)
+    assert {status for status, _ in watcher.ends.values()} == {"diverged"}
+    assert watcher.ends.keys() == {0, 1}
+    assert loop.step < loop.total
+    assert watcher.rows[0][0]["valid_loss"] < 10  # the row of the start is kept
+
+
+def test_divergence_in_the_last_step_shows_without_a_validation_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The training loss is of before the update, so the test loss is the first to tell."""
+    on = dataset(valid=0)
+    loop, watcher = Trainer([config(), config(seed=1)], on, CPU, (watch := Watcher())), watch
+
+    def step(batch: Tensor, original: Any = loop._step) -> Tensor:
+        found: Tensor = original(batch)
+        if loop.step == loop.total:
+            next(iter(loop.stack.params.values())).data[0] = math.nan
+        return found
+
+    monkeypatch.setattr(loop, "_step", step)
+    loop.run()
+    assert watcher.ends[0] == ("diverged", {"epoch": 4, "step": 16})
+    assert watcher.ends[1][0] == "finished"
+
+
+# Checkpoints
+
+
+def test_checkpoints_come_as_often_as_asked() -> None:
+    for members, expected in ((1, [8, 16]), (2, [8, 16, 20])):
+        configs = [config(seed=seed, checkpoint_every=2, epochs=5) for seed in range(members)]
+        assert [state["step"] for state in train(*configs)[1].states] == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("norm", ["none", "batch_norm", "weight_norm_init", "weight_norm_mean_only_bn"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(norm: str, rule: str, at: int) -> None:
+    late = {"schedule": "constant_then_linear", "late_momentum": 0.5}
+    members = [
+        config(norm, seed, optim=RULES[rule].model_copy(update={"lr": lr, **late}), checkpoint_every=1)
+        for seed, lr in ((0, 0.01), (1, 0.05))
+    ]
+    for configs in (members, members[:1]):
+        whole, watched = train(*configs)
+        state = watched.states[at]
+        again = Watcher()
+        resumed = Trainer(configs, dataset(), CPU, again)
+        resumed.restore(copy.deepcopy(state))
+        torch.randn(7)  # a hidden generator would notice
+        resumed.run()
+        for tree in ("params", "buffers", "moments"):
+            ours, theirs = resumed.state()[tree], whole.state()[tree]
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+        for i in range(len(configs)):
+            assert again.rows[i] == watched.rows[i][at + 2 :]
+            assert again.probes[i] == [row for row in watched.probes[i] if row["epoch"] > at + 1]
+        assert again.ends == watched.ends
+
+
+def test_a_stack_that_lost_a_member_resumes_without_it() -> None:
+    configs = [at_rate(0.05), at_rate(1e6), at_rate(0.1, seed=1)]
+    configs = [c.model_copy(update={"trainer": c.trainer.model_copy(update={"epochs": 60})}) for c in configs]
+    whole, watched = train(*configs)
+    state = watched.states[-2]
+    assert state["alive"] == [0, 2]
+    again = Watcher()
+    resumed = Trainer(configs, dataset(), CPU, again)
+    resumed.restore(copy.deepcopy(state))
+    resumed.run()
+    assert again.ends == {i: watched.ends[i] for i in (0, 2)}
+    assert all(torch.equal(p, whole.stack.params[k]) for k, p in resumed.stack.params.items())
+
+
+def test_a_checkpoint_holds_tensors_numbers_and_lists_alone(tmp_path: Any) -> None:
+    _, watched = train(config("batch_norm", checkpoint_every=2), config("batch_norm", 1, checkpoint_every=2))
+    torch.save(watched.states[0], tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state.keys() == watched.states[0].keys()
+    assert not any(t.requires_grad for tree in ("params", "buffers", "moments") for t in state[tree].values())
+
+
+def test_a_state_from_after_the_end_gives_the_results_again() -> None:
+    configs = [config(seed=seed) for seed in (0, 1)]
+    _, watched = train(*configs)
+    again = Watcher()
+    resumed = Trainer(configs, dataset(), CPU, again)
+    resumed.restore(copy.deepcopy(watched.states[-1]))
+    resumed.run()
+    assert again.ends == watched.ends
+    assert not again.rows
+
+
+# What is read, and when
+
+
+def test_the_test_split_is_read_at_the_end_only() -> None:
+    read: list[int] = []
+
+    class Guarded(Dataset):
+        @property
+        def test(self) -> Split:  # type: ignore[override]
+            read.append(loop.step)
+            return dataset().test
+
+        @test.setter
+        def test(self, split: Split) -> None: ...
+
+    plain = dataset()
+    guarded = object.__new__(Guarded)
+    for name in ("train", "valid", "classes"):
+        object.__setattr__(guarded, name, getattr(plain, name))
+    loop = Trainer([config(), config(seed=1)], guarded, CPU, Watcher())
+    loop.run()
+    assert read == [loop.total]
+
+
+def test_the_test_split_decides_nothing_but_its_own_numbers() -> None:
+    plain = dataset()
+    other = Dataset(plain.train, plain.valid, Split(plain.test.x + 5, plain.test.y), CLASSES)
+    (first, a), (second, b) = train(config(), on=plain), train(config(), on=other)
+    assert a.rows == b.rows
+    assert all(torch.equal(t, member_of(second, 0)[k]) for k, t in member_of(first, 0).items())
+    assert a.ends != b.ends
+
+
+def test_the_result_is_of_the_last_epoch_rather_than_the_best() -> None:
+    """A learning rate this large makes the validation error rise again."""
+    on, one = dataset(), at_rate(3.0, norm="none", epochs=6, checkpoint_every=1)
+    loop, watcher = train(one, on=on)
+    errors = [row["valid_error"] for row in watcher.rows[0][1:]]
+    best = min(range(6), key=errors.__getitem__)
+    assert errors[best] < errors[-1]
+    assert watcher.ends[0][0] == "finished"
+    last = F.cross_entropy(load(loop, 0, one, on)(on.test.x), on.test.y).item()
+    assert watcher.ends[0][1]["test_loss"] == pytest.approx(last)
+    loop.restore(copy.deepcopy(watcher.states[best]))
+    earlier = F.cross_entropy(load(loop, 0, one, on)(on.test.x), on.test.y).item()
+    assert watcher.ends[0][1]["test_loss"] != pytest.approx(earlier)
+
+
+def test_without_a_validation_split_there_are_no_such_columns() -> None:
+    _, watcher = train(config(), on=dataset(valid=0))
+    assert watcher.rows[0][0] == {"epoch": 0, "step": 0}
+    assert set(watcher.rows[0][1]) == {"epoch", "step", "lr", "train_loss", "train_error"}
+    assert watcher.ends[0][0] == "finished"
+
+
+def test_evaluation_goes_by_parts_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = train(config(), config(seed=1))
+    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 7)
+    _, parts = train(config(), config(seed=1))
+    for i in (0, 1):
+        assert parts.rows[i] == [pytest.approx(row, rel=1e-12) for row in whole.rows[i]]
+        assert parts.ends[i][1] == pytest.approx(whole.ends[i][1], rel=1e-12)
+
+
+def test_probes_come_as_often_as_asked_and_decide_nothing() -> None:
+    _, often = train(config(probe_every=1))
+    _, seldom = train(config(probe_every=3))
+    layers = ["hidden1", "logits"]
+    assert [(p["epoch"], p["layer"]) for p in often.probes[0]] == [(e, n) for e in range(5) for n in layers]
+    assert [(p["epoch"], p["step"]) for p in seldom.probes[0]] == [(0, 0), (0, 0), (3, 12), (3, 12)]
+    assert often.rows == seldom.rows
+
+
+# Errors of the user
+
+
+def test_a_batch_larger_than_the_data_is_the_users_error() -> None:
+    with pytest.raises(
+        UserError, match=r"^trainer\.batch_size=46: larger than the 45 training images; give less$"
+    ):
+        Trainer([config(batch_size=46)], dataset(), CPU, Watcher())
+    loop, _ = train(config(batch_size=45))
+    assert loop.total == 4
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_here_is_the_users_error(name: str) -> None:
+    with pytest.raises(UserError, match=f"^trainer.device={name}: .*trainer.device=auto"):
+        pick_device(name)
+
+
+def test_auto_takes_a_device_that_works() -> None:
+    assert torch.ones(2, device=pick_device("auto")).sum().item() == 2
+    assert pick_device("cpu") == CPU
