@@ -27,6 +27,9 @@ NORMS = {
 
 DIVERGING = 1e20
 
+LATER = 1e4
+"""A learning rate at which weight normalisation diverges in the third epoch, after a checkpoint."""
+
 OF_THE_OCCASION = ("provenance", "started", "seconds")
 """What two trainings of one run may differ in."""
 
@@ -53,6 +56,21 @@ def grid(folder: Path, **changes: Any) -> list[Config]:
     """Eight runs: two norms, of which one makes a run diverge, two learning rates, two seeds."""
     cells = itertools.product(("none", "weight_norm_init"), (0.1, DIVERGING), (0, 1))
     return [tiny(folder, *cell, **changes) for cell in cells]
+
+
+def stack_of_three(folder: Path, **changes: Any) -> list[Config]:
+    """One member finishes, one diverges at once, one diverges after a checkpoint."""
+    return [tiny(folder, "weight_norm", lr, **changes) for lr in (0.1, DIVERGING, LATER)]
+
+
+def assert_near(rows: list[Row], others: list[Row]) -> None:
+    """Equal but for what rounding makes of stacks of different sizes."""
+    for row, other in zip(rows, others, strict=True):
+        known = {key: value for key, value in other.items() if value is not None}
+        assert row.keys() == other.keys()
+        assert {key: value for key, value in row.items() if value is not None} == pytest.approx(
+            known, rel=1e-4
+        )
 
 
 def outcome(folder: Path, experiment: str = "adhoc") -> dict[str, Row]:

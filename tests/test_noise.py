@@ -64,7 +64,7 @@ def neighbouring_positions(key: int) -> float:
 def neighbouring_keys(key: int) -> float:
     """Each bit against each bit at the same place under another key: one bit apart, or one step on."""
     plane = planes(key)
-    others = [key ^ 1 << b for b in range(0, 63, 3)] + [key + GOLDEN, key + 2 * GOLDEN]
+    others = [key ^ 1 << b for b in range(0, 63, 7)] + [key + GOLDEN, key + 2 * GOLDEN]
     wrapped = [(other + 2**63) % 2**64 - 2**63 for other in others]
     return max(worst(plane @ planes(other).T / SIZE[0], SIZE[0]) for other in wrapped)
 

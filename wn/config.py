@@ -117,8 +117,8 @@ class Trainer(Section):
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cuda, cuda:1, mps or cpu."""
-    probe_every: pydantic.PositiveInt = 2
-    """Epochs between two measurements of ||v||, g and the relative update."""
+    probe_every: pydantic.PositiveInt = 10
+    """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ..."""
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints."""
     progress: bool = True

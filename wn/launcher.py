@@ -94,11 +94,12 @@ class CheckedSweeper(Sweeper):
             raise UserError("experiment: one at a time; write +experiment=NAME")
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         configs = [self.compose(job) for job in jobs]
-        outstanding(configs)
+        anything_to_do = bool(outstanding(configs))
         returns = self.launcher.launch(jobs, initial_job_idx=0)
         for job in returns:
             _ = job.return_value  # raises what the job did
-        summarise(configs[0])
+        if anything_to_do:
+            summarise(configs[0])
         return returns
 
 

@@ -83,7 +83,7 @@ def _largest(v: Tensor, dims: list[int]) -> Tensor:
 
 def _nonzero(x: Tensor) -> Tensor:
     """``x`` with its zeros replaced by ones."""
-    return torch.where(x == 0, torch.ones_like(x), x)
+    return x.masked_fill(x == 0, 1)
 
 
 class NormalizedLayer(nn.Module):
@@ -189,9 +189,12 @@ class NormalizedLayer(nn.Module):
         gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.v)
         return normalized(grouped, dims, gain).reshape(self.v.shape)
 
-    def unit_norms(self) -> dict[str, Tensor]:
-        """``w_norm`` and, where v or g exist, ``v_norm``, ``g`` and ``ratio`` = g/||v||, each ``[units]``."""
-        norms = {"w_norm": self.unit_norm(self.effective_weight())}
+    def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
+        """``w_norm`` and, where v or g exist, ``v_norm``, ``g`` and ``ratio`` = g/||v||, each ``[units]``.
+
+        ``w`` spares the work where the effective weight is known.
+        """
+        norms = {"w_norm": self.unit_norm(self.effective_weight() if w is None else w)}
         if "g" in self._parameters:
             norms["g"] = self.g
         if self.weight_normalized:

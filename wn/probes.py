@@ -47,7 +47,9 @@ def measure(stack: Stack, before: Snapshot | None, lr: Tensor) -> list[list[Row]
     """
     rows: list[list[Row]] = [[] for _ in range(len(stack))]
     for layer, (after, norms) in stack.map(_weights_and_norms).items():
-        columns = {"effective_lr": lr * norms["ratio"].square().mean(-1) if "ratio" in norms else lr}
+        columns = {"effective_lr": lr}
+        if "v_norm" in norms:  # with batch statistics the gain is no part of w, so g / ||v|| is not it
+            columns["effective_lr"] = lr * (norms["w_norm"] / norms["v_norm"]).square().mean(-1)
         if before is not None:
             columns["relative_update"] = _size(after - before[layer]) / _size(before[layer])
         for name, of in STATISTICS.items():
@@ -68,5 +70,4 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _weights_and_norms(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-    layers = normalized_layers(model).items()
-    return {name: (layer.effective_weight(), layer.unit_norms()) for name, layer in layers}
+    return {name: (w, normalized_layers(model)[name].unit_norms(w)) for name, w in _weights(model).items()}

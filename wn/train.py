@@ -93,7 +93,7 @@ def refuse(error: Exception) -> NoReturn:
     """End with one line about a mistake of the user's."""
     if TRACEBACKS:
         raise error
-    print(f"error: {explain(error)}", file=sys.stderr)
+    print("error:", *explain(error).split(), file=sys.stderr)
     sys.exit(2)
 
 
@@ -104,7 +104,7 @@ def explain(error: Exception) -> str:
         return f"{group}={name}: no such preset{nearest(name, list(error.options or []))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not well formed; write KEY=VALUE, as in norm=none 'model.widths=[64,64]'"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split())  # Hydra breaks its lines
     for pattern, line in EXPLANATIONS.items():
         if found := re.search(pattern, text):
             return line.format(*found.groups())

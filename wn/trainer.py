@@ -129,6 +129,11 @@ class Trainer:
             return len(self.configs) > 1
         return epoch % self.config.trainer.checkpoint_every == 0
 
+    def _probe_is_due(self, epoch: int) -> bool:
+        """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""
+        every = self.config.trainer.probe_every
+        return epoch % every == 0 or (epoch < every and epoch.bit_count() == 1)
+
     def _initialize(self) -> None:
         if self.config.norm.init == "data":
             size = min(self.config.trainer.init_batch_size, len(self.data.train.x))
@@ -156,7 +161,7 @@ class Trainer:
         for batch in batches:
             self.step += 1
             last = self.step % self.steps_per_epoch == 0
-            before = probes.snapshot(self.stack) if last and epoch % settings.probe_every == 0 else None
+            before = probes.snapshot(self.stack) if last and self._probe_is_due(epoch) else None
             totals += self._step(batch)
             if before is not None:
                 probed = probes.measure(self.stack, before, self.optimizer.hyper["lr"])

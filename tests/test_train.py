@@ -1,0 +1,263 @@
+"""The command line: everyday commands, failures, interrupts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from sweep_cases import Killed, outcome
+from train_cases import REPOSITORY, SHORT, SWEEP, Call, Result, records
+
+from wn import experiments
+from wn.config import parse
+from wn.trainer import Trainer
+
+# Everyday commands
+
+
+def test_one_run(call: Call, tmp_path: Path) -> None:
+    first = call("norm=weight_norm seed=3")
+    assert (first.status, first.err) == (0, "")
+    assert first.out.startswith("1 runs: 0 done before, 1 to train\nweight_norm: 1 finished in ")
+    (record,) = records(tmp_path / "runs/adhoc").values()
+    assert record["stack"] == [record["run_id"]]
+    assert record["engine"]["stack_size"] == 1
+    config = record["config"]
+    assert (config["norm"]["weight"], config["seed"], config["trainer"]["epochs"]) == ("weight_norm", 3, 2)
+    assert parse(config).run_id == record["run_id"]
+    second = call("norm=weight_norm seed=3")
+    assert second == Result(0, "1 runs: 1 done before, 0 to train\n", "")
+
+
+@pytest.mark.parametrize("launcher", ["basic", "stacked"])
+def test_a_sweep(call: Call, tmp_path: Path, launcher: str) -> None:
+    first = call(f"{SWEEP} hydra/launcher={launcher}")
+    assert (first.status, first.err) == (0, "")
+    found = records(tmp_path / "runs/adhoc")
+    cells = {(r["norm"], r["config"]["optim"]["lr"], r["config"]["seed"]): r for r in found.values()}
+    assert cells.keys() == set(itertools.product(("none", "weight_norm"), (1e-3, 1e-2), (0, 1)))
+    for (norm, _, _), record in cells.items():
+        size = 4 if launcher == "stacked" else 1
+        assert record["status"] == "finished"
+        assert record["engine"]["stack_size"] == len(record["stack"]) == size
+        assert all(found[member]["norm"] == norm for member in record["stack"])
+    second = call(f"{SWEEP} hydra/launcher={launcher}")
+    assert (second.status, second.err) == (0, "")
+    assert "0 to train" in second.out
+    assert "finished" not in second.out
+    assert not re.search("[1-9] to train", second.out)
+
+
+def test_a_run_is_the_same_under_both_launchers(call: Call, tmp_path: Path) -> None:
+    assert call(f"{SWEEP} runs_dir=basic").status == 0
+    assert call(f"{SWEEP} runs_dir=stacked hydra/launcher=stacked").status == 0
+    basic, stacked = outcome(tmp_path / "basic"), outcome(tmp_path / "stacked")
+    assert basic.keys() == stacked.keys()
+    for run_id, one in basic.items():
+        final = one["record"]["final"]
+        assert stacked[run_id]["record"]["final"] == pytest.approx(final, rel=1e-4)
+
+
+def test_a_sweep_takes_up_what_single_runs_have_done(call: Call) -> None:
+    assert call("norm=none optim.lr=1e-3 seed=1").status == 0
+    result = call(f"{SWEEP} hydra/launcher=stacked hydra.launcher.members=2")
+    assert result.out.startswith("8 runs: 1 done before, 7 to train\n")
+    assert call("norm=weight_norm optim.lr=0.01").out == "1 runs: 1 done before, 0 to train\n"
+
+
+def test_an_experiment_narrowed_by_overrides(call: Call, tmp_path: Path) -> None:
+    name = "lr_robustness_digits"
+    first = call(f"+experiment={name} norm=none,batch_norm seed=0")
+    assert (first.status, first.err) == (0, "")
+    found = records(tmp_path / "runs" / name)
+    rates = experiments.load(name).grid["optim.lr"]
+    assert Counter((r["norm"], r["config"]["optim"]["lr"]) for r in found.values()) == {
+        (norm, lr): 1 for norm in ("none", "batch_norm") for lr in rates
+    }
+    assert {r["engine"]["stack_size"] for r in found.values()} == {len(rates)}
+    again = call(f"+experiment={name} norm=none,batch_norm seed=0")
+    assert (again.status, again.err) == (0, "")
+    assert again.out == f"{2 * len(rates)} runs: {2 * len(rates)} done before, 0 to train\n"
+    adopted = call(f"-m experiment_name=mine norm=none optim.lr={rates[0]},{rates[1]} optim.momentum=0.9")
+    assert adopted.status == 0
+    assert adopted.out.count("1 runs: 1 done before, 0 to train") == 2
+    mine = records(tmp_path / "runs/mine")
+    assert len(mine) == 2
+    assert mine.keys() < found.keys()
+
+
+def test_the_switch_may_stand_anywhere(call: Call, tmp_path: Path) -> None:
+    assert call("norm=none -m seed=0,1 hydra/launcher=stacked").status == 0
+    assert len(records(tmp_path / "runs/adhoc")) == 2
+
+
+def test_a_sweep_leaves_nothing_but_records(call: Call, tmp_path: Path) -> None:
+    assert call(SWEEP).status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"lock", "record.json", "metrics.jsonl", "probes.jsonl"}
+
+
+def test_what_a_preset_leaves_out_can_be_set(call: Call, tmp_path: Path) -> None:
+    assert call("-m optim=adam,sgd ++optim.beta2=0.9 hydra/launcher=stacked").status == 0
+    found = records(tmp_path / "runs/adhoc").values()
+    assert {record["config"]["optim"]["beta2"] for record in found} == {0.9}
+
+
+@pytest.mark.parametrize("switch", ["--help", "--cfg job", "--info defaults"])
+def test_hydra_s_own_switches_train_nothing(call: Call, tmp_path: Path, switch: str) -> None:
+    result = call(switch)
+    assert (result.status, result.err) == (0, "")
+    assert not list(tmp_path.iterdir())
+
+
+# Failures and interrupts
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, norm: str, error: BaseException) -> None:
+    step = Trainer._step
+
+    def broken(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
+        if self.config.norm.label == norm:
+            raise error
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", broken)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "stacked"])
+def test_a_failed_run_does_not_stop_the_sweep(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    words = f"-m norm=none,weight_norm seed=0,1 hydra/launcher={launcher}"
+    with monkeypatch.context() as patch:
+        break_at(patch, "none", RuntimeError(f"out of {tmp_path}/memory"))
+        result = call(words)
+    assert result.status == 1
+    assert "Traceback" not in result.err
+    assert re.search(
+        r"^error: run \w+ failed: RuntimeError: out of memory .*record\.json\)$", result.err, re.M
+    )
+    found = records(tmp_path / "runs/adhoc").values()
+    assert Counter((r["norm"], r["status"]) for r in found) == {
+        ("none", "failed"): 2,
+        ("weight_norm", "finished"): 2,
+    }
+    for record in found:
+        if record["status"] == "failed":
+            assert "in broken: raise error" in record["error"]
+            assert str(tmp_path) not in record["error"]
+    retried = call(words)
+    assert (retried.status, retried.err) == (0, "")
+    after = records(tmp_path / "runs/adhoc").values()
+    assert [record["status"] for record in after] == ["finished"] * 4
+    assert not any("error" in record for record in after)
+
+
+def test_a_failed_run_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        break_at(patch, "none", ZeroDivisionError("by zero"))
+        result = call("norm=none")
+    assert result.status == 1
+    assert "failed: ZeroDivisionError: by zero" in result.err
+    assert call("norm=none").status == 0
+
+
+@pytest.mark.parametrize("launcher", ["basic", "stacked"])
+def test_an_interrupt_can_be_gone_on_from(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    words = f"-m norm=none,weight_norm seed=0,1 hydra/launcher={launcher}"
+    with monkeypatch.context() as patch:
+        break_at(patch, "weight_norm", KeyboardInterrupt())
+        result = call(words)
+    assert (result.status, result.err) == (130, "stopped: the same command goes on from here\n")
+    assert call(words).status == 0
+    found = records(tmp_path / "runs/adhoc").values()
+    assert [record["status"] for record in found] == ["finished"] * 4
+
+
+@pytest.mark.parametrize("words", ["norm=weight_norm", f"{SWEEP} hydra/launcher=stacked", "-m seed=0,1"])
+def test_a_killed_command_goes_on_to_the_same_numbers(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    words += " trainer.epochs=6 trainer.checkpoint_every=2"
+    assert call(f"{words} runs_dir=whole").status == 0
+    step = Trainer._step
+
+    def killed(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
+        if self.step == 9 and self.config.norm.label == "weight_norm":
+            raise Killed
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        with pytest.raises(Killed):
+            call(f"{words} runs_dir=cut")
+    assert call(f"{words} runs_dir=cut").status == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+# As a process
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "wn.train", *SHORT.split(), *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "HYDRA_FULL_ERROR": "0", "PYTHONWARNINGS": "default", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_mistake_as_a_process(tmp_path: Path) -> None:
+    """Nothing but the line comes from the interpreter, from libraries or from Hydra's own printing."""
+    process = start(["-m", "norm=none,weight_nrm", "seed=0,1", f"runs_dir={tmp_path}"])
+    out, err = process.communicate(timeout=120)
+    line = "error: norm=weight_nrm: no such preset; did you mean 'weight_norm'?\n"
+    assert (process.returncode, out, err) == (2, "", line)
+
+
+@pytest.mark.slow
+def test_other_endings_as_processes(tmp_path: Path) -> None:
+    traceback = start(["optim.lr=0"], HYDRA_FULL_ERROR="1")
+    single = start(["norm=none", f"runs_dir={tmp_path}"])
+    _, err = traceback.communicate(timeout=120)
+    assert traceback.returncode != 0
+    assert "Traceback" in err
+    assert "UserError: optim.lr=0" in err
+    out, err = single.communicate(timeout=120)
+    assert (single.returncode, err) == (0, "")
+    assert out.startswith("1 runs: 0 done before, 1 to train\nnone: 1 finished in ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.02, 0.3])
+def test_a_killed_process_goes_on_to_the_same_numbers(tmp_path: Path, after: float) -> None:
+    words = [*SWEEP.split(), "hydra/launcher=stacked", "trainer.epochs=200", "trainer.checkpoint_every=2"]
+    whole = start([*words, f"runs_dir={tmp_path / 'whole'}"])
+    killed = start([*words, f"runs_dir={tmp_path / 'cut'}"])
+    while not list(tmp_path.glob("cut/adhoc/stacks/*.pt")):
+        assert killed.poll() is None
+        time.sleep(0.001)
+    time.sleep(after)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    again = start([*words, f"runs_dir={tmp_path / 'cut'}"])
+    for process in (whole, again):
+        assert process.communicate(timeout=200)[1] == ""
+        assert process.returncode == 0
+    assert len(outcome(tmp_path / "cut")) == 8
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

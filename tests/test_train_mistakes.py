@@ -1,0 +1,186 @@
+"""The command line: one line for every mistake of the user's, and nothing trained."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_cases import Call, Result
+
+from wn import experiments, train
+
+MISTAKES = {
+    # unknown keys: the nearest one
+    "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'?",
+    "optm.lr=1": "optm(.lr)?: unknown key; did you mean 'optim'?",
+    "+optim.foo=1": "optim.foo: unknown key; known: .*lr, momentum",
+    "sede=1": "sede: unknown key; did you mean 'seed'?",
+    "+epochs=3": "epochs: unknown key; known: .*trainer",
+    "optim.lr.x=1": "optim.lr.x: unknown key",
+    "optim.beta2=0.9": r"optim.beta2: the chosen preset does not set it; to set it, write \+optim.beta2=",
+    "+optim.lr=1": "optim.lr: there already; write optim.lr=... without a plus sign",
+    "+norm=none": "norm: chosen already; write norm=... without a plus sign",
+    "experiment=lr_robustness_digits": r"write \+experiment=lr_robustness_digits",
+    "~optm": "'?optm'? does not exist",
+    # presets: the nearest one, or all
+    "norm=weight_nrm": "norm=weight_nrm: no such preset; did you mean 'weight_norm'?",
+    "+experiment=nope": "experiment=nope: no such preset; known: .*lr_robustness_digits",
+    "+experiment=lr_robustnes_digits": "no such preset; did you mean 'lr_robustness_digits'?",
+    "data=imagenet": "data=imagenet: no such preset; known: digits, fashion_mnist, mnist",
+    "optim=3": "a group takes the name of a preset",
+    "hydra/launcher=stackd": "hydra/launcher=stackd: no such preset; did you mean 'stacked'?",
+    # values: what they should be
+    "optim.lr=0": "optim.lr=0: Input should be greater than 0",
+    "optim.lr=-1": "optim.lr=-1: Input should be greater than 0",
+    "optim.lr=abc": "optim.lr=abc: Input should be a valid number",
+    "optim.lr=": "optim.lr=: Input should be a valid number",
+    "optim.lr=inf": "optim.lr=inf: Input should be a finite number",
+    "optim.lr=nan": "optim.lr=nan: Input should be a finite number",
+    "optim.lr=null": "optim.lr=None: Input should be a valid number",
+    "optim.lr=???": r"optim.lr=\?\?\?: Input should be a valid number",
+    "'optim.lr=${optim.lrr}'": "optim.lr: Interpolation key '?optim.lrr'? not found",
+    "optim.lr=0 seed=-1": "optim.lr=0: .*; seed=-1: Input should be greater than or equal to 0",
+    "seed=99999999999999999999": "seed=9+: Input should be less than",
+    "trainer.epochs=0": "trainer.epochs=0: Input should be greater than 0",
+    "trainer.precision=float16": "trainer.precision=float16: Input should be 'float32', 'bfloat16' or ",
+    "model.activation=gelu": "model.activation=gelu: Input should be 'relu', .*or 'tanh'",
+    "model.widths=[8,0]": "model.widths.1=0: Input should be greater than 0",
+    "experiment_name=../up": "experiment_name=../up: String should match",
+    "runs_dir=": "runs_dir=: String should have at least 1 character",
+    # what cannot be trained here
+    "trainer.batch_size=5000": "trainer.batch_size=5000: larger than the 1149 training images; give less",
+    "trainer.device=cuda": "trainer.device=cuda: not available here; take trainer.device=auto, or cpu",
+    "trainer.device=nowhere": "trainer.device=nowhere: not available here",
+    "data.valid_fraction=0.9999": "data.valid_fraction=0.9999: .*; give 0 to hold none out",
+    "data=mnist data.root=missing": r"data.root=missing: no such folder; create it and .*data.download=true",
+    "data=mnist data.root=empty data.download=false": "data.root=empty: no complete MNIST there; .*parquet",
+    "data=mnist data.root=corrupt": "corrupt/.*: cannot be read .*; move that away",
+    "data=mnist data.root=unreachable": r"MNIST could not be downloaded there .*no route.*; .*data.root=",
+    "runs_dir=file": r"file/adhoc/\w+: cannot be written to .*; name another folder with runs_dir=",
+    # overrides that are none
+    "norm": "norm: not well formed; write KEY=VALUE",
+    "=1": "",
+    "seed==1": "seed==1: not well formed",
+    "optim..lr=1": "optim..lr=1: not well formed",
+    "'model.widths=[4'": r"model.widths=\[4: not well formed",
+    "'model={widths: [4]'": r"model=\{widths: \[4\]: not well formed",
+    "'seed=1\n2'": "seed",
+}
+
+
+@pytest.fixture
+def obstacles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data that cannot be used, a file where a folder should be, no GPU and no network."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unreachable").mkdir()
+    raw = tmp_path / "corrupt/MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte.gz").write_bytes(b"\x1f\x8b\x08\x00 not really")
+
+    def no_network(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    datasets = types.SimpleNamespace(MNIST=no_network)  # the true one takes seconds to import
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=datasets))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    zeros = torch.zeros
+
+    def no_gpu(*shape: Any, **options: Any) -> torch.Tensor:
+        if str(options.get("device")).startswith("cuda"):
+            raise AssertionError("Torch not compiled with CUDA enabled")
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", no_gpu)
+
+
+def assert_refused(result: Result, message: str, folder: Path) -> None:
+    assert result.status == 2
+    assert result.err.count("\n") == 1, result.err
+    assert re.match(f"error: .*{message.replace('.lr', '[.]lr')}", result.err), result.err
+    for noise in ("Traceback", "hydra.cc", "Error executing", "HYDRA_FULL_ERROR", "Warning", "LexerNoViable"):
+        assert noise not in result.err
+    assert result.out == ""
+    assert not list(folder.rglob("record.json"))
+
+
+@pytest.mark.usefixtures("obstacles")
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line(call: Call, tmp_path: Path, words: str) -> None:
+    assert_refused(call(words), MISTAKES[words], tmp_path)
+
+
+SWEPT = [words for words in MISTAKES if not words.startswith(("data=", "trainer.", "model.", "optim.lr="))]
+"""Without those that test_one_bad_value_of_many_refuses_the_sweep has."""
+
+
+@pytest.mark.usefixtures("obstacles")
+@pytest.mark.parametrize("words", SWEPT)
+def test_a_mistake_in_a_sweep_is_one_line_and_trains_nothing(call: Call, tmp_path: Path, words: str) -> None:
+    launcher = "" if "launcher" in words else "hydra/launcher=stacked"
+    assert_refused(call(f"-m seed=0,1 {launcher} {words}"), MISTAKES[words], tmp_path)
+
+
+@pytest.mark.usefixtures("obstacles")
+@pytest.mark.parametrize("launcher", ["basic", "stacked"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("optim.lr=0.1,0", "optim.lr=0: Input should be greater than 0"),
+        ("optim.lr=0.1,abc", "optim.lr=abc: Input should be a valid number"),
+        ("optim.lrr=0.1,0.2", "optim.lrr: unknown key; did you mean 'lr'?"),
+        ("norm=none,weight_nrm", "norm=weight_nrm: no such preset; did you mean 'weight_norm'?"),
+        ("trainer.batch_size=500,5000", "trainer.batch_size=5000: larger than"),
+        ("trainer.device=cpu,cuda", "trainer.device=cuda: not available here"),
+        ("data=digits,mnist ++data.root=missing", "data.root=missing: no such folder"),
+        ("data=digits,mnist ++data.root=corrupt", "corrupt/.*: cannot be read"),
+        ("seed=0,1 runs_dir=file", "cannot be written to"),
+        ("runs_dir=runs,file", "cannot be written to"),
+        ("optim.lr=interval(0,1)", "list them, as in optim.lr=0.01,0.1"),
+        ("+experiment=lr_robustness_digits,lr_robustness_digits", "experiment: one at a time"),
+        ("'optim.lr=[0.1,0.2'", r"optim.lr=\[0.1,0.2: not well formed"),
+    ],
+)
+def test_one_bad_value_of_many_refuses_the_sweep(
+    call: Call, tmp_path: Path, launcher: str, words: str, message: str
+) -> None:
+    assert_refused(call(f"-m hydra/launcher={launcher} {words}"), message, tmp_path)
+
+
+@pytest.mark.parametrize("members", ["0", "-1", "abc", "1.5"])
+def test_a_number_of_members_that_is_none(call: Call, tmp_path: Path, members: str) -> None:
+    result = call(f"-m seed=0,1 hydra/launcher=stacked hydra.launcher.members={members}")
+    assert_refused(result, f"hydra.launcher.members={members}: should be a positive number", tmp_path)
+
+
+def test_several_values_without_the_switch(call: Call, tmp_path: Path) -> None:
+    assert_refused(call("norm=none,batch_norm"), "norm=none,batch_norm: several values; .*-m", tmp_path)
+
+
+def test_a_mistake_in_an_experiment_s_file(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path / "experiments")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments/half.yaml").write_text("title: [\n")
+    assert_refused(call("seed=0"), "experiments/half.yaml: ", tmp_path)
+
+
+def test_who_asks_for_tracebacks_gets_them(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TRACEBACKS", True)
+    with pytest.raises(train.UserError, match="greater than 0"):
+        call("optim.lr=0")
+
+
+def test_an_error_of_the_program_s_own_is_not_hidden(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "offer_experiments", lambda: [][0])
+    with pytest.raises(IndexError):
+        call("seed=0")
