@@ -27,7 +27,9 @@ from wn.trainer import Trainer
 def test_one_run(call: Call, tmp_path: Path) -> None:
     first = call("norm=weight_norm seed=3")
     assert (first.status, first.err) == (0, "")
-    assert first.out.startswith("1 runs: 0 done before, 1 to train\nweight_norm: 1 finished in ")
+    counted, ended = first.out.splitlines()
+    assert counted == "1 runs: 0 done before, 1 to train"
+    assert re.match("mlp weight_norm sgd lr=0.1 seed=3: finished in .* s, validation error", ended)
     (record,) = records(tmp_path / "runs/adhoc").values()
     assert record["stack"] == [record["run_id"]]
     assert record["engine"]["stack_size"] == 1

@@ -21,7 +21,7 @@ MISTAKES = {
     "optm.lr=1": "optm(.lr)?: unknown key; did you mean 'optim'?",
     "+optim.foo=1": "optim.foo: unknown key; known: .*lr, momentum",
     "sede=1": "sede: unknown key; did you mean 'seed'?",
-    "+epochs=3": "epochs: unknown key; known: .*trainer",
+    "+epochs=3": "epochs: unknown key; did you mean trainer.epochs?",
     "optim.lr.x=1": "optim.lr.x: unknown key",
     "optim.beta2=0.9": r"optim.beta2: the chosen preset does not set it; to set it, write \+optim.beta2=",
     "+optim.lr=1": "optim.lr: there already; write optim.lr=... without a plus sign",
@@ -171,7 +171,8 @@ def test_a_mistake_in_an_experiment_s_file(
     monkeypatch.setattr(experiments, "FOLDER", tmp_path / "experiments")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/half.yaml").write_text("title: [\n")
-    assert_refused(call("seed=0"), "experiments/half.yaml: ", tmp_path)
+    assert_refused(call("+experiment=half"), "experiments/half.yaml: ", tmp_path)
+    assert call("trainer.epochs=1").status == 0  # it stops nobody else
 
 
 def test_who_asks_for_tracebacks_gets_them(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

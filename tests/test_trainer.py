@@ -455,6 +455,13 @@ def test_evaluation_goes_by_parts_that_do_not_show(monkeypatch: pytest.MonkeyPat
         assert parts.ends[i][1] == pytest.approx(whole.ends[i][1], rel=1e-12)
 
 
+def test_long_epochs_are_saved_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, seldom = train(config(checkpoint_every=100))
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    _, often = train(config(checkpoint_every=100))
+    assert (len(seldom.states), len(often.states)) == (0, 3)  # after all of four epochs but the last
+
+
 def test_probes_come_as_often_as_asked_and_decide_nothing() -> None:
     _, often = train(config(probe_every=1))
     _, seldom = train(config(probe_every=3))

@@ -216,11 +216,20 @@ def explain_key(key: str) -> str:
     """
     section: Any = Config
     for part in key.split("."):
-        fields = getattr(section, "model_fields", {})
+        fields = _fields(section)
         if part not in fields:
+            owners = [name for name, f in Config.model_fields.items() if part in _fields(f.annotation)]
+            if section is Config and owners:
+                return f"{key}: unknown key; did you mean {' or '.join(f'{o}.{part}' for o in owners)}?"
             return f"{key}: unknown key{nearest(part, list(fields))}"
         section = fields[part].annotation
     return f"{key}: the chosen preset does not set it; to set it, write +{key}=..."
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    """A section's fields; none where it is no section but a value."""
+    fields: dict[str, Any] = getattr(section, "model_fields", {})
+    return fields
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -29,6 +29,9 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
         model: any module; one that is such a layer itself is replaced as a whole.
         choices: as for :class:`NormalizedLayer`: ``weight``, ``stats``, ``init``, ``eps``, ...
 
+    Raises:
+        TypeError: a layer pads with anything but zeros, or is reparameterised already.
+
     Returns:
         The model (or its replacement). Parameters stay the same objects, under new names.
 
@@ -43,7 +46,11 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
         wrapped.register_load_state_dict_pre_hook(_accept_foreign_weight)  # type: ignore[no-untyped-call]
         return wrapped
 
-    return _replace(model, lambda layer: type(layer) in KINDS, make)
+    def wanted(layer: nn.Module) -> bool:
+        reparameterised = isinstance(layer, KINDS) and nn.utils.parametrize.is_parametrized(layer)
+        return type(layer) in KINDS or reparameterised  # the latter to be refused, not passed over
+
+    return _replace(model, wanted, make)
 
 
 @torch.no_grad()
@@ -119,6 +126,8 @@ def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str,
     What the source lacks starts as in a new layer, and counts as initialised.
     """
     assert isinstance(layer, NormalizedLayer)
+    if layer.init != "data":
+        state.pop(prefix + "initialized", None)  # of a model that waited for data and has had it
     source = _take_weight(state, prefix)
     if source is None:
         return

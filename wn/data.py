@@ -132,7 +132,7 @@ def load(config: Data, device: torch.device | str = "cpu", dtype: torch.dtype = 
         x = torch.from_numpy(raw.images).to(device).to(dtype)
         return Split(x=x.sub_(mean).div_(std), y=torch.from_numpy(raw.labels).to(device))
 
-    return Dataset(split(train), split(valid), split(test), classes=int(rest.labels.max()) + 1)
+    return Dataset(split(train), split(valid), split(test), classes=int(np.max(rest.labels)) + 1)
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
@@ -204,7 +204,7 @@ def _official(config: Data) -> tuple[Raw, Raw]:
 
 def _read(root: Path, official: Official) -> tuple[Raw, Raw] | None:
     """Training and test set from torchvision's layout or parquet; None where neither is complete."""
-    for folder in (root / official.name / "raw", root / "raw"):
+    for folder in (root / official.name / "raw", root / "raw", root):
         train, test = _idx_files(folder, "train"), _idx_files(folder, "t10k")
         if train and test:
             return (

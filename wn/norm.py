@@ -114,7 +114,7 @@ class NormalizedLayer(nn.Module):
             ``samples`` (images x places), as torch has it.
 
     Raises:
-        TypeError: the layer is of another type, or pads with anything but zeros.
+        TypeError: the layer is of another type, pads with anything but zeros, or is reparameterised.
         ValueError: a choice that does not exist.
     """
 
@@ -143,6 +143,10 @@ class NormalizedLayer(nn.Module):
                 raise ValueError(
                     f"{value!r} is no choice of a norm: expected one of {', '.join(get_args(kind))}"
                 )
+        if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+            raise TypeError(
+                f"{layer} is reparameterised already: normalise the plain layer and load its state"
+            )
         if type(layer) not in _OPERATIONS or getattr(layer, "padding_mode", "zeros") != "zeros":
             raise TypeError(
                 f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros"

@@ -147,7 +147,7 @@ class _Session:
             self.live = tracking.open_live(self.records[0], self.config.tracking)
         shown = self.config.trainer.progress
         with tqdm(total=trainer.total, unit="step", leave=False, disable=None if shown else True) as self.bar:
-            self.bar.set_description(_title(self.configs))
+            self.bar.set_description(title(self.configs))
             self.bar.update(trainer.step)
             trainer.run()
 
@@ -157,6 +157,7 @@ class _Session:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.started -= state["seconds"]
             trainer.restore(state["trainer"])
+            log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
         except FileNotFoundError:
             pass
         except Exception as error:
@@ -238,11 +239,11 @@ def _describe(error: Exception) -> str:
     return re.sub(r"(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
 
 
-def _title(configs: Sequence[Config]) -> str:
-    """What a progress bar is about."""
+def title(configs: Sequence[Config]) -> str:
+    """What to call a stack, or a run alone, on a screen."""
     one = configs[0]
-    what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"{len(configs)} runs"
-    return f"{one.norm.label} {what}"
+    what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"({len(configs)} runs)"
+    return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from wn import experiments, records, report, tracking
 from wn.config import Config
 from wn.records import Record
-from wn.run import check, train_stack
+from wn.run import check, title, train_stack
 
 
 def train_sweep(configs: Sequence[Config], members: int | None = None) -> list[Record]:
@@ -42,7 +42,10 @@ def outstanding(configs: Sequence[Config]) -> dict[str, Config]:
         UserError: one of them cannot.
     """
     runs = {config.run_id: config for config in configs}
-    todo = {key: c for key, c in runs.items() if not Record.of(c).done and not records.adopt(c)}
+    missing = {key: config for key, config in runs.items() if not Record.of(config).done}
+    todo = {key: config for key, config in missing.items() if not records.adopt(config)}
+    if len(todo) < len(missing):
+        _say(f"{len(missing) - len(todo)} runs taken over from other experiments")
     check(todo.values())
     return todo
 
@@ -55,9 +58,17 @@ def _train(stack: list[Config], resuming: bool = False) -> None:
     if len(stack) > 1:
         here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
         tracking.mirror_all(here, stack[0].tracking)
-    counts = Counter(record.status for record in ended)
-    outcome = ", ".join(f"{n} {status}" for status, n in counts.items())
-    _say(f"{stack[0].norm.label}: {outcome} in {time.monotonic() - started:.1f} s")
+    _say(f"{title(stack)}: {_outcome(ended, time.monotonic() - started)}")
+
+
+def _outcome(ended: list[Record], seconds: float) -> str:
+    """What became of a stack, or, in more detail, of a run alone."""
+    if len(ended) > 1:
+        counts = Counter(record.status for record in ended)
+        return ", ".join(f"{n} {status}" for status, n in counts.items()) + f" in {seconds:.1f} s"
+    error = ended[0].content.get("final", {}).get("valid_error")
+    shown = "" if error is None else f", validation error {100 * error:.2f} %"
+    return f"{ended[0].status} in {seconds:.1f} s{shown}, record {ended[0].folder}"
 
 
 def _say(line: str) -> None:

@@ -66,7 +66,12 @@ def main() -> int:
 def offer_experiments() -> None:
     """Make each file of ``experiments/`` an option of Hydra's group ``experiment``: a sweep over its grid."""
     for name in experiments.names():
-        experiment = experiments.load(name)
+        try:
+            experiment = experiments.load(name)
+        except UserError:
+            if any(word.endswith(f"experiment={name}") for word in sys.argv):
+                raise
+            continue  # a broken file stops those alone who ask for it
         grid = {key: ",".join(map(str, values)) for key, values in experiment.grid.items()}
         params = {**experiment.fixed, **grid}
         node = {

@@ -6,6 +6,7 @@ The trainer knows no Hydra, no W&B and no disk. It hands what happens to an :cla
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -29,6 +30,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
 EVALUATION_BATCH = 1000
+
+CHECKPOINT_SECONDS = 60.0
+"""A kill costs no more than this, and the epoch that it falls into, however many epochs lie between."""
 
 
 class Observer(Protocol):
@@ -97,6 +101,7 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(self.config, data)
         self.total = self.config.trainer.epochs * self.steps_per_epoch
         self.step = 0
+        self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
         self.stack = Stack([self._build(c) for c in self.configs])
         self.optimizer = self._build_optimizer()
@@ -120,14 +125,16 @@ class Trainer:
             self._close_epoch(epoch, train, probed)
             if self._checkpoint_is_due(epoch):
                 self.observer.on_checkpoint(self.state())
+                self.saved = time.monotonic()
         self._finish()
 
     def _checkpoint_is_due(self, epoch: int) -> bool:
-        """Every so many epochs; and at the end of a stack, so that a kill while its members' results are
-        written one after another trains nothing again."""
+        """Every so many epochs, or seconds where epochs are long; and at the end of a stack, so that a kill
+        while its members' results are written one after another trains nothing again."""
         if self.step == self.total:
             return len(self.configs) > 1
-        return epoch % self.config.trainer.checkpoint_every == 0
+        late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        return late or epoch % self.config.trainer.checkpoint_every == 0
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""

@@ -42,7 +42,8 @@ GUIDE = """\
 - **width**: decades of learning rate at which the mean validation error is within one percentage point
   (+1pp) or a factor of 1.5 (×1.5) of this norm's best; interpolated linearly over log(lr), all stretches
   added up. A learning rate at which a seed diverged is outside. ≥: the range reaches an end of the grid.
-- **largest stable lr**: the largest at which no seed diverged. **diverged**: of the runs that are done.
+- **largest stable lr**: the largest at which no seed diverged. A net that dies and stays at chance with a
+  finite loss has not diverged: the widths tell. **diverged**: of the runs that are done.
 - **n/a**: an interval needs two seeds. **–**: not defined. A seed counts once its run at every learning
   rate is done; `pending`: no seed counts yet.
 """
@@ -117,7 +118,7 @@ def write_readme(results_dir: Path) -> None:
 
 
 def write_front_page(readme: Path, results_dir: Path) -> None:
-    """Renew the tables of the project's ``README.md``, between its markers; a page without any stays."""
+    """Renew the tables between the markers of the project's ``README.md``, of complete experiments alone."""
     if not readme.exists():
         return
     page = readme.read_text()
@@ -127,7 +128,8 @@ def write_front_page(readme: Path, results_dir: Path) -> None:
         if found and end in rest:
             experiment = experiments.load(name)
             table = statistics.table(collect.read(experiment, results_dir / name).runs, experiment)
-            page = before + begin + markdown(table, experiment) + end + rest.partition(end)[2]
+            if (table["runs"] == table["planned"]).all():
+                page = before + begin + markdown(table, experiment) + end + rest.partition(end)[2]
     if page != readme.read_text():
         write_atomically(readme, page.encode())
 
@@ -155,7 +157,7 @@ def section(experiment: Experiment, results_dir: Path) -> str:
 
 def _origin(runs: Any, experiment: Experiment) -> str:
     """Which runs, made where and by what."""
-    seeds = len(experiment.grid["seed"])
+    seeds = runs["seed"].nunique()
     commits = {f"{row['commit'][:10]}{_DIRTY * (row['dirty'] is True)}" for row in _with_commit(runs)}
     facts = {
         "device": set(runs["device"].dropna()),

@@ -200,7 +200,7 @@ def _row(sweep: Sweep) -> dict[str, Any]:
         return {}
     row: dict[str, Any] = {}
     if sweep.stable.any():
-        row["largest_stable_lr"] = float(sweep.lrs[sweep.stable].max())
+        row["largest_stable_lr"] = float(np.max(sweep.lrs[sweep.stable]))
     best = best_lr(sweep)
     if best is None:  # there is nothing that the other numbers could be relative to
         return row
