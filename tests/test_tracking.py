@@ -24,7 +24,7 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from wn import records, tracking
+from wn import records, report, tracking
 from wn.config import Tracking, UserError, parse
 from wn.records import Record
 
@@ -245,6 +245,22 @@ def test_summary_run_holds_curves_and_figures() -> None:
     (row,) = history(path).values()
     assert row["figures/robustness/_type"] == "image-file"
     assert str(Path.cwd()).encode() not in path.read_bytes()
+
+
+def test_an_experiment_is_published_from_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the report makes of the records is sent; for other names, or W&B switched off, nothing is."""
+    sent: list[Any] = []
+    monkeypatch.setattr(tracking, "summarise", lambda *arguments: sent.append(arguments))
+    trained()
+    tracking.publish("robust", Path("runs"), OFFLINE)
+    tracking.publish("lr_robustness_digits", Path("runs"), Tracking(mode="disabled"))
+    assert not sent
+    (Path("runs") / "lr_robustness_digits").mkdir()
+    tracking.publish("lr_robustness_digits", Path("runs"), OFFLINE)
+    ((experiment, curves, figures, to, folder),) = sent
+    assert (experiment, to, folder) == ("lr_robustness_digits", OFFLINE, Path("runs"))
+    assert curves == report.build(experiment, Path("runs"), Path("elsewhere")).curves
+    assert figures == []  # no run is done
 
 
 # W&B broken.

@@ -241,7 +241,7 @@ def test_other_endings_as_processes(tmp_path: Path) -> None:
     assert "UserError: optim.lr=0" in err
     out, err = single.communicate(timeout=120)
     assert (single.returncode, err) == (0, "")
-    assert out.startswith("1 runs: 0 done before, 1 to train\nnone: 1 finished in ")
+    assert out.startswith("1 runs: 0 done before, 1 to train\nmlp none sgd lr=0.1 seed=0: finished in ")
 
 
 @pytest.mark.slow

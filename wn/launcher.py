@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,9 +18,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from wn import tracking
 from wn.config import Config, UserError, parse
 from wn.run import conclude
-from wn.sweep import outstanding, summarise, train_sweep
+from wn.sweep import outstanding, train_sweep
 
 
 def config_of(tree: DictConfig) -> Config:
@@ -99,7 +101,8 @@ class CheckedSweeper(Sweeper):
         for job in returns:
             _ = job.return_value  # raises what the job did
         if anything_to_do:
-            summarise(configs[0])
+            one = configs[0]
+            tracking.publish(one.experiment_name, Path(one.runs_dir), one.tracking)
         return returns
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
-from wn import experiments, records, report, tracking
+from wn import records, tracking
 from wn.config import Config
 from wn.records import Record
 from wn.run import check, title, train_stack
@@ -73,18 +72,6 @@ def _outcome(ended: list[Record], seconds: float) -> str:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def summarise(config: Config) -> None:
-    """Send the curves and figures of an experiment that was swept to W&B.
-
-    Args:
-        config: of any of its runs.
-    """
-    name, runs = config.experiment_name, Path(config.runs_dir)
-    if config.tracking.mode != "disabled" and name in experiments.names():
-        built = report.build(name, runs, runs / name / "report")
-        tracking.summarise(name, built.curves, built.figures, config.tracking, runs)
 
 
 def _interrupted(runs: dict[str, Config], todo: dict[str, Config]) -> list[list[str]]:

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
+from wn import experiments, report
 from wn.config import Tracking, UserError, nearest
 from wn.records import Record, Row, read_experiment, write_atomically
 
@@ -137,8 +138,6 @@ def summarise(
 ) -> None:
     """The summary run of a sweep: its robustness curves as a table and a chart, and its figures.
 
-    It is no record, so :func:`sync` does not send it: make the report again once W&B is within reach.
-
     Args:
         experiment: its name; the group that the runs are in.
         curves: a row per point, all with the same keys.
@@ -158,6 +157,13 @@ def summarise(
         run.finish()
     except Exception as error:
         link.step_down("offline" if run.offline else "online", error)
+
+
+def publish(experiment: str, runs_dir: Path, tracking: Tracking) -> None:
+    """Send the summary run of an experiment, made from its records; a name of no experiment has none."""
+    if tracking.mode != "disabled" and experiment in experiments.names():
+        built = report.build(experiment, runs_dir, runs_dir / experiment / "report")
+        summarise(experiment, built.curves, built.figures, tracking, runs_dir)
 
 
 def sync(experiment: str, runs_dir: Path, again: bool = False) -> str:
@@ -348,13 +354,17 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wn.tracking", description="Send records to W&B.")
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("sync", help="send the recorded runs that never reached W&B")
+    command = commands.add_parser(
+        "sync", help="send the recorded runs that never reached W&B, and the summary"
+    )
     command.add_argument("experiment")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"))
     command.add_argument("--again", action="store_true", help="send the others again, too")
     arguments = parser.parse_args()
     try:
         print(sync(arguments.experiment, arguments.runs_dir, arguments.again))
+        record = next(read_experiment(arguments.runs_dir, arguments.experiment))
+        publish(arguments.experiment, arguments.runs_dir, _tracking_of(record))
     except UserError as error:
         parser.exit(2, f"{error}\n")
 
