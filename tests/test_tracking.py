@@ -138,7 +138,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_offline_run_holds_everything() -> None:
     record = trained()
-    tracking.mirror(record, OFFLINE)
+    tracking.mirror_all([record], OFFLINE)
     (path,) = offline_runs()
     assert history(path) == expected(record)
     assert state(record) == "offline"
@@ -170,7 +170,7 @@ def test_offline_run_holds_everything() -> None:
 
 def test_wandb_keeps_to_its_folder() -> None:
     record = trained()
-    tracking.mirror(record, OFFLINE)
+    tracking.mirror_all([record], OFFLINE)
     assert [r.content["run_id"] for r in records.read_experiment(Path("runs"), "robust")] == [
         record.content["run_id"]
     ]
@@ -188,7 +188,7 @@ def secrets() -> list[str]:
 
 def test_offline_file_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    tracking.mirror(trained(), OFFLINE)
+    tracking.mirror_all([trained()], OFFLINE)
     (path,) = offline_runs()
     sent = [path, *(p for p in (path.parent / "files").rglob("*") if p.is_file())]
     for secret in secrets():
@@ -208,7 +208,7 @@ def test_live_run_shows_rows_as_they_come_and_goes_on() -> None:
 
 
 def test_a_failed_run_is_marked_as_failed() -> None:
-    tracking.mirror(trained(status="failed"), OFFLINE)
+    tracking.mirror_all([trained(status="failed")], OFFLINE)
     codes = [r.exit.exit_code for r in read_back(offline_runs()[0]) if r.WhichOneof("record_type") == "exit"]
     assert codes == [1]
 
@@ -304,7 +304,7 @@ def test_wandb_that_breaks_on_the_way_costs_one_warning(
 def test_folder_that_wandb_cannot_write_to_costs_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     record = trained()
     (record.folder.parent / "wandb").write_text("a file where W&B wants a folder")
-    tracking.mirror(record, OFFLINE)
+    tracking.mirror_all([record], OFFLINE)
     assert len(warnings(caplog)) == 1
     assert record.status == "finished"
 
@@ -317,7 +317,7 @@ def test_without_key_nobody_is_asked(terminal: bool) -> None:
         "from pathlib import Path; from wn import tracking; from wn.config import Tracking\n"
         "from wn.records import Record\n"
         f"record = Record.read(Path({str(record.folder)!r}))\n"
-        "for mode in 'auto', 'online': tracking.mirror(record, Tracking(mode=mode))"
+        "for mode in 'auto', 'online': tracking.mirror_all([record], Tracking(mode=mode))"
     )
     ours, theirs = pty.openpty()
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
@@ -407,7 +407,7 @@ def test_mode(
         monkeypatch.setenv("WANDB_API_KEY", KEY)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    tracking.mirror(trained(), Tracking(mode=mode))
+    tracking.mirror_all([trained()], Tracking(mode=mode))
     assert [run.identity["mode"] for run in started] == modes
 
 
@@ -415,7 +415,7 @@ def test_a_key_in_netrc_is_found(started: list[Fake]) -> None:
     host = wandb.Settings().base_url.removeprefix("https://")
     Path("netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     Path("netrc").chmod(0o600)
-    tracking.mirror(trained(), Tracking())
+    tracking.mirror_all([trained()], Tracking())
     assert [run.identity["mode"] for run in started] == ["online"]
 
 
@@ -425,9 +425,9 @@ def test_sync_sends_what_never_reached_wandb(started: list[Fake], monkeypatch: p
         for seed, status in enumerate(("finished", "diverged", "finished", "failed"))
     )
     trained(4, status="running")
-    tracking.mirror(offline, OFFLINE)
+    tracking.mirror_all([offline], OFFLINE)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    tracking.mirror(online, Tracking())
+    tracking.mirror_all([online], Tracking())
     del started[:]
     assert tracking.sync("robust", Path("runs")).startswith(
         "robust: runs sent: 3, there already: 1, not ended: 1"
@@ -581,7 +581,7 @@ def test_online_run_arrives_once_and_tells_no_more_than_it_must(
         record.append(*rows(epoch))
     record.save(status="finished")
     tracking.mirror_all([record, trained(1)], Tracking())
-    tracking.mirror(record, Tracking())
+    tracking.mirror_all([record], Tracking())
     assert arrived(server, record) == expected(record)
     assert server.received == 4 + 4  # of both runs, each row once
     assert state(record) == "online"

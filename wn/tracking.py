@@ -1,7 +1,7 @@
 """The W&B mirror of the records.
 
 The record on disk is the truth and what W&B shows is a copy. A run is copied while it trains
-(:func:`open_live`), when it is done (:func:`mirror`, :func:`mirror_all`) or later, by
+(:func:`open_live`), when it is done (:func:`mirror_all`) or later, by
 ``python -m wn.tracking sync EXPERIMENT``; and as often as one likes, since its id is always the same
 and its rows carry their step: W&B drops the rows that it has.
 
@@ -116,11 +116,6 @@ def open_live(record: Record, tracking: Tracking) -> Live:
     if live.url:
         log.info("W&B: %s", live.url)
     return live
-
-
-def mirror(record: Record, tracking: Tracking) -> None:
-    """Copy one record whole."""
-    mirror_all([record], tracking)
 
 
 def mirror_all(records: Iterable[Record], tracking: Tracking) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wn import probes
 from wn.config import Config, UserError
+from wn.convert import parameter_groups
 from wn.data import Dataset, Split, permutation
 from wn.models import build
 from wn.objectives import classification
@@ -111,7 +112,8 @@ class Trainer:
         return model.to(self.device, DTYPES[config.trainer.precision])
 
     def _build_optimizer(self) -> Optimizer:
-        decayed = {k for k in self.stack.params if k.rsplit(".", 1)[-1] in ("weight", "v")}
+        weights = set(map(id, parameter_groups(self.stack.template)["weight"]))
+        decayed = {name for name, p in self.stack.template.named_parameters() if id(p) in weights}
         return Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, decayed)
 
     def run(self) -> None:
