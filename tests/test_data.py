@@ -1,30 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
-import http.server
-import io
 import os
 import struct
-import threading
 from collections import Counter
 from pathlib import Path
 
+import data_cases as cases
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sklearn.datasets
 import torch
-from PIL import Image
 
 from wn import data
 from wn.config import Data, UserError
+from wn.data import sources
 
 SIZE = (6, 5)  # not square, so that swapped axes show
-PUBLISHED = data.OFFICIAL["mnist"]
-TINY = data.Official(name="MNIST", size=SIZE, train=(40, 30, 50), test=(3, 5, 4))
+PUBLISHED = sources.OFFICIAL["mnist"]
+TINY = dataclasses.replace(PUBLISHED, shape=(1, *SIZE), train=(40, 30, 50), test=(3, 5, 4))
 SHARED = Path(os.environ.get("WN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -33,7 +32,7 @@ SHARED = Path(os.environ.get("WN_TEST_DATA", Path(__file__).parents[2] / "shared
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setitem(data.OFFICIAL, "mnist", TINY)
+    monkeypatch.setitem(sources.OFFICIAL, "mnist", TINY)
 
 
 def arrays(part):
@@ -60,14 +59,12 @@ def write_idx(folder, *, zipped=False):
 
 
 def png(image, mode="L"):
-    buffer = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
+    return cases.picture(image, mode)
 
 
 def shard(path, images, labels):
-    rows = [{"bytes": image if isinstance(image, bytes) else png(image), "path": None} for image in images]
-    pq.write_table(pa.table({"image": rows, "label": pa.array(labels)}), path)
+    contents = [image if isinstance(image, bytes) else png(image) for image in images]
+    cases.shard(path, "image", contents, labels)
 
 
 def write_parquet(root, *, shards=1):
@@ -134,7 +131,7 @@ def test_torchvision_reads_the_same_from_its_layout(tmp_path):
     from torchvision.datasets import MNIST
 
     write_idx(tmp_path / "MNIST" / "raw")
-    train, test = data._read(tmp_path, TINY)
+    train, test = sources._find(tmp_path, TINY).read()
     for raw, theirs in ((train, MNIST(tmp_path, train=True)), (test, MNIST(tmp_path, train=False))):
         assert np.array_equal(raw.images[:, 0], theirs.data.numpy())
         assert np.array_equal(raw.labels, theirs.targets.numpy())
@@ -164,7 +161,7 @@ def test_published_mnist(source, tmp_path):
         pytest.skip("the published files are not here")
     for path in files:
         (tmp_path / path.name).symlink_to(path)
-    train, test = data._read(tmp_path, PUBLISHED)
+    train, test = sources._find(tmp_path, PUBLISHED).read()
     assert train.images.shape == (60000, 1, 28, 28)
     assert test.images.shape == (10000, 1, 28, 28)
     # The mean and standard deviation of everybody's transforms.Normalize.
@@ -176,7 +173,7 @@ def test_published_mnist(source, tmp_path):
     assert digest.startswith("5b92582eb909c82a")
 
 
-@pytest.mark.parametrize("official", [PUBLISHED, data.OFFICIAL["fashion_mnist"]], ids=lambda o: o.name)
+@pytest.mark.parametrize("official", [PUBLISHED, sources.OFFICIAL["fashion_mnist"]], ids=lambda o: o.name)
 def test_published_counts_are_complete(official):
     assert (sum(official.train), sum(official.test)) == (60000, 10000)
 
@@ -308,7 +305,11 @@ DAMAGE = {
     "png in colour": ("parquet", broken_row(png(GOOD, "RGB")), "row 0"),
     "png of another size": ("parquet", broken_row(png(GOOD.T)), "row 0"),
     "another data set": ("parquet", swap_labels, "not MNIST"),
-    "lost shard": ("shards", lambda r: (r / "train-00001-of-00003.parquet").unlink(), "train-*.parquet"),
+    "lost shard": (
+        "shards",
+        lambda r: (r / "train-00001-of-00003.parquet").unlink(),
+        "train-00000-of-00003.parquet",
+    ),
 }
 
 
@@ -344,25 +345,14 @@ def mirror(tmp_path, monkeypatch):
     """A server on this machine with the tiny files, in the place of torchvision's mirrors."""
     from torchvision.datasets import MNIST
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
     folder = tmp_path / "mirror"
     write_idx(folder, zipped=True)
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     resources = [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(folder.iterdir())]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(MNIST, "resources", resources)
-    yield folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with cases.served(folder) as address:
+        monkeypatch.setattr(MNIST, "mirrors", [address])
+        yield folder
 
 
 def test_download_fills_what_is_missing_and_is_not_repeated(mirror, tmp_path, monkeypatch):

@@ -1,0 +1,150 @@
+"""Data sets as tensors on the device, and the order in which an epoch visits them.
+
+Every data set takes one way: found or downloaded, read into bytes, checked against what was published
+(:mod:`wn.data.sources`), whitened where that is configured (:mod:`wn.data.whitening`), divided, scaled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wn.config import Data, UserError
+from wn.data import sources
+from wn.data.formats import Arrays
+
+SPLIT_STATE = 0
+"""Random state of every split: a run's seed never decides which images are trained on."""
+
+DIGITS_TEST_FRACTION = 0.2
+"""The digits come without an official test set."""
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images ``x`` [N, C, H, W], scaled, and their labels ``y`` [N], int64."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits; ``valid`` is empty where nothing is held out."""
+
+    train: Split
+    valid: Split
+    test: Split
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one image."""
+        channels, height, width = self.train.x.shape[1:]
+        return channels, height, width
+
+
+def load(config: Data, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Dataset:
+    """Load a data set, divide it and scale it.
+
+    The splits are stratified by label and always the same. ``digits`` (embedded in scikit-learn, so
+    ``config.root`` is not looked at) gives a fifth of all images to the test; the others keep their
+    official test set. Of the remaining images ``config.train_fraction`` is used; 1 uses all. Of these
+    ``config.valid_fraction`` is held out; 0 trains on all.
+
+    From every pixel the mean of all pixels of the training split is subtracted, and the difference is
+    divided by their standard deviation: two numbers for the whole data set, not two per place. With
+    ``config.whiten`` the images are whitened instead, with the statistics of all official training images
+    whatever the fractions are: they are statistics without labels, and a learning rate is so chosen on
+    the very images that the final run is trained on.
+
+    Args:
+        config: which data set, where its files are, how much of it is used and held out, how it is scaled.
+        device: where the tensors shall live.
+        dtype: floating-point type of the images; whitening is done in float32 whatever it is.
+
+    Raises:
+        UserError: the files are missing, corrupt or of another data set, cannot be downloaded, a fraction
+            leaves a split with fewer images than there are classes, or digits shall be whitened.
+    """
+    rest, test = _digits(config) if config.name == "digits" else sources.official(config)
+    train, valid = (_take(rest, chosen) for chosen in _splits(config, rest.labels))
+    mean, std = (0.0, 1.0) if config.whiten else _moments(train.images)
+
+    def split(part: Arrays) -> Split:
+        # Bytes travel to the device and become floats there: a quarter of the traffic.
+        x = torch.from_numpy(part.images).to(device).to(dtype)
+        return Split(x=x.sub_(mean).div_(std), y=torch.from_numpy(part.labels).to(device))
+
+    return Dataset(split(train), split(valid), split(test), classes=int(np.max(rest.labels)) + 1)
+
+
+def permutation(seed: int, epoch: int, size: int) -> Tensor:
+    """Order in which an epoch visits the training images: int64 [size], on the CPU.
+
+    A pure function of its arguments, so a resumed run needs no state of a loader and every device sees
+    the same order. NumPy's ``SeedSequence`` mixes seed and epoch: neighbouring pairs share nothing.
+
+    >>> sorted(permutation(seed=0, epoch=3, size=4).tolist())
+    [0, 1, 2, 3]
+    """
+    mixed = np.random.SeedSequence(seed, spawn_key=(epoch,))
+    return torch.from_numpy(np.random.default_rng(mixed).permutation(size).astype(np.int64, copy=False))
+
+
+def _take(part: Arrays, chosen: Indices) -> Arrays:
+    return Arrays(part.images[chosen], part.labels[chosen])
+
+
+def _splits(config: Data, labels: Indices) -> tuple[Indices, Indices]:
+    """Which images are trained on, and which are held out."""
+    used = np.arange(len(labels))
+    if config.train_fraction < 1:
+        _, used = _divide(labels, config.train_fraction, "train_fraction")
+    if config.valid_fraction == 0:
+        return used, used[:0]
+    train, valid = _divide(labels[used], config.valid_fraction, "valid_fraction")
+    return used[train], used[valid]
+
+
+def _divide(labels: Indices, fraction: float, setting: str) -> tuple[Indices, Indices]:
+    """The others, and a fraction of all, stratified by label."""
+    try:
+        import sklearn.model_selection  # slow to import, and not needed to say that data are missing
+
+        others, drawn = sklearn.model_selection.train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=SPLIT_STATE
+        )
+    except ValueError:
+        raise UserError(
+            f"data.{setting}={fraction}: both parts need at least one image a class, and there are "
+            f"{len(labels)} images to divide; train_fraction=1 uses all, valid_fraction=0 holds none out"
+        ) from None
+    return others, drawn
+
+
+def _moments(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels, from their histogram: exact in whatever order they come."""
+    counts = torch.bincount(torch.from_numpy(images).flatten(), minlength=256).double()
+    values = torch.arange(256, dtype=torch.float64)
+    mean = (counts @ values) / counts.sum()
+    variance = (counts @ (values - mean).square()) / counts.sum()
+    return mean.item(), variance.sqrt().item()
+
+
+def _digits(config: Data) -> tuple[Arrays, Arrays]:
+    """The embedded digits: grey levels are whole numbers from 0 to 16, which whitening is not meant for."""
+    if config.whiten:
+        raise UserError("data.whiten=true: digits has grey levels of 0 to 16 and is not whitened; give false")
+    import sklearn.datasets  # slow to import
+
+    bunch = sklearn.datasets.load_digits()
+    whole = Arrays(bunch.images[:, None].astype(np.uint8), bunch.target.astype(np.int64))
+    rest, test = _divide(whole.labels, DIGITS_TEST_FRACTION, "test_fraction")
+    return _take(whole, rest), _take(whole, test)
