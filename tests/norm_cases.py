@@ -100,7 +100,7 @@ def make(norm: str, name: str, dtype: torch.dtype = torch.float64, seed: int = 0
     plain, x = make_plain(name, dtype, seed)
     layer = NormalizedLayer(make_plain(name, dtype, seed)[0], **NORMS[norm], **options)
     with torch.no_grad():
-        if "g" in layer._parameters:
+        if layer.has_gain:
             layer.g.mul_(torch.linspace(0.5, -1.5, layer.g.numel(), dtype=dtype))
         for buffer_name, buffer in layer.named_buffers():
             if "running" in buffer_name:
@@ -164,6 +164,8 @@ def reference(case: Case, x: Tensor) -> Tensor:
         w = w / case.spread(case.norms(w))
         if choices["stats"] != "batch":
             w = w * case.spread(layer.g)
+    elif choices["weight"] == "scaled" and choices["stats"] != "batch":
+        w = w * case.spread(layer.g)
     t = pre_activation(case.plain, w, x)
     rows = per_unit(case.plain, t)
     n = len(rows)

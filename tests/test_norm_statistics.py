@@ -121,6 +121,20 @@ def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
         torch.testing.assert_close(layer.running_mean, t.mean(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("stats", ["mean_only", "batch"])
+def test_no_sum_overflows_in_float16(stats: str) -> None:
+    """Its largest number is 65504, and a channel's sum is larger."""
+    torch.manual_seed(0)
+    layer = NormalizedLayer(nn.Linear(8, 4), stats=stats)  # type: ignore[arg-type]
+    x = torch.randn(50_000, 8) + 10
+    with torch.autocast("cpu", torch.float16):
+        y = layer(x)
+    assert layer.bias is not None
+    torch.testing.assert_close(y.float().mean(0), layer.bias, rtol=0, atol=0.01)
+    (cases.ramp(y) * y).float().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in layer.parameters())
+
+
 # 12: the equivalence of section 2.2
 
 

@@ -134,6 +134,8 @@ def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str,
     v, g, w = source
     if not layer.weight_normalized:
         state[prefix + "weight"] = w
+        if layer.weight_choice == "scaled":
+            state[prefix + "g"] = torch.ones_like(layer.g)
     elif g is not None and g.numel() == layer.g.numel() == g.shape[1 if layer.transposed else 0]:
         state[prefix + "v"], state[prefix + "g"] = v, g.flatten()
     else:

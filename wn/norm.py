@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Weight = Literal["plain", "weight_norm"]
+Weight = Literal["plain", "scaled", "weight_norm"]
 Stats = Literal["none", "batch", "mean_only"]
 Init = Literal["default", "data"]
 Correction = Literal["images", "samples"]
@@ -86,26 +86,37 @@ def _nonzero(x: Tensor) -> Tensor:
     return x.masked_fill(x == 0, 1)
 
 
+def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
+    """What autocast gives to a product. (vmap leads convolutions past torch's own.)"""
+    for t in operands:
+        if t is not None and t.dtype == torch.float32 and torch.is_autocast_enabled(t.device.type):
+            t = t.to(torch.get_autocast_dtype(t.device.type))
+        yield t
+
+
 class NormalizedLayer(nn.Module):
     r"""A linear or convolutional layer, normalised.
 
-    With ``t = w * x`` (a matrix product or convolution, ``w = g v / ||v||`` or the plain weight) and
-    mean and variance per output unit over batch and space::
+    With ``t = w * x`` (a matrix product or convolution; w is the plain weight, ``g`` times it, or
+    ``g v / ||v||``) and mean and variance per output unit over batch and space::
 
         stats="none"        y = t + b                                  (equation 1)
         stats="mean_only"   y = t - mean(t) + b                        (section 4, equation 11)
         stats="batch"       y = g (t - mean(t)) / sqrt(var(t) + eps) + b
 
-    With batch statistics the gain acts after them, so that ``w = v / ||v||`` there if both are asked
-    for. In evaluation, running averages stand in for the statistics of the batch.
+    With batch statistics the gain acts after them, so that ``w = v / ||v||`` there, or the plain weight,
+    if both are asked for. In evaluation, running averages stand in for the statistics of the batch.
 
     Parameters: ``v`` (or ``weight``), ``g`` (unless weight and statistics are both plain) and ``bias``
     (where the layer that it replaces has one), the latter two of shape ``[units]``. Buffers:
     ``running_mean`` and ``running_var`` ``[units]``, and ``initialized``, a bool, where ``init="data"``.
+    A scaled weight's ``g`` is a buffer too: it starts at one, and data-dependent initialisation alone
+    sets it. A step of the weight moves w by g times as much, as in the authors' code.
 
     Args:
         layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d`` whose weight, as v, and bias are taken over.
-        weight: ``plain`` or ``weight_norm``. The gain starts at ``||v||``: the function stays the same.
+        weight: ``plain``, ``scaled`` or ``weight_norm``, whose gain starts at ``||v||``. Each starts as the
+            function that it replaces.
         stats: ``none``, ``batch`` or ``mean_only``.
         init: ``data`` leaves gain and bias to :func:`data_dependent_init`.
         eps: added to the variance inside the root.
@@ -120,7 +131,7 @@ class NormalizedLayer(nn.Module):
 
     v: nn.Parameter
     weight: nn.Parameter
-    g: nn.Parameter
+    g: Tensor
     bias: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
@@ -151,7 +162,7 @@ class NormalizedLayer(nn.Module):
             raise TypeError(
                 f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros"
             )
-        self.kind, self.stats, self.init = type(layer), stats, init
+        self.kind, self.weight_choice, self.stats, self.init = type(layer), weight, stats, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
         self.options = {name: getattr(layer, name) for name in _OPERATIONS[self.kind][1]}
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
@@ -163,7 +174,9 @@ class NormalizedLayer(nn.Module):
         else:
             self.weight = source
         norm = self.unit_norm(source.detach())
-        if stats == "batch":
+        if weight == "scaled":
+            self.register_buffer("g", torch.ones_like(norm))
+        elif stats == "batch":
             self.g = nn.Parameter(torch.ones_like(norm))
         elif weight == "weight_norm":
             self.g = nn.Parameter(norm)
@@ -183,26 +196,34 @@ class NormalizedLayer(nn.Module):
     @property
     def weight_normalized(self) -> bool:
         """Whether the weight is ``g v / ||v||``."""
-        return "v" in self._parameters
+        return self.weight_choice == "weight_norm"
+
+    @property
+    def has_gain(self) -> bool:
+        """Whether there is a ``g``, trained or fixed."""
+        return self.weight_choice != "plain" or self.stats == "batch"
 
     def effective_weight(self) -> Tensor:
-        """The weight that the input meets: ``g v / ||v||``, ``v / ||v||`` or the plain weight."""
-        if not self.weight_normalized:
+        """The weight that the input meets: ``g v / ||v||``, ``v / ||v||``, g times the weight or itself."""
+        if self.weight_choice == "plain":
             return self.weight
-        grouped, dims = self._units(self.v)
-        gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.v)
-        return normalized(grouped, dims, gain).reshape(self.v.shape)
+        grouped, dims = self._units(self.direction)
+        gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.direction)
+        w = normalized(grouped, dims, gain) if self.weight_normalized else gain * grouped
+        return w.reshape(self.direction.shape)
 
     def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
         """``w_norm`` and, where v or g exist, ``v_norm``, ``g`` and ``ratio`` = g/||v||, each ``[units]``.
 
-        ``w`` spares the work where the effective weight is known.
+        ``w`` spares the work where the effective weight is known. Of a scaled weight, ``v_norm`` is the
+        norm before the factor.
         """
         norms = {"w_norm": self.unit_norm(self.effective_weight() if w is None else w)}
-        if "g" in self._parameters:
+        if self.has_gain:
             norms["g"] = self.g
+        if self.weight_choice != "plain":
+            norms["v_norm"] = self.unit_norm(self.direction)
         if self.weight_normalized:
-            norms["v_norm"] = self.unit_norm(self.v)
             norms["ratio"] = self.g / _nonzero(norms["v_norm"])
         return norms
 
@@ -218,26 +239,43 @@ class NormalizedLayer(nn.Module):
         """``w * x``, and the bias with it where no statistics come between."""
         operation, _ = _OPERATIONS[self.kind]
         bias = self.bias if self.stats == "none" else None
-        return operation(x, self.effective_weight(), bias, **self.options)
+        return operation(*_autocast(x, self.effective_weight(), bias), **self.options)
 
     def _forward(self, x: Tensor, track: bool) -> Tensor:
         t = self._product(x)
         if self.stats == "none":
             return t
-        samples, dims = t.to(self.running_mean.dtype), self._sample_dims(t)
-        mean = samples.mean(dims) if self.training else self.running_mean
-        y = samples - self._broadcast(mean)
+        return self._center(t, track) if self.stats == "mean_only" else self._standardize(t, track)
+
+    def _center(self, t: Tensor, track: bool) -> Tensor:
+        mean = self._mean(t) if self.training else self.running_mean
         if track:
             self._average(self.running_mean, mean)
-        if self.stats == "batch":
-            variance = (y * y).mean(dims) if self.training else self.running_var
-            y = y * self._broadcast(self.g * torch.rsqrt(variance + self.eps))
-            if track:
-                n = len(t) if self.correction == "images" else t.numel() // mean.numel()
-                self._average(self.running_var, variance * (n / max(n - 1, 1)))
-        if self.bias is not None:
-            y = y + self._broadcast(self.bias)
-        return y.to(t.dtype)
+        shift = -mean if self.bias is None else self.bias - mean
+        return t + self._broadcast(shift).to(t.dtype)
+
+    def _mean(self, t: Tensor) -> Tensor:
+        """The mean per unit, in the parameters' precision. A sum of zeros carries its gradient, in t's type:
+        one pass over t, where a mean of a widened t takes four."""
+        dims = self._sample_dims(t)
+        mean = t.detach().mean(dims, dtype=self.running_mean.dtype)
+        return mean + (t - t.detach()).sum(dims) * (mean.numel() / t.numel())
+
+    def _standardize(self, t: Tensor, track: bool) -> Tensor:
+        """Batch normalisation by torch's fused kernel, whose statistics are float32 for a bfloat16 t."""
+        samples = t.flatten(0, -2) if self.kind is nn.Linear else t
+        if t.dtype != self.g.dtype and torch._C._functorch.is_batchedtensor(t):
+            samples = samples.to(self.g.dtype)  # torch's rule for vmap would take them in bfloat16
+        fixed_mean, fixed_var = (None, None) if self.training else (self.running_mean, self.running_var)
+        y, mean, inverse_root = torch.native_batch_norm(
+            samples, self.g, self.bias, fixed_mean, fixed_var, self.training, 0.0, self.eps
+        )
+        if track:
+            n = len(t) if self.correction == "images" else t.numel() // mean.numel()
+            variance = inverse_root**-2 - self.eps
+            self._average(self.running_mean, mean)
+            self._average(self.running_var, variance * (n / max(n - 1, 1)))
+        return y.view_as(t).to(t.dtype)
 
     def _average(self, running: Tensor, newest: Tensor) -> None:
         """Move a running average in place (vmap has no rule for ``lerp_``)."""
@@ -256,7 +294,7 @@ class NormalizedLayer(nn.Module):
         rounding = 8 * torch.finfo(t.dtype).eps * t.abs().amax(dims)
         varies = t.to(dtype).std(dims, correction=0) > rounding
         sigma = torch.where(varies, sigma, torch.ones_like(sigma))
-        if "g" in self._parameters:
+        if self.has_gain:
             self.g.div_(sigma)
         else:
             self.scale_units(self.weight, 1 / sigma)
@@ -302,9 +340,10 @@ class NormalizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The choices that were made."""
-        weight = "weight_norm" if self.weight_normalized else "plain"
         shape = "x".join(map(str, self.direction.shape))
-        return f"{self.kind.__name__} {shape}, weight={weight}, stats={self.stats}, init={self.init}"
+        return (
+            f"{self.kind.__name__} {shape}, weight={self.weight_choice}, stats={self.stats}, init={self.init}"
+        )
 
 
 def normalized_layers(model: nn.Module) -> dict[str, NormalizedLayer]:

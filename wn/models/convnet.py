@@ -1,0 +1,70 @@
+"""The convolutional network of section 5.1, as the authors' code has it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wn.config import ConvNet, UserError
+from wn.models.draw import drawn
+from wn.noise import Dropout, GaussianNoise
+
+SLOPE = 0.1
+"""Of the leaky ReLU behind every layer but the logits."""
+
+SMALLEST = 12
+"""Side of the smallest image: two poolings leave the 3x3 places that the valid convolution needs."""
+
+
+class ChannelsLast(nn.Module):
+    """The same numbers, the channels of a place side by side in memory.
+
+    What follows keeps the layout. Convolutions in bfloat16 are fastest in it, on the CPU and the GPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [batch, channels, height, width]``. (vmap has no rule for ``memory_format``.)"""
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def build_convnet(config: ConvNet, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """``[batch, channels, height, width]`` to logits ``[batch, classes]``.
+
+    Noise; two blocks of 3x3 convolutions, each followed by 2x2 max-pooling and dropout; a block of one
+    valid 3x3 convolution and 1x1 convolutions; the mean over all places; a linear layer. A block has
+    ``config.depth`` convolutions, of ``config.width`` channels in the first and twice as many in the
+    others. Weights are drawn by ``config.draw`` (:func:`wn.models.draw.drawn`); biases are zero.
+    """
+    network = nn.Sequential()
+    if config.noise:
+        network.add_module("noise", GaussianNoise(config.noise))
+    network.add_module("channels_last", ChannelsLast())
+    kernels = [(3, 1)] * 2 * config.depth + [(3, 0)] + [(1, 0)] * (config.depth - 1)
+    inputs = shape[0]
+    for i, (size, padding) in enumerate(kernels, start=1):
+        block, place = divmod(i - 1, config.depth)
+        width = config.width if block == 0 else 2 * config.width
+        network.add_module(f"conv{i}", drawn(nn.Conv2d(inputs, width, size, padding=padding), config.draw))
+        network.add_module(f"activation{i}", nn.LeakyReLU(SLOPE))
+        if block < 2 and place == config.depth - 1:
+            network.add_module(f"pool{block + 1}", nn.MaxPool2d(2))
+            if config.dropout:
+                network.add_module(f"dropout{block + 1}", Dropout(config.dropout))
+        inputs = width
+    network.add_module("mean", nn.AdaptiveAvgPool2d(1))
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("logits", drawn(nn.Linear(inputs, classes), config.draw))
+    return network
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse images that the network's two poolings and its valid convolution leave nothing of.
+
+    Raises:
+        UserError: an image of ``shape`` (channels, height, width) is smaller than 12x12.
+    """
+    _, height, width = shape
+    if min(height, width) < SMALLEST:
+        raise UserError(
+            f"model=convnet: needs images of {SMALLEST}x{SMALLEST} or more, and these have {height}x{width}; "
+            "take other data, or model=mlp"
+        )
