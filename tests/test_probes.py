@@ -27,7 +27,7 @@ def layer(seed: int = 0, **choices: str) -> nn.Module:
     model = normalize(nn.Sequential(nn.Linear(2, 3)), **choices).double()
     with torch.no_grad():
         model[0].direction.copy_(V * (1 + seed))  # type: ignore[index]
-        if "g" in model[0]._parameters:  # type: ignore[index]
+        if model[0].has_gain:  # type: ignore[index]
             model[0].g.copy_(G)  # type: ignore[index]
     return model
 
@@ -204,6 +204,8 @@ class Watcher:
         assert status == "finished"
 
     def on_checkpoint(self, state: dict[str, Any]) -> None: ...
+
+    def stop(self, done: int, total: int) -> None: ...
 
     trainer: Trainer
 

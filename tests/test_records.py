@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from wn import records
-from wn.config import Config, UserError, parse
+from wn.config import LATER, Config, UserError, parse
 from wn.records import Record, adopt, read_experiment, read_rows, to_json, write_atomically
 
 REPOSITORY = Path(__file__).parent.parent
@@ -94,13 +94,21 @@ def test_run_id_is_the_hash_of_what_decides_the_numbers() -> None:
         {"runs_dir": "/elsewhere"},
         {"experiment_name": "other"},
         {"data": {"root": "/data", "download": False}},
-        {"trainer": {"device": "cuda:1"}},
+        {"trainer": {"device": "cuda:1", "deterministic": True, "max_minutes": 9.5}},
         {"trainer": {"progress": False, "checkpoint_every": 3, "probe_every": 7}},
         {"tracking": {"mode": "offline", "project": "p", "entity": "e"}},
     ],
 )
 def test_where_a_run_happens_is_no_part_of_its_identity(where: dict[str, Any]) -> None:
     assert parse(where).run_id == Config().run_id
+
+
+@pytest.mark.parametrize(("section", "key"), [(s, key) for s, keys in LATER.items() for key in keys])
+def test_a_later_setting_enters_the_identity_where_it_is_used_alone(section: str, key: str) -> None:
+    before = LATER[section][key]
+    config = parse({section: {key: before}})
+    assert config.model_dump()[section][key] == before
+    assert key not in config.identity()[section]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,8 @@ def test_where_a_run_happens_is_no_part_of_its_identity(where: dict[str, Any]) -
         {"model": {"dropout": 0.5}},
         {"data": {"name": "mnist"}},
         {"data": {"valid_fraction": 0.1}},
+        {"data": {"train_fraction": 0.1}},
+        {"data": {"whiten": True}},
         {"trainer": {"epochs": 31}},
         {"trainer": {"batch_size": 50}},
         {"trainer": {"init_batch_size": 100}},
@@ -278,7 +288,7 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) 
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", none)
-    assert records._git_state() == {"commit": None, "dirty": None}
+    assert records.git_state() == {"commit": None, "dirty": None}
 
 
 # Locks

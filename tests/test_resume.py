@@ -29,7 +29,6 @@ from sweep_cases import (
     train_until,
 )
 
-from wn import run, sweep
 from wn.config import Config
 from wn.records import Record, Row
 from wn.sweep import train_sweep
@@ -145,54 +144,6 @@ def test_other_members_at_the_second_call_change_nothing(tmp_path: Path) -> None
     assert not train_until(25, stack_of_three(tmp_path / "cut"))
     train_sweep(stack_of_three(tmp_path / "cut"), members=1)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [b"", b"\0" * 100, b"part", {}, {"trainer": {"step": 4, "alive": [0, 1, 2]}, "seconds": 1.0}],
-    ids=["empty", "zeros", "part", "nothing in it", "no parameters in it"],
-)
-def test_a_damaged_checkpoint_is_trained_anew(
-    tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    train_sweep(stack_of_three(tmp_path / "whole"))
-    folder = tmp_path / "cut"
-    at = 0
-    while not list(folder.rglob("*.pt")):
-        at += 1
-        assert not train_until(at, stack_of_three(folder))
-    (checkpoint,) = folder.rglob("*.pt")
-    if damage == b"part":
-        checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
-    elif isinstance(damage, bytes):
-        checkpoint.write_bytes(damage)
-    else:
-        torch.save(damage, checkpoint)
-    assert_resumed(folder, stack_of_three(folder), outcome(tmp_path / "whole"))
-    assert "start anew" in caplog.text
-
-
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    folder = tmp_path / "cut"
-    assert not train_until(0, stack_of_three(folder))
-    bait = tmp_path / "bait"
-    stack = sweep._stacks(stack_of_three(folder), None)[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Session, "train", lambda session: paths.append(session.checkpoint))
-        paths: list[Path] = []
-        run.train_stack(stack)
-    paths[0].parent.mkdir(exist_ok=True)
-    torch.save(_Trap(bait), paths[0])
-    train_sweep(stack_of_three(folder))
-    assert not bait.exists()
-
-
-class _Trap:
-    def __init__(self, bait: Path) -> None:
-        self.bait = bait
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.bait),)
 
 
 # Several processes

@@ -98,6 +98,13 @@ def test_stacks_are_of_nearly_equal_size(tmp_path: Path, members: int | None, si
     assert sorted(c.seed for stack in stacks for c in stack) == list(range(7))
 
 
+def test_stacks_are_trained_in_the_order_of_the_sweep(tmp_path: Path) -> None:
+    configs = [tiny(tmp_path, norm, seed=seed) for seed in (0, 1) for norm in NORMS]
+    alone = sweep._stacks(configs, 1)
+    assert [stack[0] for stack in alone] == configs
+    assert [stack[0] for stack in sweep._stacks(configs)] == configs[: len(NORMS)]
+
+
 def test_only_numbers_differ_within_a_stack(tmp_path: Path) -> None:
     configs = [
         tiny(tmp_path, norm, lr, trainer={"batch_size": batch})

@@ -213,6 +213,23 @@ def test_a_failed_run_is_marked_as_failed() -> None:
     assert codes == [1]
 
 
+def test_a_stopped_run_is_marked_as_preempted_and_goes_on() -> None:
+    record = trained(epochs=1, status="running")
+    tracking.open_live(record, OFFLINE).pause()
+    kinds = [r.WhichOneof("record_type") for r in read_back(offline_runs()[0])]
+    assert kinds.count("preempting") == kinds.count("exit") == 1
+    assert not (record.folder / "tracking.json").exists()
+    tracking._link.cache_clear()
+    live = tracking.open_live(record, OFFLINE)
+    live.log(*rows(2))
+    record.append(*rows(2))
+    record.save(status="finished")
+    live.finish(record)
+    (whole,) = (h for path in offline_runs() if 20 in (h := history(path)))
+    assert whole == expected(record)
+    assert state(record) == "offline"
+
+
 def test_bulk_mixes_nothing_up() -> None:
     many = [trained(seed, epochs=1 + seed % 4) for seed in range(24)]
     tracking.mirror_all(many, OFFLINE)
@@ -257,8 +274,9 @@ def test_an_experiment_is_published_from_its_records(monkeypatch: pytest.MonkeyP
     assert not sent
     (Path("runs") / "lr_robustness_digits").mkdir()
     tracking.publish("lr_robustness_digits", Path("runs"), OFFLINE)
-    ((experiment, curves, figures, to, folder),) = sent
+    ((experiment, curves, figures, to, folder, axes),) = sent
     assert (experiment, to, folder) == ("lr_robustness_digits", OFFLINE, Path("runs"))
+    assert axes == ("lr", "error", "norm")
     assert curves == report.build(experiment, Path("runs"), Path("elsewhere")).curves
     assert figures == []  # no run is done
 
@@ -574,8 +592,9 @@ def test_online_run_arrives_once_and_tells_no_more_than_it_must(
 ) -> None:
     record = trained(epochs=1, status="running")
     live = tracking.open_live(record, Tracking())
-    live.finish(record)  # cut short
+    live.pause()
     assert arrived(server, record) == expected(record)
+    assert not (record.folder / "tracking.json").exists()  # it is not all there
 
     for epoch in (2, 3):
         record.append(*rows(epoch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import re
@@ -14,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from sweep_cases import Killed, outcome
 from train_cases import REPOSITORY, SHORT, SWEEP, Call, Result, records
 
 from wn import experiments
 from wn.config import parse
+from wn.launcher import config_of
 from wn.trainer import Trainer
 
 # Everyday commands
@@ -95,6 +98,18 @@ def test_an_experiment_narrowed_by_overrides(call: Call, tmp_path: Path) -> None
     mine = records(tmp_path / "runs/mine")
     assert len(mine) == 2
     assert mine.keys() < found.keys()
+
+
+@pytest.mark.parametrize("norm", experiments.load("lr_robustness_digits").grid["norm"])
+def test_committed_rows_are_found_by_their_settings(norm: str) -> None:
+    """Whatever settings have come since: a new one at its default is no part of an old run's identity."""
+    rows = csv.DictReader((REPOSITORY / "results/lr_robustness_digits/runs.csv").read_text().splitlines())
+    row = next(row for row in rows if row["norm"] == norm and row["seed"] == "2")
+    experiment = experiments.load("lr_robustness_digits")
+    settings = experiment.fixed | {key: row[key] for key in experiment.grid}
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base=None):
+        tree = compose("train", [f"{key}={value}" for key, value in settings.items()])
+    assert config_of(tree).run_id == row["run_id"]
 
 
 def test_the_switch_may_stand_anywhere(call: Call, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ MISTAKES = {
     # unknown keys: the nearest one
     "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'?",
     "optm.lr=1": "optm(.lr)?: unknown key; did you mean 'optim'?",
+    "model.depth=2": "model.depth: a key of model=convnet alone",
+    "+model.depth=2": "model.depth: a key of model=convnet alone",
+    "model=convnet": "model.widths: a key of model=mlp alone",
+    "model.wdths=[4]": "model.wdths: unknown key; did you mean 'widths'?",
+    "+model.foo=1": "model.foo: unknown key; known: activation, .*, widths",
     "+optim.foo=1": "optim.foo: unknown key; known: .*lr, momentum",
     "sede=1": "sede: unknown key; did you mean 'seed'?",
     "+epochs=3": "epochs: unknown key; did you mean trainer.epochs?",
@@ -32,7 +37,7 @@ MISTAKES = {
     "norm=weight_nrm": "norm=weight_nrm: no such preset; did you mean 'weight_norm'?",
     "+experiment=nope": "experiment=nope: no such preset; known: .*lr_robustness_digits",
     "+experiment=lr_robustnes_digits": "no such preset; did you mean 'lr_robustness_digits'?",
-    "data=imagenet": "data=imagenet: no such preset; known: digits, fashion_mnist, mnist",
+    "data=imagenet": "data=imagenet: no such preset; known: cifar10, digits, fashion_mnist, mnist",
     "optim=3": "a group takes the name of a preset",
     "hydra/launcher=stackd": "hydra/launcher=stackd: no such preset; did you mean 'stacked'?",
     # values: what they should be
@@ -48,7 +53,8 @@ MISTAKES = {
     "optim.lr=0 seed=-1": "optim.lr=0: .*; seed=-1: Input should be greater than or equal to 0",
     "seed=99999999999999999999": "seed=9+: Input should be less than",
     "trainer.epochs=0": "trainer.epochs=0: Input should be greater than 0",
-    "trainer.precision=float16": "trainer.precision=float16: Input should be 'float32', 'bfloat16' or ",
+    "trainer.precision=float16": "trainer.precision=float16: Input should be 'float32', 'tf32', .*'float64'",
+    "model.name=cnn": "model.name=cnn: should be one of 'mlp', 'convnet'",
     "model.activation=gelu": "model.activation=gelu: Input should be 'relu', .*or 'tanh'",
     "model.widths=[8,0]": "model.widths.1=0: Input should be greater than 0",
     "experiment_name=../up": "experiment_name=../up: String should match",
@@ -57,7 +63,7 @@ MISTAKES = {
     "trainer.batch_size=5000": "trainer.batch_size=5000: larger than the 1149 training images; give less",
     "trainer.device=cuda": "trainer.device=cuda: not available here; take trainer.device=auto, or cpu",
     "trainer.device=nowhere": "trainer.device=nowhere: not available here",
-    "data.valid_fraction=0.9999": "data.valid_fraction=0.9999: .*; give 0 to hold none out",
+    "data.valid_fraction=0.9999": "data.valid_fraction=0.9999: .* valid_fraction=0 holds none out",
     "data=mnist data.root=missing": r"data.root=missing: no such folder; create it and .*data.download=true",
     "data=mnist data.root=empty data.download=false": "data.root=empty: no complete MNIST there; .*parquet",
     "data=mnist data.root=corrupt": "corrupt/.*: cannot be read .*; move that away",
@@ -158,7 +164,7 @@ def test_one_bad_value_of_many_refuses_the_sweep(
 @pytest.mark.parametrize("members", ["0", "-1", "abc", "1.5"])
 def test_a_number_of_members_that_is_none(call: Call, tmp_path: Path, members: str) -> None:
     result = call(f"-m seed=0,1 hydra/launcher=stacked hydra.launcher.members={members}")
-    assert_refused(result, f"hydra.launcher.members={members}: should be a positive number", tmp_path)
+    assert_refused(result, f"hydra.launcher.members={members}: should be a positive whole number", tmp_path)
 
 
 def test_several_values_without_the_switch(call: Call, tmp_path: Path) -> None:

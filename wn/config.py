@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 
@@ -30,6 +30,10 @@ class Section(pydantic.BaseModel):
 
 Probability = pydantic.Field(default=0.0, ge=0, lt=1)
 
+Draw = Literal["he", "paper", "glorot"]
+"""Law of the initial weights: He's normal(0, sqrt(2/fan_in)), the paper's normal(0, 0.05), or Glorot's
+uniform of variance 2/(fan_in + fan_out), which the authors' code leaves the plain weights at."""
+
 
 class MLP(Section):
     """A multilayer perceptron; ``widths`` are its hidden layers."""
@@ -41,14 +45,32 @@ class MLP(Section):
     """Standard deviation of the Gaussian noise on the input."""
     dropout: float = Probability
     """Probability of dropping a hidden activation."""
-    draw: Literal["he", "paper"] = "he"
-    """Law of the initial weights: He's normal(0, sqrt(2/fan_in)) or the paper's normal(0, 0.05)."""
+    draw: Draw = "he"
+
+
+class ConvNet(Section):
+    """The network of section 5.1: three blocks of convolutions, the last of which ends 1x1."""
+
+    name: Literal["convnet"] = "convnet"
+    width: pydantic.PositiveInt = 96
+    """Channels of the first block; the others have twice as many."""
+    depth: pydantic.PositiveInt = 3
+    """Convolutions in a block."""
+    noise: float = pydantic.Field(default=0.15, ge=0)
+    """Standard deviation of the Gaussian noise on the input."""
+    dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
+    """Probability of dropping an activation after each pooling."""
+    draw: Draw = "paper"
+
+
+Model = MLP | ConvNet
+"""The architectures; ``name`` tells which one."""
 
 
 class Norm(Section):
     """Three independent choices; a preset of the group ``norm`` is a named combination."""
 
-    weight: Literal["plain", "weight_norm"] = "plain"
+    weight: Literal["plain", "scaled", "weight_norm"] = "plain"
     stats: Literal["none", "batch", "mean_only"] = "none"
     init: Literal["default", "data"] = "default"
     eps: pydantic.PositiveFloat = 1e-6
@@ -69,22 +91,29 @@ PRESETS = {
     ("plain", "none", "default"): "none",
     ("plain", "none", "data"): "none_init",
     ("plain", "batch", "default"): "batch_norm",
+    ("scaled", "none", "data"): "scaled_init",
     ("weight_norm", "none", "default"): "weight_norm",
     ("weight_norm", "none", "data"): "weight_norm_init",
     ("plain", "mean_only", "default"): "mean_only_bn",
+    ("plain", "mean_only", "data"): "mean_only_bn_init",
     ("weight_norm", "mean_only", "default"): "weight_norm_mean_only_bn",
+    ("weight_norm", "mean_only", "data"): "weight_norm_mean_only_bn_init",
 }
 
 
 class Data(Section):
     """A data set, how much of it is trained on, and how it is scaled."""
 
-    name: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
     root: str | None = None
     """Folder with the files; where it is decides no number, so it is no part of a run's identity."""
     download: bool = True
+    train_fraction: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """Share of the training images that are used at all, stratified by label: for small experiments."""
     valid_fraction: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    """Share of the training images held out, stratified by label, to choose a learning rate on."""
+    """Share of these held out, stratified by label, to choose a learning rate on."""
+    whiten: bool = False
+    """ZCA whitening as in the authors' code (wn/data/whitening.py) instead of one mean and one scale."""
 
 
 class Optim(Section):
@@ -114,13 +143,22 @@ class Trainer(Section):
     batch_size: pydantic.PositiveInt = 100
     init_batch_size: pydantic.PositiveInt = 500
     """Images of the data-dependent initialisation."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    """tf32 rounds the factors of a GPU's products and is float32 elsewhere; bfloat16 is autocast."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cuda, cuda:1, mps or cpu."""
     probe_every: pydantic.PositiveInt = 10
     """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ..."""
     checkpoint_every: pydantic.PositiveInt = 10
-    """Epochs between two checkpoints."""
+    """Epochs between two checkpoints; there is one every minute as well."""
+    max_minutes: pydantic.PositiveFloat | None = None
+    """Of the whole command, all its runs together: then it stops with a checkpoint and exit status 75."""
+    deterministic: bool = False
+    """On a GPU, the same operation gives the same bits each time, which costs speed; a CPU's always do."""
+    compile: bool = False
+    """Have torch compile the whole step: a minute at the start, and about twice the speed after it."""
+    cuda_graph: bool = True
+    """On a GPU, replay the step as one graph."""
     progress: bool = True
 
 
@@ -136,7 +174,7 @@ class Tracking(Section):
 class Config(Section):
     """Everything that one run is."""
 
-    model: MLP = MLP()
+    model: Model = pydantic.Field(default=MLP(), discriminator="name")
     norm: Norm = Norm()
     data: Data = Data()
     optim: Optim = Optim()
@@ -146,9 +184,18 @@ class Config(Section):
     experiment_name: str = pydantic.Field(default="adhoc", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     runs_dir: str = pydantic.Field(default="runs", min_length=1)
 
+    @pydantic.field_validator("model", mode="before")
+    @classmethod
+    def _name_the_model(cls, model: Any) -> Any:
+        """Settings without a name are the default model's."""
+        return {"name": MLP().name, **model} if isinstance(model, dict) else model
+
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, as plain data: not where the run happened, nor who watched it."""
         whole = self.model_dump(mode="json")
+        for section, settings in LATER.items():
+            kept = {k: v for k, v in whole[section].items() if k not in settings or v != settings[k]}
+            whole[section] = kept
         data = {k: v for k, v in whole["data"].items() if k not in ("root", "download")}
         deciding = ("epochs", "batch_size", "init_batch_size", "precision")
         trainer = {k: whole["trainer"][k] for k in deciding}
@@ -182,6 +229,12 @@ STACKABLE = {
 }
 """Numbers, beside the seed, in which a stack's members may differ: no shape or branch depends on them."""
 
+LATER: dict[str, dict[str, Any]] = {
+    "data": {"train_fraction": 1.0, "whiten": False},
+}
+"""Settings that came after schema 1, with the value that means what was meant before there was a choice.
+At that value they are no part of a run's identity, so that the runs of before keep theirs."""
+
 
 def parse(tree: dict[str, Any]) -> Config:
     """Check a plain dictionary and return the configuration.
@@ -197,14 +250,19 @@ def parse(tree: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise UserError("; ".join(_explain(e, tree) for e in error.errors())) from None
+        raise UserError("; ".join(map(_explain, error.errors()))) from None
 
 
-def _explain(error: Any, tree: dict[str, Any]) -> str:
+def _explain(error: Any) -> str:
     """One of pydantic's findings in one line."""
-    key = ".".join(str(part) for part in error["loc"])
+    section, *rest = map(str, error["loc"])
+    if section == "model":
+        rest = rest[1:]  # which model it is comes first
+    key = ".".join([section, *rest])
     if error["type"] == "extra_forbidden":
         return explain_key(key)
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.name={error['ctx']['tag']}: should be one of {error['ctx']['expected_tags']}"
     return f"{key}={error['input']}: {error['msg']}"
 
 
@@ -213,6 +271,8 @@ def explain_key(key: str) -> str:
 
     >>> explain_key("optim.lrr")
     "optim.lrr: unknown key; did you mean 'lr'?"
+    >>> explain_key("model.depth")
+    'model.depth: a key of model=convnet alone'
     """
     section: Any = Config
     for part in key.split("."):
@@ -222,13 +282,18 @@ def explain_key(key: str) -> str:
             if section is Config and owners:
                 return f"{key}: unknown key; did you mean {' or '.join(f'{o}.{part}' for o in owners)}?"
             return f"{key}: unknown key{nearest(part, list(fields))}"
+        models = [model for model in get_args(section) if part in _fields(model)]
+        if len(models) < len(get_args(section)):
+            return f"{key}: a key of model={' or '.join(model().name for model in models)} alone"
         section = fields[part].annotation
     return f"{key}: the chosen preset does not set it; to set it, write +{key}=..."
 
 
 def _fields(section: Any) -> dict[str, Any]:
-    """A section's fields; none where it is no section but a value."""
-    fields: dict[str, Any] = getattr(section, "model_fields", {})
+    """The fields of a section, or of all that it may be; none where it is no section but a value."""
+    fields: dict[str, Any] = dict(getattr(section, "model_fields", {}))
+    for model in get_args(section):
+        fields |= _fields(model)
     return fields
 
 

@@ -159,7 +159,7 @@ class Record:
             status="running",
             config=public_config(config),
             stack=stack,
-            engine={"stack_size": len(stack), "compiled": False},
+            engine={"stack_size": len(stack), "compiled": config.trainer.compile},
             provenance=provenance(device),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -219,7 +219,7 @@ def provenance(device: str) -> Row:
     """Which code, which packages, what kind of machine: never its name, its user or its paths."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")
     return {
-        **_git_state(),
+        **git_state(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -236,7 +236,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git_state() -> Row:
+def git_state() -> Row:
     """Commit, and whether what decides the numbers differs from it; None outside a checkout."""
 
     def git(*words: str) -> str | None:

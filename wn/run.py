@@ -8,9 +8,8 @@ in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
 import logging
+import os
 import re
 import time
 import traceback
@@ -21,9 +20,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from wn import data, records, tracking
+from wn import data, memory, models, records, tracking
+from wn.checkpoints import Checkpoints
 from wn.config import Config, Data
 from wn.records import Record, Row
+from wn.stops import Stopped, Watch
 from wn.trainer import DTYPES, Trainer, pick_device, steps_per_epoch
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,10 @@ def check(configs: Iterable[Config]) -> None:
     """Refuse runs that cannot be trained here, before any of them is.
 
     Raises:
-        UserError: there is no such device, the data cannot be had, or a batch is larger than they are.
+        UserError: there is no such device, the data cannot be had, or are too few or too small.
     """
-    for config in {(c.data, c.trainer): c for c in configs}.values():
-        _prepare(config)
+    for config in {(c.model, c.data, c.trainer): c for c in configs}.values():
+        prepare(config)
 
 
 def train_stack(configs: Sequence[Config], resuming: bool = False) -> None:
@@ -52,6 +53,7 @@ def train_stack(configs: Sequence[Config], resuming: bool = False) -> None:
 
     Raises:
         UserError: the configurations cannot be trained here; no record says otherwise.
+        Stopped: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
     with ExitStack() as claims:
         members = []
@@ -64,7 +66,10 @@ def train_stack(configs: Sequence[Config], resuming: bool = False) -> None:
             elif resuming:
                 return
         if any(not record.done for _, record in members):
-            _Session(members).train()
+            with Watch(configs[0].trainer.max_minutes) as watch:
+                if stop := watch.stop(f"before {title(configs)}"):
+                    raise stop
+                _Session(members, watch).train()
 
 
 class RunFailed(Exception):
@@ -87,18 +92,40 @@ def conclude(record: Record) -> float:
     return float("nan") if loss is None else float(loss)
 
 
-def _prepare(config: Config) -> tuple[torch.device, data.Dataset]:
-    """Device and data of a run, once it is clear that it can be trained on them."""
+def prepare(config: Config) -> tuple[torch.device, data.Dataset]:
+    """Device and data of a run, once it is clear that it can be trained on them.
+
+    Raises:
+        UserError: it cannot.
+    """
+    memory.keep_freed_memory()
     device = pick_device(config.trainer.device)
+    _be_deterministic(config.trainer.deterministic)
+    round_products(config.trainer.precision == "tf32")
     dataset = _load(config.data, device, DTYPES[config.trainer.precision])
+    models.check(config.model, dataset.shape)
     steps_per_epoch(config, dataset)
     return device, dataset
+
+
+def _be_deterministic(wanted: bool) -> None:
+    """Have torch take the operations that give the same bits each time, and refuse those that cannot."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    if wanted != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted)
+
+
+def round_products(wanted: bool) -> None:
+    """Let a GPU round the factors of products in float32, or not: torch would for convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
 
 
 class _Session:
     """One stack being trained: the trainer's observer, and the scribe of its members' records."""
 
-    def __init__(self, members: list[tuple[Config, Record]]) -> None:
+    def __init__(self, members: list[tuple[Config, Record]], watch: Watch) -> None:
+        self.watch = watch
         self.configs = [config for config, _ in members]
         self.records = [record for _, record in members]
         self.config = self.configs[0]
@@ -106,40 +133,44 @@ class _Session:
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
         self.live: tracking.Live | None = None
-        self.checkpoint = self._checkpoint_of([config.run_id for config in self.configs])
+        self.ids = [config.run_id for config in self.configs]
+        self.checkpoints = self._checkpoints_of(self.ids)
 
-    def _checkpoint_of(self, ids: list[str]) -> Path:
-        """Where the checkpoint of a stack lies."""
-        name = ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
-        return Path(self.config.runs_dir) / self.config.experiment_name / "stacks" / f"{name}.pt"
+    def _checkpoints_of(self, ids: list[str]) -> Checkpoints:
+        """The checkpoints of a stack of this experiment."""
+        return Checkpoints(Path(self.config.runs_dir) / self.config.experiment_name / "stacks", ids)
 
     def train(self) -> None:
-        """Train to the end; an exception ends the members that are open as ``failed``."""
-        device, dataset = _prepare(self.config)
-        self._begin(_device_name(device))
+        """Train to the end, or to a stop; an exception ends the members that are open as ``failed``."""
+        device, dataset = prepare(self.config)
+        self._begin(device_name(device))
         try:
             trainer = Trainer(self.configs, dataset, device, self)
             self._resume(trainer)
             self._run(trainer)
+        except Stopped:
+            if self.live is not None:
+                self.live.pause()
+            raise
         except Exception as error:
             self._fail(error)
         else:
-            self.checkpoint.unlink(missing_ok=True)
+            self.checkpoints.remove()
         if self.live is not None:
             self.live.finish(self.records[0])
 
     def _begin(self, device: str) -> None:
-        """Name the stack in its members' records.
+        """Name the stack and the device in its members' records.
 
         One that was cut short in another stack leaves that for good: its rows are this one's from here
         on, so the other, if it goes on, has to start anew and its checkpoint goes.
         """
-        ids = [config.run_id for config in self.configs]
+        self.devices = [device]
         for i in sorted(self.open):
-            left = self.records[i].content.get("stack", ids)
-            if left != ids:
-                self._checkpoint_of(left).unlink(missing_ok=True)
-            self.records[i].begin(self.configs[i], ids, device)
+            left = self.records[i].content.get("stack", self.ids)
+            if left != self.ids:
+                self._checkpoints_of(left).remove()
+            self.records[i].begin(self.configs[i], self.ids, device)
 
     def _run(self, trainer: Trainer) -> None:
         """Run the trainer under a progress bar; a run alone is copied to W&B as it goes."""
@@ -152,18 +183,22 @@ class _Session:
             trainer.run()
 
     def _resume(self, trainer: Trainer) -> None:
-        """Go on from the checkpoint where there is one, else from the beginning."""
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            self.started -= state["seconds"]
-            trainer.restore(state["trainer"])
+        """Go on from the newest checkpoint that is whole, else from the beginning."""
+
+        def go_on(content: Row) -> None:
+            seconds, devices = float(content["seconds"]), [*content["devices"], *self.devices]
+            trainer.restore(content["trainer"])
+            self.started -= seconds
+            self.devices = list(dict.fromkeys(devices))
             log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
-        except FileNotFoundError:
-            pass
-        except Exception as error:
-            log.warning("%s: damaged (%s); its runs start anew", self.checkpoint, type(error).__name__)
+
+        self.checkpoints.restore(go_on)
         for i in self.open:
             self.records[i].rewind(trainer.step if trainer.step else -1)
+
+    def stop(self, done: int, total: int) -> Stopped | None:
+        """The stop that a signal or the clock asks for."""
+        return self.watch.stop(f"{title(self.configs)}, step {done} of {total}")
 
     def on_step(self, done: int, total: int) -> None:
         """Move the progress bar."""
@@ -195,10 +230,8 @@ class _Session:
     def on_checkpoint(self, state: Row) -> None:
         """Write the rows, then the state that stands behind them."""
         self._flush()
-        content = io.BytesIO()
-        torch.save({"trainer": state, "seconds": time.monotonic() - self.started}, content)
-        self.checkpoint.parent.mkdir(exist_ok=True)
-        records.write_atomically(self.checkpoint, content.getvalue())
+        seconds = time.monotonic() - self.started
+        self.checkpoints.save({"trainer": state, "seconds": seconds, "devices": self.devices})
 
     def _fail(self, error: Exception) -> None:
         self._flush()
@@ -207,7 +240,9 @@ class _Session:
 
     def _close(self, member: int, status: str, result: Row) -> None:
         seconds = (time.monotonic() - self.started) / len(self.records)
-        self.records[member].save(status=status, seconds=round(seconds, 3), **result)
+        record = self.records[member]
+        made = {**record.content["provenance"], "device": ", then ".join(self.devices)}
+        record.save(status=status, seconds=round(seconds, 3), provenance=made, **result)
         self.open.remove(member)
 
     def _flush(self) -> None:
@@ -246,7 +281,7 @@ def title(configs: Sequence[Config]) -> str:
     return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The kind of the processor: never the machine's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from wn.norm import initializing
 
 Function = Callable[..., Any]
+Tensors = dict[str, Tensor]
 
 
 class Stack:
@@ -34,7 +35,7 @@ class Stack:
         self.template = models[0]
         params = [dict(model.named_parameters()) for model in models]
         buffers = [dict(model.named_buffers()) for model in models]
-        self.params = {k: torch.stack([p[k].detach() for p in params]).requires_grad_() for k in params[0]}
+        self.params = {k: _leaf(torch.stack([p[k].detach() for p in params])) for k in params[0]}
         self.buffers = {k: torch.stack([b[k] for b in buffers]) for k in buffers[0]}
 
     def __len__(self) -> int:
@@ -82,8 +83,22 @@ class Stack:
 
     def select(self, members: Tensor) -> None:
         """Keep the members of the given rows, int64 ``[kept]``, alone."""
-        self.params = {k: p.detach()[members].requires_grad_() for k, p in self.params.items()}
-        self.buffers = {k: b[members] for k, b in self.buffers.items()}
+        self.load(*({k: t.detach()[members] for k, t in s.items()} for s in (self.params, self.buffers)))
+
+    def load(self, params: Tensors, buffers: Tensors) -> None:
+        """Take over the state of other members, as many as there are."""
+        self.params = {k: _leaf(p) for k, p in params.items()}
+        self.buffers = buffers
+
+
+def _leaf(p: Tensor) -> Tensor:
+    """A stacked parameter, ready to be trained; several matrices are stored by columns.
+
+    That is how a batched product lays out their gradients, and arithmetic on two layouts is slow.
+    """
+    if p.dim() == 3 and len(p) > 1:
+        p = p.mT.contiguous().mT
+    return p.requires_grad_()
 
 
 class _Apply(nn.Module):

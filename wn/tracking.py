@@ -109,6 +109,13 @@ class Live:
         self.state = self._mode
         write_atomically(record.folder / "tracking.json", (json.dumps(note, indent=1) + "\n").encode())
 
+    @_guarded
+    def pause(self) -> None:
+        """Leave the copy of a run that stops and is to go on: W&B calls it preempted."""
+        self._run.mark_preempting()
+        self._run.finish(exit_code=1)
+        self._run = None
+
 
 def open_live(record: Record, tracking: Tracking) -> Live:
     """The copy of a run that is about to train or to go on; its record has begun."""
@@ -158,7 +165,7 @@ def publish(experiment: str, runs_dir: Path, tracking: Tracking) -> None:
     """Send the summary run of an experiment, made from its records; a name of no experiment has none."""
     if tracking.mode != "disabled" and experiment in experiments.names():
         built = report.build(experiment, runs_dir, runs_dir / experiment / "report")
-        summarise(experiment, built.curves, built.figures, tracking, runs_dir)
+        summarise(experiment, built.curves, built.figures, tracking, runs_dir, built.chart)
 
 
 def sync(experiment: str, runs_dir: Path, again: bool = False) -> str:

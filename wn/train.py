@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,16 +20,14 @@ from wn import experiments
 from wn.config import UserError, explain_key, nearest
 from wn.launcher import config_of
 from wn.run import RunFailed, conclude
+from wn.stops import Stopped, termination
 from wn.sweep import train_sweep
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user asked, in Hydra's own way, to see where an error came from."""
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(experiments.CONFIGS), config_name="train")
 def job(tree: DictConfig) -> float:
     """Train one run; the validation loss that it ends with is what a sweeper may minimise."""
     try:
@@ -41,13 +38,18 @@ def job(tree: DictConfig) -> float:
 
 
 def main() -> int:
-    """Run the application and return its exit status: 0, 1 (a run failed) or 2 (a mistake of the user's)."""
+    """Run the application and return its exit status.
+
+    0, 1 (a run failed), 2 (a mistake of the user's), or after a stop 75 (``trainer.max_minutes``), 130
+    (SIGINT) or 143 (SIGTERM): then the same command goes on.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
     try:
         offer_experiments()
-        job()
+        with termination():
+            job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
     except ValueError as error:
@@ -57,6 +59,9 @@ def main() -> int:
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
@@ -64,7 +69,7 @@ def main() -> int:
 
 
 def offer_experiments() -> None:
-    """Make each file of ``experiments/`` an option of Hydra's group ``experiment``: a sweep over its grid."""
+    """Make each file of ``experiments/`` an option of Hydra's group ``experiment``: a sweep over its runs."""
     for name in experiments.names():
         try:
             experiment = experiments.load(name)
@@ -73,11 +78,14 @@ def offer_experiments() -> None:
                 raise
             continue  # a broken file stops those alone who ask for it
         grid = {key: ",".join(map(str, values)) for key, values in experiment.grid.items()}
-        params = {**experiment.fixed, **grid}
-        node = {
-            "defaults": [{"override /hydra/launcher": "stacked"}],
+        sweeper: dict[str, Any] = {"params": {**experiment.fixed, **grid}}
+        if experiment.rows:
+            sweeper["cells"] = experiment.cells()
+        groups = {"hydra/launcher": "stacked", **{k: v for k, v in experiment.fixed.items() if "." not in k}}
+        node = {  # the groups as well: Hydra takes no field on the command line that its presets lack
+            "defaults": [{f"override /{group}": preset} for group, preset in groups.items()],
             "experiment_name": name,
-            "hydra": {"mode": "MULTIRUN", "sweeper": {"params": params}},
+            "hydra": {"mode": "MULTIRUN", "sweeper": sweeper},
         }
         ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")
 

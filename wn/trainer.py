@@ -5,10 +5,10 @@ The trainer knows no Hydra, no W&B and no disk. It hands what happens to an :cla
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -22,18 +22,24 @@ from wn.models import build
 from wn.objectives import classification
 from wn.optim import Optimizer
 from wn.stack import Stack
+from wn.step import Step
 
 Row = dict[str, Any]
 Columns = dict[str, list[float]]
 """Metrics with one number per member of the stack."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.float32,
+    "float64": torch.float64,
+}
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
 EVALUATION_BATCH = 1000
 
 CHECKPOINT_SECONDS = 60.0
-"""A kill costs no more than this, and the epoch that it falls into, however many epochs lie between."""
+"""A kill costs no more than this, and the step that it falls into, however long an epoch is."""
 
 
 class Observer(Protocol):
@@ -50,6 +56,9 @@ class Observer(Protocol):
 
     def on_checkpoint(self, state: Row) -> None:
         """State to resume from: a tree of tensors, numbers and lists."""
+
+    def stop(self, done: int, total: int) -> BaseException | None:
+        """What to raise now, after ``done`` of ``total`` steps, once their state is saved; None to go on."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -104,6 +113,10 @@ class Trainer:
         self.step = 0
         self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
+        self.totals = data.train.x.new_zeros(2, len(self.alive))
+        self.update: Step | None = None
+        bfloat16 = self.config.trainer.precision == "bfloat16"
+        self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         self.stack = Stack([self._build(c) for c in self.configs])
         self.optimizer = self._build_optimizer()
 
@@ -122,21 +135,27 @@ class Trainer:
             self._initialize()
             self._close_epoch(0, {}, probes.measure(self.stack, None, self.optimizer.hyper["lr"]))
         while self.step < self.total and self.alive:
-            epoch = self.step // self.steps_per_epoch + 1
-            train, probed = self._epoch(epoch)
-            self._close_epoch(epoch, train, probed)
-            if self._checkpoint_is_due(epoch):
-                self.observer.on_checkpoint(self.state())
-                self.saved = time.monotonic()
+            self._epoch()
         self._finish()
 
-    def _checkpoint_is_due(self, epoch: int) -> bool:
+    def _save(self) -> None:
+        """Checkpoint where that is due; where the observer would stop and there is more to train, do."""
+        more = self.alive and self.step < self.total
+        stop = self.observer.stop(self.step, self.total) if more else None
+        if stop or self._checkpoint_is_due():
+            self.observer.on_checkpoint(self.state())
+            self.saved = time.monotonic()
+        if stop:
+            raise stop
+
+    def _checkpoint_is_due(self) -> bool:
         """Every so many epochs, or seconds where epochs are long; and at the end of a stack, so that a kill
         while its members' results are written one after another trains nothing again."""
         if self.step == self.total:
             return len(self.configs) > 1
+        epoch, within = divmod(self.step, self.steps_per_epoch)
         late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        return late or epoch % self.config.trainer.checkpoint_every == 0
+        return late or (within == 0 and epoch % self.config.trainer.checkpoint_every == 0)
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""
@@ -147,7 +166,7 @@ class Trainer:
         if self.config.norm.init == "data":
             size = min(self.config.trainer.init_batch_size, len(self.data.train.x))
             order = self._orders(0)[:, :size]
-            with self._autocast():
+            with self.autocast():
                 self.stack.initialize(self.data.train.x[order])
 
     def _orders(self, epoch: int) -> Tensor:
@@ -156,37 +175,43 @@ class Trainer:
         drawn = {seed: permutation(seed, epoch, len(self.data.train.x)) for seed in set(seeds)}
         return torch.stack([drawn[seed] for seed in seeds]).to(self.device)
 
-    def _epoch(self, epoch: int) -> tuple[Columns, list[list[Row]]]:
-        """Train an epoch, counted from 1: mean training loss and error, and a probe's rows per member.
-
-        Both are averages over the epoch of what each step saw before its update, noise and dropout on.
-        """
+    def _epoch(self) -> None:
+        """Train an epoch, or what a checkpoint has left of it, and close it."""
         settings = self.config.trainer
-        self.optimizer.set_epoch(epoch - 1, settings.epochs)
+        past, done = divmod(self.step, self.steps_per_epoch)
+        epoch = past + 1
+        self.optimizer.set_epoch(past, settings.epochs)
         batches = torch.split(self._orders(epoch), settings.batch_size, dim=1)[: self.steps_per_epoch]
-        totals = self.data.train.x.new_zeros(2, len(self.alive))
-        probed: list[list[Row]] = [[] for _ in self.alive]
         self.stack.train()
-        for batch in batches:
-            self.step += 1
-            last = self.step % self.steps_per_epoch == 0
-            before = probes.snapshot(self.stack) if last and self._probe_is_due(epoch) else None
-            totals += self._step(batch)
-            if before is not None:
-                probed = probes.measure(self.stack, before, self.optimizer.hyper["lr"])
-            self.observer.on_step(self.step, self.total)
-        loss, error = _means(totals, self.steps_per_epoch)
-        return {"lr": self.optimizer.lr, "train_loss": loss, "train_error": error}, probed
+        for batch in batches[done:-1]:
+            self._advance(batch)
+            self._save()
+        before = probes.snapshot(self.stack) if self._probe_is_due(epoch) else None
+        self._advance(batches[-1])
+        rows = probes.measure(self.stack, before, self.optimizer.hyper["lr"]) if before else []
+        self._close_epoch(epoch, self._training_means(), rows)
+        self._save()
 
-    def _step(self, batch: Tensor) -> Tensor:
-        """One update on images ``batch [members, batch]``; loss and error before it, ``[2, members]``."""
-        x, y = self.data.train.x[batch], self.data.train.y[batch]
-        with self._autocast():
-            logits = self.stack(x)
-        loss, error = (each.mean(1) for each in classification(logits, y))
-        grads = torch.autograd.grad(loss.sum(), list(self.stack.params.values()))
-        self.optimizer.step(dict(zip(self.stack.params, grads, strict=True)))
-        return torch.stack([loss.detach(), error])
+    def _advance(self, batch: Tensor) -> None:
+        """Take a step, and add what it saw to the epoch's totals."""
+        if self.step % self.steps_per_epoch == 0:
+            self.totals.zero_()
+        self.step += 1
+        self._step(batch)
+        self.observer.on_step(self.step, self.total)
+
+    def _training_means(self) -> Columns:
+        """Loss and error over the epoch, of what each step saw before its update, noise and dropout on."""
+        loss, error = _means(self.totals, self.steps_per_epoch)
+        return {"lr": self.optimizer.lr, "train_loss": loss, "train_error": error}
+
+    def _step(self, batch: Tensor) -> None:
+        """One update on the images ``batch [members, batch]``; the totals grow by what it saw before it."""
+        if self.update is None:
+            settings = self.config.trainer
+            parts = (self.stack, self.optimizer, self.data.train, self.totals, self.autocast)
+            self.update = Step(*parts, compiled=settings.compile, captured=settings.cuda_graph)
+        self.update(batch)
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> list[list[float]]:
@@ -194,7 +219,7 @@ class Trainer:
         self.stack.train(False)
         totals = split.x.new_zeros(2, len(self.alive))
         for x, y in zip(*(torch.split(t, EVALUATION_BATCH) for t in (split.x, split.y)), strict=True):
-            with self._autocast():
+            with self.autocast():
                 logits = self.stack(x, shared=True)
             totals += torch.stack([each.sum(1) for each in classification(logits, y.expand(len(logits), -1))])
         return _means(totals, len(split.x))
@@ -207,7 +232,8 @@ class Trainer:
         kept = []
         for row, member in enumerate(self.alive):
             metrics = {name: numbers[row] for name, numbers in columns.items()}
-            self.observer.on_epoch(member, place | metrics, [place | probe for probe in probed[row]])
+            measured = [place | probe for probe in probed[row]] if probed else []
+            self.observer.on_epoch(member, place | metrics, measured)
             if all(map(math.isfinite, metrics.values())):
                 kept.append(row)
             else:
@@ -219,6 +245,8 @@ class Trainer:
         if len(rows) == len(self.alive):
             return
         self.alive = [self.alive[row] for row in rows]
+        self.totals = self.totals[:, rows]
+        self.update = None
         if self.alive:
             kept = torch.tensor(rows, device=self.device)
             self.stack.select(kept)
@@ -238,23 +266,27 @@ class Trainer:
                 self.observer.on_end(member, "diverged", place)
 
     def state(self) -> Row:
-        """Everything that a resumed stack needs, as tensors, numbers and lists."""
-        trees = {"params": self.stack.params, "buffers": self.stack.buffers, "moments": self.optimizer.state}
-        return {"step": self.step, "alive": self.alive, **{k: _detached(t) for k, t in trees.items()}}
+        """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
+        place = {"step": self.step, "alive": self.alive, "totals": self.totals}
+        return {**place, **{name: _detached(tree) for name, tree in self._trees().items()}}
+
+    def _trees(self) -> dict[str, dict[str, Tensor]]:
+        return {"params": self.stack.params, "buffers": self.stack.buffers, "moments": self.optimizer.state}
 
     def restore(self, state: Row) -> None:
-        """Go on from a :meth:`state` of the same members."""
-        trees = (state["params"], state["buffers"], state["moments"])
-        params, buffers, moments = ({k: t.to(self.device) for k, t in tree.items()} for tree in trees)
-        self.step, self.alive = state["step"], state["alive"]
-        self.stack.params = {k: p.requires_grad_() for k, p in params.items()}
-        self.stack.buffers = buffers
-        self.optimizer = self._build_optimizer()
-        self.optimizer.state = moments
+        """Go on from a :meth:`state` of the same members, on whatever device it was made.
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        bfloat16 = self.config.trainer.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        Raises:
+            LookupError, ValueError: it is of another model or optimiser. Nothing is changed.
+        """
+        trees = {name: {k: t.to(self.device) for k, t in state[name].items()} for name in self._trees()}
+        if _kinds(trees) != _kinds(self._trees()):
+            raise ValueError("it is of another model or optimiser")
+        self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
+        self.stack.load(trees["params"], trees["buffers"])
+        self.optimizer = self._build_optimizer()
+        self.optimizer.state = trees["moments"]
+        self.update = None
 
 
 def _means(totals: Tensor, count: int) -> list[list[float]]:
@@ -264,3 +296,8 @@ def _means(totals: Tensor, count: int) -> list[list[float]]:
 
 def _detached(tree: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tree.items()}
+
+
+def _kinds(trees: dict[str, dict[str, Tensor]]) -> Row:
+    """Names, types and a member's shapes."""
+    return {name: {k: (t.dtype, t.shape[1:]) for k, t in tree.items()} for name, tree in trees.items()}

@@ -1,0 +1,101 @@
+"""The step traced, compiled and captured is the step."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sweep_cases import tiny
+
+from wn import memory
+from wn.config import Config, parse
+from wn.data import Dataset, Split
+from wn.trainer import Trainer
+
+PRESETS = {
+    "none_init": {"init": "data"},
+    "scaled_init": {"weight": "scaled", "init": "data"},
+    "weight_norm": {"weight": "weight_norm"},
+    "batch_norm": {"stats": "batch"},
+    "weight_norm_mean_only_bn_init": {"weight": "weight_norm", "stats": "mean_only", "init": "data"},
+}
+CONVNET = {"name": "convnet", "width": 4, "depth": 1}
+
+
+def noisy(folder: Path, norm: str, lr: float, seed: int = 0, **trainer: Any) -> Config:
+    """A small network with noise and dropout, trained by the authors' Adam with momentum that changes."""
+    plain = tiny(folder, lr=lr, seed=seed).model_dump(mode="json")
+    optim = {"name": "adam", "lr": lr, "schedule": "constant_then_linear", "eps_inside_root": True}
+    settings = {**plain["trainer"], "batch_size": 20, "init_batch_size": 20, **trainer}
+    return parse({**plain, "model": CONVNET, "norm": PRESETS[norm], "optim": optim, "trainer": settings})
+
+
+def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 3, 12, 12, generator=draw).to(device)
+    split = Split(x=x, y=torch.arange(100, device=device) % 10)
+    dataset = Dataset(split, split, split, classes=10)
+    trainer = Trainer(configs, dataset, torch.device(device), memory.Nobody())
+    trainer._initialize()
+    trainer.stack.train()
+    return trainer
+
+
+def steps_of(trainer: Trainer, count: int) -> dict[str, torch.Tensor]:
+    """Parameters, moments, buffers and totals after some steps."""
+    for batch in torch.split(trainer._orders(1), 20, dim=1)[:count]:
+        trainer._advance(batch)
+    state = trainer.state()
+    trees = {f"{tree}/{k}": t for tree in ("params", "buffers", "moments") for k, t in state[tree].items()}
+    return {**trees, "totals": state["totals"]}
+
+
+def pair(folder: Path, norm: str, members: int, **trainer: Any) -> list[Config]:
+    return [noisy(folder, norm, lr, seed, **trainer) for seed, lr in enumerate((0.003, 0.01)[:members])]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("norm", PRESETS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_traced_step_is_the_step(tmp_path: Path, norm: str, members: int, precision: str) -> None:
+    configs = pair(tmp_path, norm, members, precision=precision)
+    eager, traced = trainer_of(configs), trainer_of(configs)
+    batches = torch.split(traced._orders(1), 20, dim=1)
+    before = copy.deepcopy(steps_of(traced, 0))
+    traced._advance(batches[0])
+    graph = traced.update._trace(batches[0])  # type: ignore[union-attr]
+    with torch.no_grad():
+        for batch in batches[1:3]:
+            graph(traced.update.state, batch)  # type: ignore[union-attr]
+    expected, found = steps_of(eager, 3), steps_of(traced, 0)
+    assert expected.keys() == found.keys()
+    moved = [name for name in found if not torch.equal(found[name], before[name])]
+    assert set(moved) >= {name for name in found if name.startswith("params") or name.endswith("key")}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("norm", PRESETS)
+def test_the_compiled_step_is_the_step(tmp_path: Path, norm: str, members: int) -> None:
+    expected = steps_of(trainer_of(pair(tmp_path, norm, members)), 3)
+    found = steps_of(trainer_of(pair(tmp_path, norm, members, compile=True)), 3)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("norm", PRESETS)
+def test_the_captured_step_is_the_step(tmp_path: Path, norm: str, compiled: bool) -> None:
+    settings = {"compile": compiled, "deterministic": True}
+    plain, captured = (
+        steps_of(trainer_of(pair(tmp_path, norm, 2, cuda_graph=graph, **settings), "cuda"), 5)
+        for graph in (False, True)
+    )
+    for name, tensor in plain.items():
+        torch.testing.assert_close(captured[name], tensor, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,427 @@
+"""What is stopped goes on to the same numbers from the very step; signals, the clock, and what they leave."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sweep_cases import outcome, tiny
+from test_train import start
+from test_trainer import CPU, NORMS, Watcher, at_rate, config, dataset
+from train_cases import SWEEP, Call, records
+
+from wn import run, stops, sweep, tracking
+from wn.config import Config
+from wn.memory import Nobody
+from wn.records import Record
+from wn.stops import Stopped, Watch
+from wn.sweep import train_sweep
+from wn.trainer import Trainer
+
+# The trainer
+
+
+class Stop(BaseException):
+    pass
+
+
+class Stopper(Watcher):
+    """Has training stop after each of some steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        super().__init__()
+        self.at = steps
+
+    def stop(self, done: int, total: int) -> Stop | None:  # type: ignore[override]
+        return Stop() if done in self.at else None
+
+
+def in_pieces(configs: list[Config], at: set[int]) -> tuple[list[int], Trainer, Watcher]:
+    """Train, stopping after the steps ``at``: the steps of the checkpoints, the last piece, what was told."""
+    watcher, stopped_at = Stopper(at), []
+    while True:
+        loop = Trainer(configs, dataset(), CPU, watcher)
+        if watcher.states:
+            loop.restore(watcher.states[-1])
+        torch.randn(7)  # a hidden generator would notice
+        try:
+            loop.run()
+        except Stop:
+            stopped_at.append(watcher.states[-1]["step"])
+        else:
+            return stopped_at, loop, watcher
+
+
+def assert_same(ours: tuple[Trainer, Watcher], theirs: tuple[Trainer, Watcher]) -> None:
+    """To the last bit."""
+    for tree in ("params", "buffers", "moments"):
+        mine, other = ours[0].state()[tree], theirs[0].state()[tree]
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[k], other[k]) for k in mine)
+    assert ours[0].alive == theirs[0].alive
+    assert ours[1].ends == theirs[1].ends
+    assert repr(ours[1].rows) == repr(theirs[1].rows)  # as text, NaN is like NaN
+    assert repr(ours[1].probes) == repr(theirs[1].probes)
+
+
+STEPS = range(1, 24)
+"""All but the last of six epochs of four steps."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rates", [(0.05,), (0.05, 1e60, 0.1)], ids=["alone", "one diverges"])
+def test_stopped_after_every_step_a_stack_ends_in_the_same_bits(norm: str, rates: tuple[float, ...]) -> None:
+    """With noise, dropout and momentum; the second of three members diverges early."""
+    configs = [at_rate(lr, norm=norm, seed=i, epochs=6, probe_every=2) for i, lr in enumerate(rates)]
+    _, *whole = in_pieces(configs, set())
+    stopped_at, *pieces = in_pieces(configs, set(STEPS))
+    assert stopped_at == list(STEPS)
+    assert_same((pieces[0], pieces[1]), (whole[0], whole[1]))
+    assert pieces[0].alive == [0, 2][: len(rates)]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 15, 16, 23])
+@pytest.mark.parametrize("rule", ["adam", "adamax"])
+def test_one_stop_anywhere(at: int, rule: Any) -> None:
+    """In the first epoch, at an epoch's first, middle and last step, and where momentum changes (16)."""
+    late = {"name": rule, "schedule": "constant_then_linear", "decay_from": 0.6, "late_momentum": 0.5}
+    configs = [
+        one.model_copy(update={"optim": one.optim.model_copy(update=late)})
+        for one in (at_rate(lr, norm="weight_norm_mean_only_bn", epochs=6) for lr in (0.01, 0.003))
+    ]
+    _, *whole = in_pieces(configs, set())
+    stopped_at, *pieces = in_pieces(configs, {at})
+    assert stopped_at == [at]
+    assert_same((pieces[0], pieces[1]), (whole[0], whole[1]))
+
+
+def test_training_that_is_over_is_not_stopped() -> None:
+    stopped_at, _, watcher = in_pieces([config(epochs=1)], {4})
+    assert not stopped_at
+    assert watcher.ends[0][0] == "finished"
+    stopped_at, _, watcher = in_pieces([at_rate(1e6, norm="none", epochs=50)], set(range(4, 200, 4)))
+    assert watcher.ends[0][0] == "diverged"
+    assert len(stopped_at) < watcher.ends[0][1]["epoch"]
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing() -> None:
+    _, loop, _ = in_pieces([config()], set())
+    before = copy.deepcopy(loop.state())
+    for other in (config("batch_norm"), config(optim=config().optim.model_copy(update={"name": "adam"}))):
+        with pytest.raises(ValueError, match="another model or optimiser"):
+            loop.restore(in_pieces([other], {2})[2].states[0])
+    assert repr(loop.state()) == repr(before)
+
+
+# The command
+
+
+def when(patch: pytest.MonkeyPatch, at: Callable[[Trainer], bool], action: Callable[[], object]) -> None:
+    """Have something happen while the trainer takes a step."""
+    step = Trainer._step
+
+    def stepped(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
+        if at(self) and not isinstance(self.observer, Nobody):  # who only measures memory
+            action()
+        return step(self, batch)
+
+    patch.setattr(Trainer, "_step", stepped)
+
+
+def send(number: int, times: int = 1) -> Callable[[], None]:
+    def sent() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    return sent
+
+
+def late(patch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let an hour go by."""
+    return lambda: patch.setattr(stops, "STARTED", time.monotonic() - 3600)
+
+
+SIGNALS = {signal.SIGINT: ("SIGINT", 130), signal.SIGTERM: ("SIGTERM", 143)}
+ENDING = "; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [("norm=weight_norm", 1), *((f"{SWEEP} hydra/launcher=stacked", at) for at in (1, 4, 6)), (SWEEP, 5)],
+)
+def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
+    call: Call, tmp_path: Path, steps: list[int], words: str, number: int, at: int
+) -> None:
+    """At the first step, amid an epoch and at the end of one, of the last stack of a sweep."""
+    words += " trainer.batch_size=300 trainer.epochs=3"
+    assert call(f"{words} runs_dir=whole").status == 0
+    total = len(steps)
+    steps.clear()
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.MonkeyPatch.context() as patch:
+        when(patch, lambda t: t.step == at and t.config.norm.label == "weight_norm", send(number))
+        result = call(f"{words} runs_dir=cut")
+    name, status = SIGNALS[signal.Signals(number)]
+    what = (
+        "(4 runs)" if "stacked" in words else "lr=0.001 seed=0" if words.startswith("-m") else "lr=0.1 seed=0"
+    )
+    line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){ENDING}"
+    assert (result.status, result.err) == (status, line)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    found = records(tmp_path / "cut/adhoc").values()
+    assert {r["status"] for r in found if r["norm"] == "weight_norm"} == {"running"}
+    again = call(f"{words} runs_dir=cut")
+    assert (again.status, again.err) == (0, "")
+    assert len(steps) == total  # none was taken twice
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_acts_at_once(call: Call, tmp_path: Path, number: int) -> None:
+    assert call("runs_dir=whole").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        when(patch, lambda t: t.step == 2, send(number, 2))
+        result = call("runs_dir=cut")
+    assert result.status == SIGNALS[signal.Signals(number)][1]
+    assert result.err.startswith("stopped: ")
+    assert result.err.endswith("the same command goes on from here\n")
+    assert not list(tmp_path.rglob("*.pt"))
+    assert call("runs_dir=cut").status == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_nothing_trains_a_signal_acts_at_once(
+    call: Call, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(sweep, "check", lambda _: send(number)())
+    result = call("")
+    assert result.status == SIGNALS[signal.Signals(number)][1]
+    assert result.err.startswith("stopped: ")
+
+
+def test_a_signal_in_the_last_evaluation_ends_the_sweep_after_the_run(call: Call, tmp_path: Path) -> None:
+    evaluate = Trainer.evaluate
+
+    def signalled(self: Trainer, split: Any) -> Any:
+        if split is self.data.test:
+            send(signal.SIGTERM)()
+        return evaluate(self, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", signalled)
+        result = call(SWEEP)
+    assert (result.status, result.err) == (143, f"stopped: between two runs (SIGTERM){ENDING}")
+    (record,) = records(tmp_path / "runs/adhoc").values()
+    assert record["status"] == "finished"
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_limit_stops_the_run_in_progress_and_nothing_further_begins(
+    call: Call, tmp_path: Path, steps: list[int]
+) -> None:
+    words = f"{SWEEP} hydra/launcher=stacked hydra.launcher.members=2 trainer.max_minutes=50"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stops, "STARTED", time.monotonic())
+        when(patch, lambda t: t.config.norm.label == "weight_norm" and t.step == 1, late(patch))
+        result = call(words)
+        where = "mlp weight_norm sgd (2 runs), step 1 of 4"
+        assert (result.status, result.err) == (75, f"stopped: {where} (trainer.max_minutes=50){ENDING}")
+        states = sorted(record["status"] for record in records(tmp_path / "runs/adhoc").values())
+        assert states == ["finished"] * 4 + ["running"] * 2
+        steps.clear()
+        again = call(words)
+        assert (again.status, steps) == (75, [])
+        assert again.err == f"stopped: before mlp weight_norm sgd (2 runs) (trainer.max_minutes=50){ENDING}"
+    assert call(f"{SWEEP} hydra/launcher=stacked").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        late(patch)()
+        assert call(words).status == 0  # nothing is left to begin
+
+
+@pytest.mark.parametrize("words", ["norm=weight_norm_init model.noise=0.1 model.dropout=0.3", "-m seed=0,1"])
+def test_a_script_loops_until_zero(call: Call, tmp_path: Path, words: str) -> None:
+    """A command of three steps at a time comes to the numbers of one without a limit."""
+    words += " trainer.batch_size=300"
+    assert call(f"{words} runs_dir=whole").status == 0
+    pieces = 0
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stops, "STARTED", time.monotonic())
+            taken: list[int] = []
+            when(patch, lambda t, n=taken: n.append(1) or len(n) == 3, late(patch))  # type: ignore[misc,func-returns-value]
+            status = call(f"{words} runs_dir=cut trainer.max_minutes=50").status
+        pieces += 1
+        if status == 0:
+            break
+        assert status == 75
+    assert pieces > 1
+    cut = outcome(tmp_path / "cut")
+    for one in cut.values():
+        assert one["record"]["config"]["trainer"].pop("max_minutes") == 50
+    whole = outcome(tmp_path / "whole")
+    for one in whole.values():
+        assert one["record"]["config"]["trainer"].pop("max_minutes") is None
+    assert cut == whole
+
+
+# What is left behind
+
+
+def test_seconds_add_up_over_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of one second a step: as many as the steps, however they are cut."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(run, "time", clock)
+
+    def tick() -> None:
+        clock.now += 1
+
+    when(monkeypatch, lambda _: True, tick)
+    for at in (1, 3, 4):
+        stop_at(at, [tiny(tmp_path)])
+        clock.now += 1000  # between two pieces
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert record.content["seconds"] == 6
+
+
+def stop_at(step: int, configs: list[Config]) -> None:
+    """Train until SIGTERM comes in a step."""
+    with pytest.MonkeyPatch.context() as patch:
+        when(patch, lambda t: t.step == step, send(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            train_sweep(configs)
+
+
+def test_a_run_stopped_alone_goes_on_alone_in_a_wider_sweep(tmp_path: Path, steps: list[int]) -> None:
+    train_sweep([tiny(tmp_path / "whole")])
+    folder = tmp_path / "cut"
+    stop_at(3, [tiny(folder)])
+    steps.clear()
+    train_sweep([tiny(folder, seed=seed) for seed in range(3)])
+    assert steps == [1] * 3 + [2] * 6
+    one = tiny(folder).run_id
+    assert outcome(folder)[one] == outcome(tmp_path / "whole")[one]
+
+
+def test_a_run_that_moved_names_both_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, name in ((1, "this"), (3, "this"), (4, "that")):
+        monkeypatch.setattr(run, "device_name", lambda _, name=name: name)
+        stop_at(step, [tiny(tmp_path)])
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert record.content["provenance"]["device"] == "this, then that"
+
+
+def test_the_live_copy_is_paused_rather_than_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Copy:
+        def __init__(self, record: Record, _: Any) -> None:
+            told.append(f"open at {len(record.metrics)}")
+
+        def log(self, metrics: list[Any], probes: list[Any]) -> None: ...
+
+        def pause(self) -> None:
+            told.append("pause")
+
+        def finish(self, record: Record) -> None:
+            told.append(record.status)
+
+    monkeypatch.setattr(tracking, "open_live", Copy)
+    stop_at(3, [tiny(tmp_path)])
+    train_sweep([tiny(tmp_path)])
+    assert told == ["open at 0", "pause", "open at 2", "finished"]  # rows of epochs 0 and 1
+
+
+def test_a_stop_crosses_from_one_process_to_another() -> None:
+    stop = Stopped("SIGTERM", "somewhere", 143)
+    other = pickle.loads(pickle.dumps(stop))
+    assert (str(other), other.status) == (str(stop), 143)
+    assert not isinstance(stop, Exception)
+
+
+def test_beside_the_main_thread_the_clock_alone_is_watched() -> None:
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def watch() -> None:
+        with Watch(None) as watch:
+            seen.append((watch.stop(""), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert seen == [(None, handler)]
+
+
+# Determinism
+
+
+def test_deterministic_means_torch_s_own_mode_for_that_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    when(monkeypatch, lambda _: True, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    for wanted in (True, False):
+        train_sweep([tiny(tmp_path / str(wanted), trainer={"deterministic": wanted})])
+    assert seen == [True] * 6 + [False] * 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_on_a_gpu_a_stopped_stack_goes_on_to_the_same_numbers(tmp_path: Path, at: int) -> None:
+    settings: dict[str, Any] = {"trainer": {"device": "cuda", "deterministic": True}}
+    settings["model"] = {"widths": [64], "noise": 0.1, "dropout": 0.2}
+
+    def three(folder: Path) -> list[Config]:
+        return [tiny(folder, "batch_norm", lr, **settings) for lr in (0.1, 0.01, 1.0)]
+
+    train_sweep(three(tmp_path / "whole"))
+    stop_at(at, three(tmp_path / "cut"))
+    train_sweep(three(tmp_path / "cut"))
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+# As a process
+
+
+@pytest.mark.slow
+def test_stopped_processes_go_on_to_the_same_numbers(tmp_path: Path) -> None:
+    words = [*SWEEP.split(), "hydra/launcher=stacked", "trainer.epochs=100", "trainer.checkpoint_every=3"]
+    whole = start([*words, f"runs_dir={tmp_path / 'whole'}"])
+    cut = [*words, f"runs_dir={tmp_path / 'cut'}"]
+
+    def checkpoints() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("cut/adhoc/stacks/*.before.pt")}
+
+    for number in SIGNALS:
+        seen = checkpoints()
+        process = start(cut)
+        while checkpoints() == seen:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        name, status = SIGNALS[number]
+        assert (process.returncode, err.count("\n")) == (status, 1)
+        assert err.startswith("stopped: mlp ")
+        assert err.endswith(f" ({name}){ENDING}")
+    limited = start([*cut, "trainer.max_minutes=1e-6"])
+    assert "stopped: before mlp " in limited.communicate(timeout=60)[1]
+    assert limited.returncode == 75
+    for process in (whole, start(cut)):
+        assert process.communicate(timeout=200)[1] == ""
+        assert process.returncode == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

@@ -1,0 +1,88 @@
+"""Checkpoints: what a stack goes on from, in two files, the newest and the one before.
+
+A file is what ``torch.save`` writes, of tensors, numbers and lists alone, and then the SHA-256 of that. It is
+replaced as a whole, and any device can read what another one wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from wn.records import Row, write_atomically
+
+log = logging.getLogger(__name__)
+
+DIGEST = hashlib.sha256().digest_size
+
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
+"""What reading a damaged file raises. Not OSError and not a lack of memory: they say nothing of the file."""
+
+
+class Checkpoints:
+    """The two newest checkpoints of a stack.
+
+    Args:
+        folder: where stacks of the experiment have theirs.
+        ids: the members' run_ids, in their places.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        name = ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
+        self.ids = list(ids)
+        self.newest, self.before = folder / f"{name}.pt", folder / f"{name}.before.pt"
+
+    def save(self, content: Row) -> None:
+        """Write the newest; what was the newest becomes the one before."""
+        file = io.BytesIO()
+        torch.save({"runs": self.ids, **content}, file)
+        self.newest.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.newest, self.before)
+        write_atomically(self.newest, file.getvalue() + hashlib.sha256(file.getbuffer()).digest())
+
+    def restore(self, use: Callable[[Row], None]) -> None:
+        """Call ``use`` with the newest content that it can take; without any it is not called.
+
+        A file that is damaged, or that ``use`` raises such an error at, is named and removed: kept, it would
+        soon be the one before.
+        """
+        paths = [path for path in (self.newest, self.before) if path.exists()]
+        for path in paths:
+            try:
+                use(self._read(path))
+                return
+            except DAMAGE as error:
+                reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
+                then = "its runs start anew" if path is paths[-1] else "going on from the one before"
+                log.warning("%s: damaged (%s); %s", path, reason, then)
+                path.unlink()
+
+    def _read(self, path: Path) -> Row:
+        """A file's content.
+
+        Raises:
+            ValueError: its checksum is wrong, or it is of other runs.
+        """
+        whole = path.read_bytes()
+        content, digest = whole[:-DIGEST], whole[-DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("its checksum is wrong")
+        found: Row = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if found["runs"] != self.ids:
+            raise ValueError("it is of other runs")
+        return found
+
+    def remove(self) -> None:
+        """Remove them, and what a kill has left of writing one."""
+        for path in (self.newest, self.before):
+            for file in (path, *path.parent.glob(f".{path.name}.*")):
+                file.unlink(missing_ok=True)

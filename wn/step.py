@@ -1,0 +1,123 @@
+"""One training step as a function of tensors: run as it is, compiled, or replayed as a CUDA graph.
+
+A step reads the data and writes the stack's parameters and buffers, the optimiser's moments and the
+epoch's totals, all in place and on the device; the host says which images come next and nothing else. So
+torch can trace it whole, gradient and update included, compile it, and on a GPU replay it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from wn.data import Split
+from wn.objectives import classification
+from wn.optim import Optimizer
+from wn.stack import Stack
+
+State = dict[str, dict[str, Tensor]]
+
+WARM_UP = 3
+"""Steps that are taken before a CUDA graph is captured: libraries choose their kernels in them."""
+
+
+class Step:
+    """The training step of a stack that is in training mode. State that moves to other tensors needs another.
+
+    Args:
+        stack: what is trained.
+        optimizer: of its parameters.
+        train: the images.
+        totals: ``[2, members]``; a step adds the loss and the error that it saw before its update.
+        autocast: makes the context of the forward pass.
+        compiled: whether torch compiles the step; that takes a while.
+        captured: whether a GPU replays the step as a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        optimizer: Optimizer,
+        train: Split,
+        totals: Tensor,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        compiled: bool,
+        captured: bool,
+    ) -> None:
+        self.stack, self.optimizer, self.autocast = stack, optimizer, autocast
+        self.state: State = {
+            "params": stack.params,
+            "buffers": stack.buffers,
+            "moments": optimizer.state,
+            "hyper": optimizer.hyper,
+            "data": {"x": train.x, "y": train.y, "totals": totals},
+        }
+        self.compiled = compiled
+        self.captured = captured and totals.device.type == "cuda"
+        self.function: Callable[[State, Tensor], None] | None = None
+        """What was compiled."""
+        self.taken = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Tensor) -> None:
+        """One update on the images with these indices, int64 ``[members, batch]``."""
+        if not self.captured:
+            self._take(batch)
+        elif self.taken < WARM_UP:
+            with _side_stream():
+                self._take(batch)
+        else:
+            self._replay(batch)
+
+    def _take(self, batch: Tensor) -> None:
+        self.taken += 1
+        if not self.compiled:
+            return self._update(self.state, batch)
+        if self.function is None:
+            self.function = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
+        with torch.no_grad():  # what was traced has its gradient within
+            self.function(self.state, batch)
+
+    def _replay(self, batch: Tensor) -> None:
+        """Replay the step on a copy of ``batch`` at the address that the graph knows."""
+        if self.graph is None:
+            self.batch, self.graph = batch.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._take(self.batch)
+        self.batch.copy_(batch)
+        self.graph.replay()
+
+    def _update(self, state: State, batch: Tensor) -> None:
+        """The step on ``state``, which is the stack's own or, while torch traces, stands for it."""
+        stack, optimizer = copy.copy(self.stack), copy.copy(self.optimizer)
+        stack.params = optimizer.params = state["params"]
+        stack.buffers, optimizer.state, optimizer.hyper = state["buffers"], state["moments"], state["hyper"]
+        data = state["data"]
+        with self.autocast():
+            logits = stack(data["x"][batch])
+        loss, error = (each.mean(1) for each in classification(logits, data["y"][batch]))
+        grads = torch.autograd.grad(loss.sum(), list(stack.params.values()))
+        optimizer.step(dict(zip(stack.params, grads, strict=True)))
+        data["totals"] += torch.stack([loss.detach(), error])
+
+    def _trace(self, batch: Tensor) -> Any:
+        """The step as one graph of operations, for these shapes."""
+        update = functools.partial(self._update)  # make_fx would count self as an argument of the method
+        return make_fx(update, tracing_mode="fake")(self.state, batch)
+
+
+@contextmanager
+def _side_stream() -> Iterator[None]:
+    """Within it, work goes to a stream of its own: CUDA wants that before a capture."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
