@@ -44,11 +44,15 @@ def declare(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Ex
 
 
 def write_run(runs_dir: Path, norm: str, lr: float, seed: int, **changes: Any) -> Path:
-    """A record as training leaves it."""
-    error = ERRORS[norm][LRS.index(lr)][SEEDS.index(seed)]
+    """A record as training leaves it, of the experiment that :func:`declare` declares."""
+    return write_record(runs_dir, norm, lr, seed, ERRORS[norm][LRS.index(lr)][SEEDS.index(seed)], **changes)
+
+
+def write_record(runs_dir: Path, norm: str, lr: float, seed: int, end: float | None, **changes: Any) -> Path:
+    """A record whose errors end as given (None: it diverged); the training error is halved every epoch."""
     run_id = changes.get("run_id", hashlib.sha256(f"{norm} {lr} {seed}".encode()).hexdigest()[:12])
-    diverged = error is None
-    numbers = {"error": None if diverged else error, "loss": None if diverged else 10 * error + seed / 3}
+    diverged = end is None
+    numbers = {"error": None if diverged else end, "loss": None if diverged else 10 * end + seed / 3}
     content = {
         "schema": SCHEMA,
         "run_id": run_id,
@@ -74,6 +78,8 @@ def write_run(runs_dir: Path, norm: str, lr: float, seed: int, **changes: Any) -
     (folder / "record.json").write_text(json.dumps(content | changes))
     epochs = range(2 if diverged else 5)
     metrics = [{"epoch": epoch, "step": 7 * epoch} for epoch in epochs]
+    for row in metrics[1:]:
+        row["train_error"] = numbers["error"] and numbers["error"] * 2 ** (4 - row["epoch"])
     directions = {"v_norm_mean": 1 + lr / 3, "g_mean": 1.5} if norm == "weight_norm" else {}
     probes = [
         {"epoch": epoch, "step": 7 * epoch, "layer": layer, "w_norm_mean": 1.5, "effective_lr": lr / 7}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from report_cases import ERRORS, LRS, NAME, SEEDS, contents, declare, write_all,
 from wn import experiments, report
 from wn.config import PRESETS
 from wn.experiments import Experiment
-from wn.report import collect, figures, page, statistics
+from wn.report import collect, figures, page, robustness, statistics
 from wn.report.__main__ import main
 from wn.report.status import expected_seconds, status
 
@@ -122,10 +123,11 @@ def test_committed_results_are_those_of_the_committed_rows(
     results = tmp_path / "results"
     for name in names:
         (results / name).mkdir(parents=True)
-        for file in (collect.RUNS, collect.TRAJECTORIES):
+        for file in (collect.RUNS, collect.SERIES[experiments.load(name).report].file):
             (results / name / file).write_bytes((committed / name / file).read_bytes())
     front_page = (ROOT / "README.md").read_text()
     (tmp_path / "README.md").write_text(re.sub(r"(?s)(report -->\n).*?(<!-- end)", r"\1\2", front_page))
+    shutil.copytree(committed / "bench", results / "bench", ignore=shutil.ignore_patterns("*.png"))
     for name in names:
         report.build(name, tmp_path / "no_runs", results)
     assert (tmp_path / "README.md").read_text() == front_page, "README.md: stale; run `python -m wn.report`"
@@ -182,7 +184,7 @@ def test_imports_are_light() -> None:
     code = """
 import sys, wn.report
 assert not {"pandas", "matplotlib", "scipy"} & set(sys.modules)
-import wn.report.__main__, wn.report.figures, wn.report.page, wn.report.status
+import wn.report.__main__, wn.report.learning_curves, wn.report.page, wn.report.status
 assert not {"torch", "hydra", "wandb", "matplotlib.pyplot"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -193,4 +195,4 @@ def test_markdown_has_as_many_cells_in_every_row(experiment: Experiment, tmp_pat
     rows = collect.merge(experiment, collect.local_records(experiment, tmp_path), Path("nothing"))
     lines = page.markdown(statistics.table(rows.runs, experiment), experiment).splitlines()
     assert len(lines) == 2 + len(ERRORS)
-    assert {line.count("|") for line in lines} == {len(page.HEADINGS) + 1}
+    assert {line.count("|") for line in lines} == {len(robustness.HEADINGS) + 1}

@@ -21,7 +21,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 def merged(experiment: Experiment, runs_dir: Path, folder: Path) -> collect.Rows:
     rows = collect.merge(experiment, collect.local_records(experiment, runs_dir), folder)
-    collect.write(rows, folder)
+    collect.write(rows, experiment, folder)
     return rows
 
 

@@ -21,9 +21,11 @@ class Built:
     text: str
     """The table for a terminal."""
     table: list[dict[str, Any]]
-    """A row per norm, as in ``table.csv`` (see :func:`wn.report.statistics.table`); missing is None."""
+    """The rows of ``table.csv``, as the kind of report makes them; missing is None."""
     curves: list[dict[str, Any]]
-    """A row per norm and learning rate (see :func:`wn.report.statistics.curves`); missing is None."""
+    """The points of the report's curves; missing is None."""
+    chart: tuple[str, str, str]
+    """Keys of ``curves`` for a chart: x (positive, shown as its logarithm), y, and what names a line."""
     figures: list[Path]
     """PNG files; none where no run is done."""
 
@@ -34,23 +36,22 @@ def build(experiment_name: str, runs_dir: Path | str, results_dir: Path | str) -
     Raises:
         UserError: there is no such experiment, a record is unreadable, or two fill the same cell.
     """
-    from wn.report import collect, figures, page, statistics
+    from wn.report import collect, page
 
     experiment = experiments.load(experiment_name)
-    statistics.check(experiment)
+    kind = page.KINDS[experiment.report]
+    kind.check(experiment)
     folder = Path(results_dir) / experiment.name
     rows = collect.merge(experiment, collect.local_records(experiment, Path(runs_dir)), folder)
-    if len(rows.runs):
-        collect.write(rows, folder)
-    table = statistics.table(rows.runs, experiment)
-    curves = statistics.curves(rows.runs, experiment)
+    table, curves = kind.table(rows, experiment), kind.curves(rows, experiment)
     pictures = []
     if len(rows.runs):
+        collect.write(rows, experiment, folder)
         page.write_tables(table, experiment, folder)
-        pictures = figures.draw(experiment, table, curves, rows, folder)
+        pictures = kind.draw(experiment, table, rows, folder)
     page.write_readme(Path(results_dir))
     page.write_front_page(Path(results_dir) / "../README.md", Path(results_dir))
-    return Built(page.text(table, experiment), _plain(table), _plain(curves), pictures)
+    return Built(page.text(table, experiment), _plain(table), _plain(curves), kind.CHART, pictures)
 
 
 def _plain(frame: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Records -> rows: ``runs.csv`` and ``trajectories.csv`` of ``results/<experiment>/``.
+"""Records -> rows: ``runs.csv`` and the series of ``results/<experiment>/``.
+
+A series is what the runs did over their epochs: ``trajectories.csv`` (probes) of a learning-rate sweep,
+``curves.csv`` (errors) of a table.
 
 What this machine's records show takes the place of committed rows of the same cell; the committed rows
 of all other cells stay. So the results of several machines add up, and a fresh clone has them all.
@@ -6,6 +9,7 @@ of all other cells stay. So the results of several machines add up, and a fresh 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +20,6 @@ from wn.experiments import Experiment, Value
 from wn.records import Record, Row, read_experiment, write_atomically
 
 RUNS = "runs.csv"
-TRAJECTORIES = "trajectories.csv"
 
 RESULT_COLUMNS = {
     "status": "string",
@@ -57,8 +60,15 @@ TRAJECTORY_COLUMNS = {"run_id": "string", "layer": "string", "epoch": "Int64"} |
     MEASURES, "float64"
 )
 
+CURVE_COLUMNS = {
+    "run_id": "string",
+    "epoch": "Int64",
+    "train_error": "float64",
+    "valid_error": "float64",
+}
+
 DIGITS = 5
-"""Significant digits of a trajectory: more than a figure shows, and the file stays small."""
+"""Significant digits of a series: more than a figure shows, and the file stays small."""
 
 Cell = tuple[Value, ...]
 
@@ -68,13 +78,22 @@ class Rows(NamedTuple):
 
     runs: Any
     """Frame, a row per run that is done, in the order of the grid; see :func:`run_columns`."""
-    trajectories: Any
-    """Frame, a row per run of the first seed and probe of its middle layer; see TRAJECTORY_COLUMNS."""
+    series: Any
+    """Frame, rows of the runs that :data:`SERIES` takes of such an experiment, by run and epoch."""
+
+
+class Series(NamedTuple):
+    """What is kept of a run's epochs."""
+
+    file: str
+    columns: dict[str, str]
+    of: Callable[[Record], list[Row]]
+    first_seed_only: bool
 
 
 def run_columns(experiment: Experiment) -> dict[str, str]:
     """The columns of ``runs.csv`` and their types; what is set is kept as text (see :func:`_cell_of_row`)."""
-    settings = dict.fromkeys([*experiment.grid, *experiment.fixed], "string")
+    settings = dict.fromkeys([*experiment.axes, *experiment.fixed], "string")
     return {"run_id": "string", "schema": "Int64", **settings, **RESULT_COLUMNS}
 
 
@@ -110,28 +129,31 @@ def merge(experiment: Experiment, local: dict[Cell, Record], folder: Path) -> Ro
 
     local_ids = {record.content["run_id"] for record in done.values()}
     kept_ids = {row["run_id"] for row in runs} - local_ids
-    paths = {run_id: rows.to_dict("records") for run_id, rows in old.trajectories.groupby("run_id")}
+    paths = {run_id: rows.to_dict("records") for run_id, rows in old.series.groupby("run_id")}
     paths = {run_id: rows for run_id, rows in paths.items() if run_id in kept_ids}
-    first_seed = experiment.grid["seed"][0]
+    kind = SERIES[experiment.report]
+    seeds = experiment.values("seed")[: 1 if kind.first_seed_only else None]
     for cell, record in done.items():
-        if dict(zip(experiment.grid, cell, strict=True))["seed"] == first_seed:
-            paths[record.content["run_id"]] = _trajectory(record)
-    trajectories = [row for run in runs for row in paths.get(run["run_id"], [])]
-    return Rows(_frame(runs, run_columns(experiment)), _frame(trajectories, TRAJECTORY_COLUMNS))
+        if dict(zip(experiment.axes, cell, strict=True))["seed"] in seeds:
+            paths[record.content["run_id"]] = kind.of(record)
+    series = [row for run in runs for row in paths.get(run["run_id"], [])]
+    return Rows(_frame(runs, run_columns(experiment)), _frame(series, kind.columns))
 
 
 def read(experiment: Experiment, folder: Path) -> Rows:
     """The rows in a results folder that belong to the experiment as it is now; none where it has no files."""
     runs = _read_csv(folder / RUNS, run_columns(experiment))
-    current = [_cell_of_row(row, experiment) is not None for row in runs.to_dict("records")]
-    return Rows(runs[pd.Series(current, dtype=bool)], _read_csv(folder / TRAJECTORIES, TRAJECTORY_COLUMNS))
+    cells = [_cell_of_row(row, experiment) for row in runs.to_dict("records")]
+    kind = SERIES[experiment.report]
+    current = runs[pd.Series([cell is not None for cell in cells], dtype=bool)]
+    return Rows(current, _read_csv(folder / kind.file, kind.columns))
 
 
-def write(rows: Rows, folder: Path) -> None:
+def write(rows: Rows, experiment: Experiment, folder: Path) -> None:
     """Write both files."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows.runs, folder / RUNS)
-    write_csv(rows.trajectories, folder / TRAJECTORIES)
+    write_csv(rows.series, folder / SERIES[experiment.report].file)
 
 
 def write_csv(frame: Any, path: Path) -> None:
@@ -156,28 +178,24 @@ def _frame(rows: list[Row], columns: dict[str, str]) -> Any:
 def _cell_of_row(row: Row, experiment: Experiment) -> Cell | None:
     """The cell that a committed row fills; None where the experiment or the schema has changed since."""
     fixed = all(row[key] == str(value) for key, value in experiment.fixed.items())
-    written = [{str(value): value for value in values} for values in experiment.grid.values()]
-    cell = [values.get(row[key]) for key, values in zip(experiment.grid, written, strict=True)]
-    if row["schema"] != SCHEMA or not fixed or None in cell:
+    if row["schema"] != SCHEMA or not fixed:
         return None
-    return tuple(value for value in cell if value is not None)
+    written = {tuple(map(str, cell.values())): tuple(cell.values()) for cell in experiment.cells()}
+    return written.get(tuple(row[key] for key in experiment.axes))
 
 
 def _run_row(record: Record, cell: Cell, experiment: Experiment) -> Row:
-    """A run in one row. ``cell_of`` takes 1 for 1.0, so the settings are written as the grid has them."""
+    """A run in one row, its settings written as the experiment has them (a record may have 1.0 for 1)."""
     content = record.content
     final, initial = content.get("final") or {}, content.get("initial") or {}
     best, diverged = content.get("best") or {}, content.get("diverged_at") or {}
     provenance = content["provenance"]
     last = (record.metrics or [{}])[-1]
-    grid = {
-        key: values[values.index(value)]
-        for (key, values), value in zip(experiment.grid.items(), cell, strict=True)
-    }
+    settings = {**dict(zip(experiment.axes, cell, strict=True)), **experiment.fixed}
     return {
         "run_id": content["run_id"],
         "schema": content["schema"],
-        **{key: str(value) for key, value in (grid | experiment.fixed).items()},
+        **{key: str(value) for key, value in settings.items()},
         **{f"{part}_{what}": final.get(f"{part}_{what}") for part in _PARTS for what in ("loss", "error")},
         "status": content["status"],
         "best_epoch": best.get("epoch"),
@@ -217,5 +235,25 @@ def _trajectory(record: Record) -> list[Row]:
     ]
 
 
+def _curve(record: Record) -> list[Row]:
+    """The errors after every epoch of training."""
+    return [
+        {
+            "run_id": record.content["run_id"],
+            "epoch": row["epoch"],
+            **{name: _rounded(row.get(name)) for name in ("train_error", "valid_error")},
+        }
+        for row in record.metrics
+        if row["epoch"]
+    ]
+
+
 def _rounded(number: float | None) -> float | None:
     return None if number is None else float(f"{number:.{DIGITS}g}")
+
+
+SERIES = {
+    "lr_robustness": Series("trajectories.csv", TRAJECTORY_COLUMNS, _trajectory, first_seed_only=True),
+    "classification": Series("curves.csv", CURVE_COLUMNS, _curve, first_seed_only=False),
+}
+"""By the kind of report."""

@@ -6,7 +6,9 @@ so that what a reader sees depends on no font. No pyplot, hence no global state 
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,17 @@ from wn.report import statistics
 STYLE: dict[str, dict[str, str]] = {
     "none": {"color": "#000000", "marker": "o", "linestyle": "-"},
     "none_init": {"color": "#7f7f7f", "marker": "p", "linestyle": "--"},
+    "scaled_init": {"color": "#b0b0b0", "marker": "h", "linestyle": ":"},
     "batch_norm": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
     "weight_norm": {"color": "#0072B2", "marker": "^", "linestyle": "-"},
     "weight_norm_init": {"color": "#56B4E9", "marker": "v", "linestyle": "--"},
     "mean_only_bn": {"color": "#E69F00", "marker": "D", "linestyle": "-."},
+    "mean_only_bn_init": {"color": "#F0E442", "marker": "d", "linestyle": "--"},
     "weight_norm_mean_only_bn": {"color": "#009E73", "marker": "P", "linestyle": "-."},
+    "weight_norm_mean_only_bn_init": {"color": "#66C2A5", "marker": "*", "linestyle": "--"},
 }
-"""How a norm is drawn, in every figure: Okabe and Ito's colours, which colour-blind readers can tell apart;
-marker and line tell them apart in grey."""
+"""How a norm is drawn, in every figure: Okabe and Ito's colours, which colour-blind readers can tell apart,
+and paler ones beside them; marker and line tell them apart in grey."""
 
 OTHER_STYLE = {"color": "#CC79A7", "marker": "X", "linestyle": ":"}
 """For a norm without a preset."""
@@ -76,15 +81,23 @@ def draw(experiment: Experiment, table: Any, curves: Any, rows: Any, folder: Pat
     Returns:
         The PNG files; beside each is the same figure as SVG.
     """
-    with mpl.rc_context():
-        mpl.rcdefaults()  # whatever the reader's own matplotlibrc says
-        mpl.rcParams.update(RC)
+    with house_style():
         figures = {name: sweep_figure(experiment, table, curves, name) for name in QUANTITIES}
         figures["trajectories"] = trajectory_figure(experiment, rows)
-        return [_save(figure, folder / name) for name, figure in figures.items()]
+        return [save(figure, folder / name) for name, figure in figures.items()]
 
 
-def _save(figure: Figure, stem: Path) -> Path:
+@contextlib.contextmanager
+def house_style() -> Iterator[None]:
+    """Inside, figures are drawn in this style, whatever the reader's own matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC)
+        yield
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """Write a figure as SVG and as PNG; the path of the latter."""
     for suffix in (".svg", ".png"):
         file = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
@@ -224,7 +237,7 @@ def _leave_out_explosions(axes: Axes, frame: Any, measure: str) -> None:
 def _with_settings(rows: Any) -> Any:
     """The trajectories with the norm, learning rate and status of their runs, and ``weight``."""
     runs = statistics.numeric(rows.runs)[["run_id", "norm", "optim.lr", "diverged"]]
-    frame = rows.trajectories.merge(runs, on="run_id")
+    frame = rows.series.merge(runs, on="run_id")
     return frame.assign(weight=frame["v_norm"].fillna(frame["w_norm"]))
 
 

@@ -65,14 +65,14 @@ class Sweep:
 
 def sweep_of(runs: Any, experiment: Experiment, norm: str) -> Sweep:
     """A norm's runs as arrays."""
-    lrs = sorted(float(lr) for lr in experiment.grid["optim.lr"])
+    lrs = sorted({float(cell["optim.lr"]) for cell in experiment.cells() if cell["norm"] == norm})
     rows = numeric(runs[runs["norm"] == norm])
 
     def array(column: str) -> Any:
         return rows.pivot(index="optim.lr", columns="seed", values=column).reindex(index=lrs)
 
     done = array("done").notna().all(axis=0)
-    seeds = [int(seed) for seed in experiment.grid["seed"] if done.get(int(seed), False)]
+    seeds = [int(seed) for seed in experiment.values("seed") if done.get(int(seed), False)]
     columns = ("diverged", "valid_error", "valid_loss", "initial_valid_loss", "test_error")
     diverged, error, loss, initial, test = (array(name)[seeds].to_numpy(dtype=float) for name in columns)
     worst = np.where(diverged > 0, np.inf, 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from wn import experiments
 from wn.experiments import Experiment
 from wn.report import collect
-from wn.report.page import aligned
+from wn.report.words import aligned
 
 HEADINGS = ("experiment", "runs", "done", "diverged", "running", "failed", "missing", "rest")
 
@@ -28,7 +28,7 @@ def status(runs_dir: Path, results_dir: Path) -> str:
 def _line(experiment: Experiment, runs_dir: Path, results_dir: Path) -> tuple[str, ...]:
     local = collect.local_records(experiment, runs_dir)
     runs = collect.merge(experiment, local, results_dir / experiment.name).runs
-    done = set(runs[list(experiment.grid)].itertuples(index=False, name=None))
+    done = set(runs[experiment.axes].itertuples(index=False, name=None))
     rest = [cell for cell in experiment.cells() if tuple(str(value) for value in cell.values()) not in done]
     found = [local[key].status for cell in rest if (key := tuple(cell.values())) in local]
     counts = {

@@ -1,0 +1,220 @@
+"""Benchmarks of the stacked launcher: measure, then write ``results/bench/``.
+
+    python scripts/bench.py sweep        # a whole sweep of 325 runs under both launchers: ten minutes
+    python scripts/bench.py training     # pure training: stacks against one run after another
+    python scripts/bench.py growth       # time and memory against the number of members
+
+Each replaces the rows of this device in ``results/bench/*.csv`` and makes the tables and the figure again.
+Ratios are of times taken side by side in one call. ``--device cuda`` fills the cells of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402 - the project is found first
+
+from wn import memory, records  # noqa: E402
+from wn.config import Config  # noqa: E402
+from wn.launcher import configuration  # noqa: E402
+from wn.report import bench  # noqa: E402
+from wn.run import device_name, prepare  # noqa: E402
+from wn.sweep import stack_size  # noqa: E402
+from wn.trainer import Trainer  # noqa: E402
+
+Row = dict[str, Any]
+
+MODELS = {
+    "64-128-128-10 (digits)": ("data=digits", "model.widths=[128,128]"),
+    "784-256-256-10 (MNIST)": ("data=mnist", "model.widths=[256,256]"),
+}
+NORMS = ("none", "batch_norm", "weight_norm", "weight_norm_init", "mean_only_bn")
+LRS = 13
+SEEDS = 5
+MEMBERS = (1, 4, 16, 64, 256)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["sweep", "training", "growth"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-root", help="where MNIST lies; without it, it is downloaded to data/")
+    parser.add_argument("--steps", type=int, default=30, help="steps that are timed (training)")
+    parser.add_argument("--models", nargs="+", choices=["digits", "mnist"], default=["digits", "mnist"])
+    options = parser.parse_args()
+    extra = [f"trainer.device={options.device}"]
+    models = {
+        name: words for name, words in MODELS.items() if words[0].removeprefix("data=") in options.models
+    }
+    if options.data_root:
+        models = {
+            k: (*w, f"data.root={options.data_root}") if "data=mnist" in w else w for k, w in models.items()
+        }
+    measure: dict[str, Callable[[], list[Row]]] = {
+        "sweep": lambda: sweep(extra[0]),
+        "training": lambda: training(models, extra, options.steps),
+        "growth": lambda: growth(models, extra),
+    }
+    device, _ = prepare(configuration("data=digits", extra[0]))
+    origin = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "commit": records.git_state()["commit"],
+    }
+    rows = [{**origin, **row} for row in measure[options.what]()]
+    print(bench.record(options.what, rows, ROOT / "results" / "bench"))
+
+
+def sweep(device: str) -> list[Row]:
+    """Seconds from process start to written table, under each launcher, in folders of their own."""
+    rows = []
+    for launcher in ("stacked", "basic"):
+        with tempfile.TemporaryDirectory() as folder:
+            name = "sweep_benchmark"
+            train = [
+                "wn.train",
+                f"+experiment={name}",
+                f"hydra/launcher={launcher}",
+                f"runs_dir={folder}/runs",
+            ]
+            report = ["wn.report", name, f"--runs-dir={folder}/runs", f"--results-dir={folder}/results"]
+            started = time.perf_counter()
+            for words in ([*train, "trainer.progress=false", device], report):
+                subprocess.run(
+                    [sys.executable, "-m", *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+                )
+            seconds = time.perf_counter() - started
+        print(f"{launcher}: {seconds:.1f} s", flush=True)
+        rows.append({"launcher": launcher, "runs": len(NORMS) * LRS * SEEDS, "seconds": round(seconds, 1)})
+    return rows
+
+
+def training(models: dict[str, tuple[str, ...]], extra: list[str], steps: int) -> list[Row]:
+    """Milliseconds that a step of a run takes, alone and in stacks of the launcher's choice."""
+    rows = []
+    cores = torch.get_num_threads()
+    for model, words in models.items():
+        for norm in NORMS:
+            group = _group(configuration(f"norm={norm}", *words, *extra))
+            device, _ = prepare(group[0])
+            workers = cores if device.type == "cpu" else 1
+            size = stack_size(group, workers)
+            count = min(len(group), workers * -(-len(group) // (size * workers)))
+            stacks = [group[i::count] for i in range(count)]
+            some = group[:: max(1, len(group) // 5)]
+            alone = {threads: _seconds([[c] for c in some], steps, 1, threads) for threads in {1, cores}}
+            stacked = _seconds(stacks, steps, workers, 1)
+            best = min(alone, key=lambda threads: alone[threads])
+            row = {
+                "model": model,
+                "norm": norm,
+                "alone_ms": alone[best] / len(some) / steps * 1000,
+                "threads": best,
+                "stacked_ms": stacked / len(group) / steps * 1000,
+                "members": len(stacks[0]),
+                "workers": workers,
+            }
+            print(row, flush=True)
+            rows.append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+    return rows
+
+
+def growth(models: dict[str, tuple[str, ...]], extra: list[str]) -> list[Row]:
+    """Time of a step and memory of stacks of growing size, each in a process of its own."""
+    rows = []
+    for model, words in models.items():
+        config = configuration("norm=weight_norm", *words, *extra)
+        each = _bytes_per_member(config)
+        for members in MEMBERS:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                measured = pool.apply(_grow, (config, members))
+            predicted = {"predicted_mib": round(members * each / 2**20, 1)}
+            rows.append({"model": model, "members": members, **measured, **predicted})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _grow(config: Config, members: int) -> Row:
+    """Time of a step of a stack, and what the process takes for it beyond what it held before."""
+    device, _ = prepare(config)
+    cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated() if cuda else _resident()
+    seconds = min(_time_steps(_group(config)[:1] * members, 5) for _ in range(3)) / 5
+    if cuda:
+        measured = torch.cuda.max_memory_allocated() - before
+    else:
+        measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {"step_ms": round(seconds * 1000, 3), "measured_mib": round(measured / 2**20, 1)}
+
+
+def _bytes_per_member(config: Config) -> int:
+    device, dataset = prepare(config)
+    return memory.bytes_per_member(config, dataset, device)
+
+
+def _resident() -> int:
+    """Memory that this process has now, in bytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _group(config: Config) -> list[Config]:
+    """The runs of a sweep over learning rates and seeds."""
+    lrs = [config.optim.model_copy(update={"lr": 10 ** (-4 + i / 3)}) for i in range(LRS)]
+    return [config.model_copy(update={"optim": o, "seed": s}) for o in lrs for s in range(SEEDS)]
+
+
+def _seconds(stacks: list[list[Config]], steps: int, processes: int, threads: int) -> float:
+    """Time in which some processes train all stacks for some steps, the fastest of three; they are warm."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, torch.set_num_threads, (threads,)) as pool:
+        times = []
+        for n in (2, steps, steps, steps):
+            spent = pool.map(functools.partial(_time_steps, steps=n), stacks, chunksize=1)
+            times.append(sum(spent) / processes)
+        return min(times[1:])  # the first was the warm-up
+
+
+def _time_steps(stack: list[Config], steps: int) -> float:
+    """Seconds that the steps of a stack take, without what comes before and after."""
+    device, dataset = prepare(stack[0])
+    trainer = Trainer(stack, dataset, device, memory.Nobody())
+    trainer.optimizer.set_epoch(0, 1)
+    batches = list(_batches(trainer, steps + 1))
+    trainer._step(batches[0])
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for batch in batches[1:]:
+        trainer._step(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _batches(trainer: Trainer, count: int) -> Iterator[torch.Tensor]:
+    size, epoch = trainer.config.trainer.batch_size, 0
+    while count > 0:
+        epoch += 1
+        whole = torch.split(trainer._orders(epoch), size, dim=1)[: trainer.steps_per_epoch]
+        yield from whole[:count]
+        count -= len(whole)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Benchmark of a training step of the paper's ConvNet: ours, and the usual loop, for every row of the table.
+
+    python scripts/bench_convnet.py                  # two cores: two minutes
+    python scripts/bench_convnet.py --device cuda
+
+Writes ``results/bench/convnet.md``. All engines take turns in one process, and the fastest of their rounds
+counts, so that the ratios hold where a machine's speed drifts. Images are random: their values cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402 - the project is found first
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from wn import memory, records  # noqa: E402
+from wn.config import Config  # noqa: E402
+from wn.data import Dataset, Split  # noqa: E402
+from wn.launcher import configuration  # noqa: E402
+from wn.report import bench  # noqa: E402
+from wn.run import device_name, round_products  # noqa: E402
+from wn.trainer import Trainer, pick_device  # noqa: E402
+
+NORMS = ("none", "weight_norm", "batch_norm", "mean_only_bn", "weight_norm_mean_only_bn")
+IMAGES = 2000
+BATCH = 100
+Advance = Callable[[], object]
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, help="in a round (default: 100 on a GPU, 2 elsewhere)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the step (default: on a GPU; no gain elsewhere)",
+    )
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    steps = options.steps or (100 if device.type == "cuda" else 2)
+    compiled = device.type == "cuda" if options.compile is None else options.compile
+    memory.keep_freed_memory()
+    engines: dict[tuple[str, str], Advance] = {}
+    for norm in NORMS:
+        engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device)
+        if norm in ("none", "weight_norm"):
+            engines[norm, "usual"] = usual(norm, device)
+    for advance in engines.values():
+        for _ in range(5):  # compiled, captured and warm
+            advance()
+    rounds = [
+        {key: _time(advance, steps, device) for key, advance in engines.items()}
+        for _ in range(options.rounds)
+    ]
+    origin = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "commit": records.git_state()["commit"],
+    }
+    origin |= {"compiled": compiled, "gflop": round(_gflop(), 1)}
+    rows = [
+        {
+            **origin,
+            "norm": norm,
+            "engine": engine,
+            "step_ms": round(1000 * min(r[norm, engine] for r in rounds), 3),
+        }
+        for norm, engine in engines
+    ]
+    print(bench.record("convnet", rows, ROOT / "results" / "bench"))
+
+
+def _words(norm: str, device: torch.device, compiled: bool) -> list[str]:
+    trainer = {
+        "device": device,
+        "precision": "bfloat16",
+        "batch_size": BATCH,
+        "compile": str(compiled).lower(),
+    }
+    settings = [f"trainer.{key}={value}" for key, value in trainer.items()]
+    return ["model=convnet", "data=cifar10", "optim=adam_paper", f"norm={norm}", *settings]
+
+
+def _images(device: torch.device) -> Split:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(IMAGES, 3, 32, 32, generator=draw)
+    return Split(x.to(device), torch.randint(10, (IMAGES,), generator=draw).to(device))
+
+
+def ours(config: Config, device: torch.device) -> Advance:
+    """The project's own step."""
+    split = _images(device)
+    trainer = Trainer([config], Dataset(split, split, split, classes=10), device, memory.Nobody())
+    trainer.optimizer.set_epoch(0, 200)
+    trainer.stack.train()
+    batches = _endless(torch.split(trainer._orders(1), BATCH, dim=1))
+    return lambda: trainer._step(next(batches))
+
+
+def usual(norm: str, device: torch.device) -> Advance:
+    """What most would write: a DataLoader with workers, torch's own layers, eager, loss.item()."""
+    round_products(True)
+    network = reference(norm).to(device)
+    adam = torch.optim.Adam(network.parameters(), lr=0.003)
+    split = _images(torch.device("cpu"))
+    loader: Any = DataLoader(
+        TensorDataset(split.x, split.y),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
+    batches = (batch for _ in iter(int, 1) for batch in loader)
+
+    def advance() -> float:
+        x, y = (t.to(device, non_blocking=True) for t in next(batches))
+        adam.zero_grad()
+        loss = F.cross_entropy(network(x), y)
+        loss.backward()
+        adam.step()
+        return loss.item()
+
+    return advance
+
+
+class Noise(nn.Module):
+    """Gaussian noise as most would write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x + normal(0, 0.15)``."""
+        return x + 0.15 * torch.randn_like(x)
+
+
+def reference(norm: str) -> nn.Sequential:
+    """The network of torch's own layers."""
+    layers: list[nn.Module] = [Noise()]
+    plan = [(96, 3, 1)] * 3 + [(192, 3, 1)] * 3 + [(192, 3, 0)] + [(192, 1, 0)] * 2
+    inputs = 3
+    for place, (width, kernel, padding) in enumerate(plan):
+        layers += [nn.Conv2d(inputs, width, kernel, padding=padding), nn.LeakyReLU(0.1)]
+        if place in (2, 5):
+            layers += [nn.MaxPool2d(2), nn.Dropout(0.5)]
+        inputs = width
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+    if norm == "weight_norm":
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.utils.parametrizations.weight_norm(layer)
+    return network
+
+
+def _endless(batches: Any) -> Iterator[Tensor]:
+    while True:
+        yield from batches
+
+
+def _time(advance: Advance, steps: int, device: torch.device) -> float:
+    """Seconds a step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(steps):
+        advance()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / steps
+
+
+def _gflop() -> float:
+    """Operations of a step of the plain network, forward and backward, in 10^9, counted on no device."""
+    network = reference("none").to("meta")
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(
+            network(torch.randn(BATCH, 3, 32, 32, device="meta")),
+            torch.zeros(BATCH, dtype=torch.int64, device="meta"),
+        ).backward()
+    return float(counter.get_total_flops() / 1e9)
+
+
+if __name__ == "__main__":
+    main()
