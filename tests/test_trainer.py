@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wn import data, trainer
+from wn import data, evaluation, trainer
 from wn.config import MLP, PRESETS, Config, Data, Norm, Optim, UserError
 from wn.config import Trainer as Settings
 from wn.data import Dataset, Split, permutation
@@ -450,7 +450,7 @@ def test_without_a_validation_split_there_are_no_such_columns() -> None:
 
 def test_evaluation_goes_by_parts_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = train(config(), config(seed=1))
-    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(evaluation, "BATCH", 7)
     _, parts = train(config(), config(seed=1))
     for i in (0, 1):
         assert parts.rows[i] == [pytest.approx(row, rel=1e-12) for row in whole.rows[i]]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wn.norm import KINDS, NormalizedLayer, normalized, normalized_layers
+from wn.norm import KINDS, NormalizedLayer, kind_of, normalized, normalized_layers
 
 
 def normalize(model: nn.Module, **choices: Any) -> nn.Module:
@@ -48,7 +48,7 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
 
     def wanted(layer: nn.Module) -> bool:
         reparameterised = isinstance(layer, KINDS) and nn.utils.parametrize.is_parametrized(layer)
-        return type(layer) in KINDS or reparameterised  # the latter to be refused, not passed over
+        return kind_of(layer) is not None or reparameterised  # the latter to be refused, not passed over
 
     return _replace(model, wanted, make)
 

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from wn.config import Config
 from wn.data import Dataset, Split
-from wn.trainer import EVALUATION_BATCH, Row, Trainer
+from wn.evaluation import BATCH
+from wn.trainer import Row, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,12 @@ def bytes_per_member(config: Config, dataset: Dataset, device: torch.device) -> 
     It is that of the shortest run there is (initialisation, steps, probes, evaluation), with two members.
     All that a stack allocates has the members along an axis, so its memory is proportional to their number.
     """
-    settings = config.trainer.model_copy(update={"epochs": 1, "compile": False})
+    one_batch = max(1, BATCH // config.trainer.importance_samples)
+    shortest = {"epochs": 1, "compile": False, "test_every": 0, "importance_images": one_batch}
+    settings = config.trainer.model_copy(update=shortest)
     pair = [config.model_copy(update={"trainer": settings})] * 2
     images = max(settings.batch_size, settings.init_batch_size if config.norm.init == "data" else 0)
-    sizes = {"train": images, "valid": EVALUATION_BATCH, "test": EVALUATION_BATCH}
+    sizes = {"train": images, "valid": BATCH, "test": BATCH}
     few = {name: _first(getattr(dataset, name), size) for name, size in sizes.items()}
     with _watched(device) as seen:
         trainer = Trainer(pair, Dataset(**few, classes=dataset.classes), device, Nobody())
@@ -160,6 +163,9 @@ class Nobody:
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         """Not heard."""
+
+    def on_pictures(self, member: int, pictures: Row) -> None:
+        """Not seen."""
 
     def on_end(self, member: int, status: str, result: Row) -> None:
         """Not heard."""

@@ -1,4 +1,4 @@
-"""Gaussian noise and dropout whose draws are a function of (seed, layer, step), on any device.
+"""Gaussian noise, dropout and samples whose draws are a function of (seed, layer, step), on any device.
 
 A layer carries a key, which counts its training passes, as a buffer. A draw is a hash of key and
 position: nothing is drawn from a hidden generator, so a run that is resumed, or trained in a stack
@@ -41,15 +41,13 @@ def _shift(x: Tensor, places: int) -> Tensor:
     return (x >> places) & ((1 << (32 - places)) - 1)
 
 
-class _Noise(nn.Module):
-    """What has a key. ``strength`` is a buffer, so that the members of a stack may differ in it."""
+class _Keyed(nn.Module):
+    """What draws. Each training pass moves the key on."""
 
     key: Tensor
-    strength: Tensor
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("strength", torch.tensor(strength))
         self.register_buffer("key", torch.zeros((), dtype=torch.int64))
         self.seed(int(torch.randint(2**62, ()).item()))
 
@@ -63,6 +61,47 @@ class _Noise(nn.Module):
         return uniform(self.key, shape)
 
 
+class Sampler(_Keyed):
+    """Numbers that a model draws in evaluation as well: then a function of (seed, layer, step, place).
+
+    The place is how many passes came before in this evaluation, which ``evaluations`` counts; whoever begins
+    an evaluation sets it to zero (:meth:`wn.stack.Stack.train`). So looking at a model, however often,
+    changes neither its training nor what another look sees.
+    """
+
+    evaluations: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64))
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        """Uniform numbers in (0, 1), float32."""
+        if self.training:
+            return super().draw(shape)
+        self.evaluations.add_(1)
+        return uniform(self.key + self.evaluations * 0x2545F4914F6CDD1D, shape)
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        """Standard normal numbers, float32."""
+        return normal(self.draw(shape))
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """The standard normal numbers that belong to uniform ones."""
+    return torch.erfinv(2 * uniform - 1) * math.sqrt(2)
+
+
+class _Noise(_Keyed):
+    """Noise of a ``strength``, a buffer, so that the members of a stack may differ in it."""
+
+    strength: Tensor
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.register_buffer("strength", torch.tensor(strength))
+
+
 class GaussianNoise(_Noise):
     """``x + strength * normal(0, 1)`` in training, ``x`` in evaluation."""
 
@@ -70,8 +109,7 @@ class GaussianNoise(_Noise):
         """``x`` of any shape."""
         if not self.training:
             return x
-        normal = torch.erfinv(2 * self.draw(x.shape) - 1) * math.sqrt(2)
-        return x + (self.strength * normal).to(x.dtype)
+        return x + (self.strength * normal(self.draw(x.shape))).to(x.dtype)
 
 
 class Dropout(_Noise):

@@ -44,6 +44,16 @@ KINDS = tuple(_OPERATIONS)
 """The layers that can be normalised."""
 
 
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """Which of :data:`KINDS` a layer is, None if it is none.
+
+    A masked layer, a subclass that keeps in a buffer ``mask``, shaped as its weight, which entries count (as
+    in autoregressive networks), is what its base class is.
+    """
+    kind = type(layer).__base__ if "mask" in layer._buffers else type(layer)
+    return kind if kind in _OPERATIONS else None
+
+
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     r"""The weight ``w = g v / ||v||`` (section 2, equation 2), one gain per output unit.
 
@@ -110,7 +120,8 @@ class NormalizedLayer(nn.Module):
     Parameters: ``v`` (or ``weight``), ``g`` (unless weight and statistics are both plain) and ``bias``
     (where the layer that it replaces has one), the latter two of shape ``[units]``. Buffers:
     ``running_mean`` and ``running_var`` ``[units]``, and ``initialized``, a bool, where ``init="data"``.
-    A scaled weight's ``g`` is a buffer too: it starts at one, and data-dependent initialisation alone
+    Of a masked layer (:func:`kind_of`), ``w`` and ``v`` mean the entries that the mask leaves, and norms are
+    theirs. A scaled weight's ``g`` is a buffer too: it starts at one, and data-dependent initialisation alone
     sets it. A step of the weight moves w by g times as much, as in the authors' code.
 
     Args:
@@ -133,6 +144,7 @@ class NormalizedLayer(nn.Module):
     weight: nn.Parameter
     g: Tensor
     bias: nn.Parameter | None
+    mask: Tensor | None
     running_mean: Tensor
     running_var: Tensor
     initialized: Tensor
@@ -158,11 +170,12 @@ class NormalizedLayer(nn.Module):
             raise TypeError(
                 f"{layer} is reparameterised already: normalise the plain layer and load its state"
             )
-        if type(layer) not in _OPERATIONS or getattr(layer, "padding_mode", "zeros") != "zeros":
+        layer_kind = kind_of(layer)
+        if layer_kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
             raise TypeError(
                 f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros"
             )
-        self.kind, self.weight_choice, self.stats, self.init = type(layer), weight, stats, init
+        self.kind, self.weight_choice, self.stats, self.init = layer_kind, weight, stats, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
         self.options = {name: getattr(layer, name) for name in _OPERATIONS[self.kind][1]}
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
@@ -173,7 +186,8 @@ class NormalizedLayer(nn.Module):
             self.v = source
         else:
             self.weight = source
-        norm = self.unit_norm(source.detach())
+        self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
+        norm = self.unit_norm(self.masked_direction.detach())
         if weight == "scaled":
             self.register_buffer("g", torch.ones_like(norm))
         elif stats == "batch":
@@ -194,6 +208,11 @@ class NormalizedLayer(nn.Module):
         return self.v if self.weight_normalized else self.weight
 
     @property
+    def masked_direction(self) -> Tensor:
+        """:attr:`direction`, zero where a mask says so."""
+        return self.direction if self.mask is None else self.direction * self.mask
+
+    @property
     def weight_normalized(self) -> bool:
         """Whether the weight is ``g v / ||v||``."""
         return self.weight_choice == "weight_norm"
@@ -206,8 +225,8 @@ class NormalizedLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """The weight that the input meets: ``g v / ||v||``, ``v / ||v||``, g times the weight or itself."""
         if self.weight_choice == "plain":
-            return self.weight
-        grouped, dims = self._units(self.direction)
+            return self.masked_direction
+        grouped, dims = self._units(self.masked_direction)
         gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.direction)
         w = normalized(grouped, dims, gain) if self.weight_normalized else gain * grouped
         return w.reshape(self.direction.shape)
@@ -222,7 +241,7 @@ class NormalizedLayer(nn.Module):
         if self.has_gain:
             norms["g"] = self.g
         if self.weight_choice != "plain":
-            norms["v_norm"] = self.unit_norm(self.direction)
+            norms["v_norm"] = self.unit_norm(self.masked_direction)
         if self.weight_normalized:
             norms["ratio"] = self.g / _nonzero(norms["v_norm"])
         return norms

@@ -124,3 +124,36 @@ def adamax(
 
 RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adamax": (adamax, 2)}
 """Name to rule and its number of moments."""
+
+
+class Average:
+    """Exponential moving average of a stack's tensors, without the weight of where they began.
+
+    With decay d the average after t steps is ``sum d^(t-i) x_i / sum d^(t-i)`` over the steps i = 1 ... t.
+
+    Args:
+        tensors: ``[members, ...]`` each, of a floating type.
+        decay: d, the same for all members.
+
+    Attributes:
+        state: the numerators, by name, and ``mass``, the denominator; scaled by 1 - d.
+    """
+
+    def __init__(self, tensors: Tensors, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: torch.zeros_like(t) for name, t in tensors.items()}
+        self.state["mass"] = next(iter(tensors.values())).new_zeros(())
+
+    @torch.no_grad()
+    def step(self, tensors: Tensors) -> None:
+        """Take in what the tensors are after a step; others than those of the beginning are not read."""
+        for name, total in self.state.items():
+            newest = tensors[name].detach() if name != "mass" else torch.ones_like(total)
+            total.mul_(self.decay).add_(newest, alpha=1 - self.decay)
+
+    def values(self) -> Tensors:
+        """The average; nothing before the first step."""
+        mass = self.state["mass"]
+        if not mass:
+            return {}
+        return {name: total / mass for name, total in self.state.items() if name != "mass"}

@@ -5,6 +5,7 @@
 - ``record.json``: configuration, provenance, status and results; replaced as a whole, atomically;
 - ``metrics.jsonl``: a line per epoch (losses in nats, errors as fractions); only ever appended to;
 - ``probes.jsonl``: a line per layer and probe (see :mod:`wn.probes`); likewise;
+- ``reconstructions.png``, ``samples.png``: of a VAE, at the end (see :func:`wn.evaluation.pictures`);
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
 A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``.
@@ -150,6 +151,15 @@ class Record:
         self.content.update(changes)
         write_atomically(self.folder / "record.json", (to_json(self.content, indent=1) + "\n").encode())
 
+    def save_picture(self, name: str, png: bytes) -> None:
+        """Write a picture."""
+        write_atomically(self.folder / f"{name}.png", png)
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """The pictures that there are, by name."""
+        return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
+
     def begin(self, config: Config, stack: list[str], device: str) -> None:
         """Say that training starts: what is trained, by which code, on what; nothing earlier is left."""
         self.content = {key: self.content[key] for key in ("schema", "run_id")}
@@ -191,9 +201,9 @@ def adopt(config: Config) -> bool:
         if not there.done or not here.claim():
             continue
         if not here.done:
-            for name in ("metrics.jsonl", "probes.jsonl"):
-                if (folder / name).exists():
-                    shutil.copyfile(folder / name, here.folder / name)
+            rows = [folder / name for name in ("metrics.jsonl", "probes.jsonl") if (folder / name).exists()]
+            for path in [*rows, *there.pictures.values()]:
+                shutil.copyfile(path, here.folder / path.name)
             here.content = there.content
             here.save(experiment=config.experiment_name)
         here.release()

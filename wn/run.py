@@ -8,6 +8,7 @@ in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import re
@@ -18,11 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from wn import data, memory, models, records, tracking
 from wn.checkpoints import Checkpoints
-from wn.config import Config, Data
+from wn.config import VAE, Config, Data
+from wn.objectives import Objective, objective_of
 from wn.records import Record, Row
 from wn.stops import Stopped, Watch
 from wn.trainer import DTYPES, Trainer, pick_device, steps_per_epoch
@@ -102,7 +105,7 @@ def prepare(config: Config) -> tuple[torch.device, data.Dataset]:
     device = pick_device(config.trainer.device)
     _be_deterministic(config.trainer.deterministic)
     round_products(config.trainer.precision == "tf32")
-    dataset = _load(config.data, device, DTYPES[config.trainer.precision])
+    dataset = _load(config.data, device, DTYPES[config.trainer.precision], isinstance(config.model, VAE))
     models.check(config.model, dataset.shape)
     steps_per_epoch(config, dataset)
     return device, dataset
@@ -129,6 +132,7 @@ class _Session:
         self.configs = [config for config, _ in members]
         self.records = [record for _, record in members]
         self.config = self.configs[0]
+        self.objective = objective_of(self.config.model)
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
@@ -212,17 +216,24 @@ class _Session:
         self.rows[member][1].extend(probes)
         if self.live is not None:
             self.live.log([metrics], probes)
-        shown = {"loss": metrics.get("train_loss"), "error": metrics.get("valid_error")}
+        criterion = self.objective.criterion
+        shown = {"loss": metrics.get("train_loss"), f"valid {criterion}": metrics.get(f"valid_{criterion}")}
         self.bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items() if v is not None}, refresh=False)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush()
+
+    def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
+        """Write a member's pictures, each as a grid of images in the record's folder."""
+        if member in self.open:
+            for name, images in pictures.items():
+                self.records[member].save_picture(name, png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
         """Write a member's result."""
         if member not in self.open:
             return
         self._flush()
-        summary = _summary(self.records[member].metrics)
+        summary = _summary(self.records[member].metrics, self.objective)
         if status == "finished":
             summary["final"] |= result
         self._close(member, status, summary if status == "finished" else {**summary, "diverged_at": result})
@@ -253,15 +264,16 @@ class _Session:
         self.flushed = time.monotonic()
 
 
-def _summary(rows: list[Row]) -> Row:
+def _summary(rows: list[Row], objective: Objective) -> Row:
     """The numbers of ``record.json``: before training, after the last epoch, and at the best one."""
-    measured = ("train_loss", "train_error", "valid_loss", "valid_error")
-    known = [row for row in rows if row.get("valid_error") is not None]
-    best = min(known, key=lambda row: row["valid_error"], default={})
+    train, valid = ([f"{part}_{name}" for name in objective.metrics] for part in ("train", "valid"))
+    criterion = f"valid_{objective.criterion}"
+    known = [row for row in rows if row.get(criterion) is not None]
+    best = min(known, key=lambda row: row[criterion], default={})
     return {
-        "initial": {key: rows[0].get(key) for key in measured[2:]},
-        "final": {key: rows[-1].get(key) for key in measured},
-        "best": {key: best.get(key) for key in ("epoch", "valid_error")},
+        "initial": {key: rows[0].get(key) for key in valid},
+        "final": {key: rows[-1].get(key) for key in train + valid},
+        "best": {key: best.get(key) for key in ("epoch", criterion)},
         "steps": rows[-1]["step"],
     }
 
@@ -272,6 +284,15 @@ def _describe(error: Exception) -> str:
     lines = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}: {f.line}" for f in frames]
     text = "\n".join([*lines, f"{type(error).__name__}: {' '.join(str(error).split())}"])
     return re.sub(r"(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
+
+
+def png(images: Tensor) -> bytes:
+    """Images ``[images, channels, height, width]`` from 0 to 1 as one PNG of sixteen a row."""
+    from torchvision.utils import save_image  # slow to import, and needed for pictures alone
+
+    file = io.BytesIO()
+    save_image(images.float(), file, format="png", nrow=16, padding=1, pad_value=0.5)
+    return file.getvalue()
 
 
 def title(configs: Sequence[Config]) -> str:
@@ -291,6 +312,6 @@ def device_name(device: torch.device) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(config: Data, device: torch.device, dtype: torch.dtype) -> data.Dataset:
+def _load(config: Data, device: torch.device, dtype: torch.dtype, unit: bool) -> data.Dataset:
     """The data, once for all the stacks of a sweep."""
-    return data.load(config, device, dtype)
+    return data.load(config, device, dtype, unit)

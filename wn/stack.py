@@ -6,6 +6,7 @@ buffers, so the gradient of the sum of their losses holds, slice by slice, each 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,15 +42,14 @@ class Stack:
     def __len__(self) -> int:
         return len(next(iter(self.params.values())))
 
-    def __call__(self, x: Tensor, shared: bool = False) -> Tensor:
-        """The members' outputs ``[members, batch, ...]``.
+    def __call__(self, x: Tensor, shared: bool = False) -> Any:
+        """The members' outputs: a tensor ``[members, batch, ...]``, or a tuple of such.
 
         Args:
             x: ``[members, batch, ...]``, or one ``[batch, ...]`` for all where ``shared``.
             shared: whether all members see the same input.
         """
-        outputs: Tensor = self.map(_call, x, shared=shared)
-        return outputs
+        return self.map(_call, x, shared=shared)
 
     def map(self, function: Function, *inputs: Tensor, shared: bool = False) -> Any:
         """``function(model, *inputs)`` for each member, results stacked along the first axis.
@@ -70,8 +70,11 @@ class Stack:
         return tree_map(lambda t: t.unsqueeze(0), result)
 
     def train(self, mode: bool = True) -> Stack:
-        """Set training or evaluation mode."""
+        """Set training or evaluation mode. What evaluation draws (:class:`wn.noise.Sampler`) begins anew."""
         self.template.train(mode)
+        for name, buffer in self.buffers.items():
+            if name.endswith("evaluations"):
+                buffer.zero_()
         return self
 
     @torch.no_grad()
@@ -80,6 +83,13 @@ class Stack:
         self.train()
         with initializing(self.template):
             self(x)
+
+    def with_state(self, tensors: Tensors) -> Stack:
+        """A stack that shares this one's template and, but for the given tensors, its state."""
+        other = copy.copy(self)
+        other.params = {k: tensors.get(k, p.detach()) for k, p in self.params.items()}
+        other.buffers = {k: tensors.get(k, b) for k, b in self.buffers.items()}
+        return other
 
     def select(self, members: Tensor) -> None:
         """Keep the members of the given rows, int64 ``[kept]``, alone."""

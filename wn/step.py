@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wn.data import Split
-from wn.objectives import classification
-from wn.optim import Optimizer
+from wn.objectives import Objective
+from wn.optim import Average, Optimizer
 from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
@@ -34,8 +34,10 @@ class Step:
     Args:
         stack: what is trained.
         optimizer: of its parameters.
+        average: of parameters and buffers; None for none.
+        objective: what is minimised, and measured.
         train: the images.
-        totals: ``[2, members]``; a step adds the loss and the error that it saw before its update.
+        totals: ``[metrics, members]``; a step adds what it saw before its update.
         autocast: makes the context of the forward pass.
         compiled: whether torch compiles the step; that takes a while.
         captured: whether a GPU replays the step as a CUDA graph.
@@ -45,18 +47,22 @@ class Step:
         self,
         stack: Stack,
         optimizer: Optimizer,
+        average: Average | None,
+        objective: Objective,
         train: Split,
         totals: Tensor,
         autocast: Callable[[], AbstractContextManager[Any]],
         compiled: bool,
         captured: bool,
     ) -> None:
-        self.stack, self.optimizer, self.autocast = stack, optimizer, autocast
+        self.stack, self.optimizer, self.average = stack, optimizer, average
+        self.objective, self.autocast = objective, autocast
         self.state: State = {
             "params": stack.params,
             "buffers": stack.buffers,
             "moments": optimizer.state,
             "hyper": optimizer.hyper,
+            "average": average.state if average else {},
             "data": {"x": train.x, "y": train.y, "totals": totals},
         }
         self.compiled = compiled
@@ -101,11 +107,15 @@ class Step:
         stack.buffers, optimizer.state, optimizer.hyper = state["buffers"], state["moments"], state["hyper"]
         data = state["data"]
         with self.autocast():
-            logits = stack(data["x"][batch])
-        loss, error = (each.mean(1) for each in classification(logits, data["y"][batch]))
-        grads = torch.autograd.grad(loss.sum(), list(stack.params.values()))
+            outputs = stack(data["x"][batch])
+        metrics = torch.stack([m.mean(1) for m in self.objective.measure(outputs, data["y"][batch])])
+        grads = torch.autograd.grad(metrics[0].sum(), list(stack.params.values()))
         optimizer.step(dict(zip(stack.params, grads, strict=True)))
-        data["totals"] += torch.stack([loss.detach(), error])
+        data["totals"] += metrics.detach()
+        if self.average:
+            average = copy.copy(self.average)
+            average.state = state["average"]
+            average.step({**stack.params, **stack.buffers})
 
     def _trace(self, batch: Tensor) -> Any:
         """The step as one graph of operations, for these shapes."""

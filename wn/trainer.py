@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wn import probes
+from wn import evaluation, probes
 from wn.config import Config, UserError
 from wn.convert import parameter_groups
 from wn.data import Dataset, Split, permutation
 from wn.models import build
-from wn.objectives import classification
-from wn.optim import Optimizer
+from wn.objectives import BOUND, objective_of
+from wn.optim import Average, Optimizer
 from wn.stack import Stack
 from wn.step import Step
 
@@ -36,8 +36,6 @@ DTYPES = {
 }
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
-EVALUATION_BATCH = 1000
-
 CHECKPOINT_SECONDS = 60.0
 """A kill costs no more than this, and the step that it falls into, however long an epoch is."""
 
@@ -50,6 +48,9 @@ class Observer(Protocol):
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         """A member came to the end of an epoch (epoch 0: before training)."""
+
+    def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
+        """What a member that came through draws: grey levels ``[images, channels, height, width]``."""
 
     def on_end(self, member: int, status: str, result: Row) -> None:
         """A member is ``finished``, with its numbers on the test set, or ``diverged``, and where."""
@@ -113,12 +114,14 @@ class Trainer:
         self.step = 0
         self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
-        self.totals = data.train.x.new_zeros(2, len(self.alive))
+        self.objective = objective_of(self.config.model)
+        self.totals = data.train.x.new_zeros(len(self.objective.metrics), len(self.alive))
         self.update: Step | None = None
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         self.stack = Stack([self._build(c) for c in self.configs])
         self.optimizer = self._build_optimizer()
+        self.average = self._build_average()
 
     def _build(self, config: Config) -> torch.nn.Module:
         model = build(config.model, config.norm, self.data.shape, self.data.classes, config.seed)
@@ -128,6 +131,15 @@ class Trainer:
         weights = set(map(id, parameter_groups(self.stack.template)["weight"]))
         decayed = {name for name, p in self.stack.template.named_parameters() if id(p) in weights}
         return Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, decayed)
+
+    def _build_average(self) -> Average | None:
+        steps = self.config.optim.average_epochs * self.steps_per_epoch
+        return Average(self._averaged(), max(0.0, 1 - 1 / steps)) if steps else None
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """What is averaged: parameters, and the averages of statistics that are evaluated with them."""
+        buffers = self.stack.buffers.items()
+        return {**self.stack.params, **{k: b for k, b in buffers if k.split(".")[-1].startswith("running_")}}
 
     def run(self) -> None:
         """Train to the end, from the beginning or from what :meth:`restore` was given."""
@@ -201,34 +213,37 @@ class Trainer:
         self.observer.on_step(self.step, self.total)
 
     def _training_means(self) -> Columns:
-        """Loss and error over the epoch, of what each step saw before its update, noise and dropout on."""
-        loss, error = _means(self.totals, self.steps_per_epoch)
-        return {"lr": self.optimizer.lr, "train_loss": loss, "train_error": error}
+        """The metrics over the epoch, of what each step saw before its update, noise and dropout on."""
+        means = evaluation.divided(self.totals, self.steps_per_epoch)
+        measured = zip(self.objective.metrics, means, strict=True)
+        return {"lr": self.optimizer.lr, **{f"train_{name}": values for name, values in measured}}
 
     def _step(self, batch: Tensor) -> None:
         """One update on the images ``batch [members, batch]``; the totals grow by what it saw before it."""
         if self.update is None:
             settings = self.config.trainer
-            parts = (self.stack, self.optimizer, self.data.train, self.totals, self.autocast)
-            self.update = Step(*parts, compiled=settings.compile, captured=settings.cuda_graph)
+            parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
+            self.update = Step(*parts, self.autocast, compiled=settings.compile, captured=settings.cuda_graph)
         self.update(batch)
 
-    @torch.no_grad()
-    def evaluate(self, split: Split) -> list[list[float]]:
-        """Mean loss and mean error on a split, in evaluation mode, a number per member each."""
-        self.stack.train(False)
-        totals = split.x.new_zeros(2, len(self.alive))
-        for x, y in zip(*(torch.split(t, EVALUATION_BATCH) for t in (split.x, split.y)), strict=True):
-            with self.autocast():
-                logits = self.stack(x, shared=True)
-            totals += torch.stack([each.sum(1) for each in classification(logits, y.expand(len(logits), -1))])
-        return _means(totals, len(split.x))
+    def evaluate(self, part: str) -> Columns:
+        """The metrics' means on a split, ``train``, ``valid`` or ``test``, under names that begin with it."""
+        split: Split = getattr(self.data, part)
+        means = evaluation.means(self._evaluated(), self.objective, split, self.autocast)
+        return {f"{part}_{name}": values for name, values in means.items()}
+
+    def _evaluated(self) -> Stack:
+        """The stack as it is evaluated: with averaged tensors, if there are."""
+        return self.stack.with_state(self.average.values()) if self.average else self.stack
 
     def _close_epoch(self, epoch: int, columns: Columns, probed: list[list[Row]]) -> None:
         """Evaluate, tell the observer, and part with the members that have diverged."""
         place = {"epoch": epoch, "step": self.step}
         if len(self.data.valid.x):
-            columns["valid_loss"], columns["valid_error"] = self.evaluate(self.data.valid)
+            columns |= self.evaluate("valid")
+        every = self.config.trainer.test_every
+        if every and epoch % every == 0:
+            columns |= self.evaluate("test")
         kept = []
         for row, member in enumerate(self.alive):
             metrics = {name: numbers[row] for name, numbers in columns.items()}
@@ -246,24 +261,43 @@ class Trainer:
             return
         self.alive = [self.alive[row] for row in rows]
         self.totals = self.totals[:, rows]
-        self.update = None
         if self.alive:
             kept = torch.tensor(rows, device=self.device)
             self.stack.select(kept)
-            moments = self.optimizer.state
-            self.optimizer = self._build_optimizer()
-            self.optimizer.state = {k: m[kept] if m.dim() else m for k, m in moments.items()}
+            states = self.optimizer.state, self.average.state if self.average else {}
+            moments, averages = ({k: t[kept] if t.dim() else t for k, t in s.items()} for s in states)
+            self._rebuild(moments, averages)
+
+    def _rebuild(self, moments: dict[str, Tensor], averages: dict[str, Tensor]) -> None:
+        """An optimiser and an average of the stack as it is now, with a state."""
+        self.optimizer, self.average = self._build_optimizer(), self._build_average()
+        self.optimizer.state = moments
+        if self.average:
+            self.average.state = averages
+        self.update = None
 
     def _finish(self) -> None:
         """The final numbers of the members that came through: the test set is read here alone."""
         if not self.alive:
             return
-        for member, loss, error in zip(self.alive, *self.evaluate(self.data.test), strict=True):
-            if math.isfinite(loss):
-                self.observer.on_end(member, "finished", {"test_loss": loss, "test_error": error})
-            else:  # in the last epoch, and nothing is held out that would have told
-                place = {"epoch": self.config.trainer.epochs, "step": self.step}
+        columns = self.evaluate("test")
+        stack, settings = self._evaluated(), self.config.trainer
+        drawn: dict[str, Tensor] = {}
+        if self.objective is BOUND:
+            x = self.data.test.x[: settings.importance_images]
+            bounds = evaluation.importance_bounds(stack, x, settings.importance_samples, self.autocast)
+            columns["test_nll"] = [-bound for bound in bounds]
+            if settings.images:
+                drawn = evaluation.pictures(stack, self.data.test.x[: settings.images], self.autocast)
+        for row, member in enumerate(self.alive):
+            result = {name: values[row] for name, values in columns.items()}
+            if not all(map(math.isfinite, result.values())):  # and nothing is held out that would have told
+                place = {"epoch": settings.epochs, "step": self.step}
                 self.observer.on_end(member, "diverged", place)
+                continue
+            if drawn:
+                self.observer.on_pictures(member, {name: images[row] for name, images in drawn.items()})
+            self.observer.on_end(member, "finished", result)
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
@@ -271,7 +305,9 @@ class Trainer:
         return {**place, **{name: _detached(tree) for name, tree in self._trees().items()}}
 
     def _trees(self) -> dict[str, dict[str, Tensor]]:
-        return {"params": self.stack.params, "buffers": self.stack.buffers, "moments": self.optimizer.state}
+        average = self.average.state if self.average else {}
+        stack = {"params": self.stack.params, "buffers": self.stack.buffers}
+        return {**stack, "moments": self.optimizer.state, "average": average}
 
     def restore(self, state: Row) -> None:
         """Go on from a :meth:`state` of the same members, on whatever device it was made.
@@ -284,14 +320,7 @@ class Trainer:
             raise ValueError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
         self.stack.load(trees["params"], trees["buffers"])
-        self.optimizer = self._build_optimizer()
-        self.optimizer.state = trees["moments"]
-        self.update = None
-
-
-def _means(totals: Tensor, count: int) -> list[list[float]]:
-    """``totals / count``, divided in double precision: an error of 1/3 is written as 1/3."""
-    return [[total / count for total in row] for row in totals.tolist()]
+        self._rebuild(trees["moments"], trees["average"])
 
 
 def _detached(tree: dict[str, Tensor]) -> dict[str, Tensor]:

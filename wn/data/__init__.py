@@ -23,6 +23,9 @@ SPLIT_STATE = 0
 DIGITS_TEST_FRACTION = 0.2
 """The digits come without an official test set."""
 
+DIGITS_WHITE = 16
+"""Their lightest grey level."""
+
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -50,7 +53,12 @@ class Dataset:
         return channels, height, width
 
 
-def load(config: Data, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Dataset:
+def load(
+    config: Data,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    unit: bool = False,
+) -> Dataset:
     """Load a data set, divide it and scale it.
 
     The splits are stratified by label and always the same. ``digits`` (embedded in scikit-learn, so
@@ -62,20 +70,32 @@ def load(config: Data, device: torch.device | str = "cpu", dtype: torch.dtype = 
     divided by their standard deviation: two numbers for the whole data set, not two per place. With
     ``config.whiten`` the images are whitened instead, with the statistics of all official training images
     whatever the fractions are: they are statistics without labels, and a learning rate is so chosen on
-    the very images that the final run is trained on.
+    the very images that the final run is trained on. With ``unit`` they are left as they are, from 0 to 1;
+    of binarised images those are the two values.
 
     Args:
         config: which data set, where its files are, how much of it is used and held out, how it is scaled.
         device: where the tensors shall live.
         dtype: floating-point type of the images; whitening is done in float32 whatever it is.
+        unit: whether the model takes grey levels from 0 to 1, as a VAE does, and not standardised ones.
 
     Raises:
         UserError: the files are missing, corrupt or of another data set, cannot be downloaded, a fraction
-            leaves a split with fewer images than there are classes, or digits shall be whitened.
+            leaves a split with fewer images than there are classes, or digits, a VAE's or binarised images
+            shall be whitened.
     """
+    if config.whiten and (unit or config.binarize):
+        raise UserError("data.whiten=true: a VAE's images and binarised ones are not whitened; give false")
     rest, test = _digits(config) if config.name == "digits" else sources.official(config)
+    white = DIGITS_WHITE if config.name == "digits" else 255
+    if config.binarize:
+        rest, test = (_binarized(part, white, stream) for stream, part in enumerate((rest, test)))
+        white = 1
     train, valid = (_take(rest, chosen) for chosen in _splits(config, rest.labels))
-    mean, std = (0.0, 1.0) if config.whiten else _moments(train.images)
+    if unit:
+        mean, std = 0.0, float(white)
+    else:
+        mean, std = (0.0, 1.0) if config.whiten else _moments(train.images)
 
     def split(part: Arrays) -> Split:
         # Bytes travel to the device and become floats there: a quarter of the traffic.
@@ -100,6 +120,13 @@ def permutation(seed: int, epoch: int, size: int) -> Tensor:
 
 def _take(part: Arrays, chosen: Indices) -> Arrays:
     return Arrays(part.images[chosen], part.labels[chosen])
+
+
+def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
+    """Each pixel 1 with its grey level as probability, else 0: one fixed draw for each place of a part."""
+    draw = np.random.default_rng(np.random.SeedSequence(SPLIT_STATE, spawn_key=(stream,)))
+    level = draw.integers(white, size=part.images.shape, dtype=np.uint8)
+    return Arrays((level < part.images).astype(np.uint8), part.labels)
 
 
 def _splits(config: Data, labels: Indices) -> tuple[Indices, Indices]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from wn.config import Draw
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
 def drawn(layer: Layer, law: Draw) -> Layer:
@@ -18,7 +18,8 @@ def drawn(layer: Layer, law: Draw) -> Layer:
     ``he``: normal(0, sqrt(2/fan_in)). ``paper``: normal(0, 0.05) (section 3). ``glorot``: uniform with
     variance 2/(fan_in + fan_out), where a fan counts channels times places of the kernel.
     """
-    fan_in = layer.weight[0].numel()
+    weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
+    fan_in = weight[0].numel()  # of a transposed convolution, what an unstrided one would have
     if law == "glorot":
         nn.init.xavier_uniform_(layer.weight)
     else:

@@ -14,57 +14,22 @@ from typing import Any, Literal, get_args
 
 import pydantic
 
+from wn.config.models import MLP as MLP
+from wn.config.models import MLPVAE as MLPVAE
+from wn.config.models import VAE as VAE
+from wn.config.models import ConvNet as ConvNet
+from wn.config.models import ConvVAE as ConvVAE
+from wn.config.models import Draw as Draw
+from wn.config.models import Model as Model
+from wn.config.models import Probability, Section
+from wn.config.models import ResNetVAE as ResNetVAE
+
 SCHEMA = 1
 """Version of what a configuration means. Raise it when the same keys lead to other numbers."""
 
 
 class UserError(Exception):
     """Something the user can mend; its text is the one line that the user is shown."""
-
-
-class Section(pydantic.BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-Probability = pydantic.Field(default=0.0, ge=0, lt=1)
-
-Draw = Literal["he", "paper", "glorot"]
-"""Law of the initial weights: He's normal(0, sqrt(2/fan_in)), the paper's normal(0, 0.05), or Glorot's
-uniform of variance 2/(fan_in + fan_out), which the authors' code leaves the plain weights at."""
-
-
-class MLP(Section):
-    """A multilayer perceptron; ``widths`` are its hidden layers."""
-
-    name: Literal["mlp"] = "mlp"
-    widths: tuple[pydantic.PositiveInt, ...] = (128, 128)
-    activation: Literal["relu", "leaky_relu", "elu", "tanh"] = "relu"
-    noise: float = pydantic.Field(default=0.0, ge=0)
-    """Standard deviation of the Gaussian noise on the input."""
-    dropout: float = Probability
-    """Probability of dropping a hidden activation."""
-    draw: Draw = "he"
-
-
-class ConvNet(Section):
-    """The network of section 5.1: three blocks of convolutions, the last of which ends 1x1."""
-
-    name: Literal["convnet"] = "convnet"
-    width: pydantic.PositiveInt = 96
-    """Channels of the first block; the others have twice as many."""
-    depth: pydantic.PositiveInt = 3
-    """Convolutions in a block."""
-    noise: float = pydantic.Field(default=0.15, ge=0)
-    """Standard deviation of the Gaussian noise on the input."""
-    dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
-    """Probability of dropping an activation after each pooling."""
-    draw: Draw = "paper"
-
-
-Model = MLP | ConvNet
-"""The architectures; ``name`` tells which one."""
 
 
 class Norm(Section):
@@ -114,6 +79,8 @@ class Data(Section):
     """Share of these held out, stratified by label, to choose a learning rate on."""
     whiten: bool = False
     """ZCA whitening as in the authors' code (wn/data/whitening.py) instead of one mean and one scale."""
+    binarize: bool = False
+    """Each pixel drawn black or white once, with its grey level as probability, the same in every run."""
 
 
 class Optim(Section):
@@ -134,6 +101,8 @@ class Optim(Section):
     """constant_then_linear: share of the epochs after which the learning rate falls linearly to zero."""
     late_momentum: float | None = pydantic.Field(default=None, ge=0, lt=1)
     """constant_then_linear: momentum from that epoch on; null keeps it."""
+    average_epochs: float = pydantic.Field(default=0.0, ge=0)
+    """Time constant of the exponential moving average of the parameters that is evaluated; 0 has none."""
 
 
 class Trainer(Section):
@@ -153,6 +122,14 @@ class Trainer(Section):
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
     """Of the whole command, all its runs together: then it stops with a checkpoint and exit status 75."""
+    test_every: pydantic.NonNegativeInt = 0
+    """Epochs between two looks at the test set, for a curve that is published so; 0 looks at the end."""
+    importance_samples: pydantic.PositiveInt = 128
+    """Of the importance-weighted bound that a VAE ends with."""
+    importance_images: pydantic.PositiveInt | None = None
+    """The first so many test images alone have that bound taken; null takes all."""
+    images: pydantic.NonNegativeInt = 64
+    """Reconstructions, and samples, that a VAE ends with as pictures; 0 draws none."""
     deterministic: bool = False
     """On a GPU, the same operation gives the same bits each time, which costs speed; a CPU's always do."""
     compile: bool = False
@@ -217,7 +194,7 @@ class Config(Section):
         whole = self.model_dump(mode="json")
         for section, keys in STACKABLE.items():
             for key in keys:
-                value = whole[section].pop(key)
+                value = whole[section].pop(key, 0.0)
                 whole[section][f"any {key}"] = section == "model" and value > 0
         del whole["seed"]
         return json.dumps(whole, sort_keys=True)
@@ -230,7 +207,8 @@ STACKABLE = {
 """Numbers, beside the seed, in which a stack's members may differ: no shape or branch depends on them."""
 
 LATER: dict[str, dict[str, Any]] = {
-    "data": {"train_fraction": 1.0, "whiten": False},
+    "data": {"train_fraction": 1.0, "whiten": False, "binarize": False},
+    "optim": {"average_epochs": 0.0},
 }
 """Settings that came after schema 1, with the value that means what was meant before there was a choice.
 At that value they are no part of a run's identity, so that the runs of before keep theirs."""
@@ -272,7 +250,7 @@ def explain_key(key: str) -> str:
     >>> explain_key("optim.lrr")
     "optim.lrr: unknown key; did you mean 'lr'?"
     >>> explain_key("model.depth")
-    'model.depth: a key of model=convnet alone'
+    'model.depth: a key of model=convnet or resnet_vae alone'
     """
     section: Any = Config
     for part in key.split("."):
