@@ -222,6 +222,42 @@ def test_scaling_is_by_the_training_split(fraction, tmp_path):
     assert abs(loaded.test.x.mean().item()) > 1e-6
 
 
+@pytest.mark.parametrize("root", [True, False], ids=["mnist", "digits"])
+def test_grey_levels_from_zero_to_one_are_the_bytes(root, tmp_path):
+    write_idx(tmp_path / "MNIST/raw")
+    config = Data(name="mnist", root=str(tmp_path), valid_fraction=0) if root else Data(valid_fraction=0)
+    split = data.load(config, unit=True).train
+    if root:
+        assert np.array_equal(np.rint(split.x[:, 0].numpy() * 255), arrays("train")[0])
+    else:
+        assert set((split.x * 16).unique().tolist()) == set(range(17))
+    assert (split.x.min(), split.x.max()) == (0, 1)
+
+
+def test_binarised_images_are_one_draw_with_the_grey_level_as_probability(tmp_path):
+    grey = data.load(Data(valid_fraction=0), unit=True)
+    black = data.load(Data(valid_fraction=0, binarize=True), unit=True)
+    again = data.load(Data(valid_fraction=0.2, binarize=True), unit=True)
+    for part in ("train", "test"):
+        x, level = getattr(black, part).x, getattr(grey, part).x
+        assert set(x.unique().tolist()) == {0, 1}
+        assert torch.equal(x[level == 0], torch.zeros_like(x[level == 0]))
+        assert torch.equal(x[level == 1], torch.ones_like(x[level == 1]))
+        for grey_level in range(1, 16):
+            drawn = x[level * 16 == grey_level]
+            p = grey_level / 16
+            assert abs(drawn.mean() - p) < 5 * (p * (1 - p) / len(drawn)) ** 0.5
+    assert torch.equal(again.test.x, black.test.x)
+    together = {image.numpy().tobytes() for image in black.train.x}
+    assert {image.numpy().tobytes() for image in torch.cat([again.train.x, again.valid.x])} == together
+
+
+@pytest.mark.parametrize(("changes", "unit"), [({}, True), ({"binarize": True}, False)])
+def test_a_vae_s_images_and_binarised_ones_are_not_whitened(changes, unit):
+    with pytest.raises(UserError, match=r"data.whiten=true: .* give false"):
+        data.load(Data(name="mnist", whiten=True, **changes), unit=unit)
+
+
 def test_holding_out_leaves_the_official_test_set_alone(tmp_path):
     write_parquet(tmp_path)
     loaded = mnist(tmp_path, valid_fraction=0.1)

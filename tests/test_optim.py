@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wn.config import Optim
-from wn.optim import Optimizer, scheduled
+from wn.optim import Average, Optimizer, scheduled
 
 SHAPES = {"layer.v": (4, 3), "layer.g": (4,), "layer.bias": (), "conv.weight": (2, 3, 2, 2)}
 DECAYED = {"layer.v", "conv.weight"}
@@ -198,3 +198,33 @@ def test_an_epoch_sets_each_members_own_numbers_on_the_device() -> None:
     rule.set_epoch(0, epochs=4)
     assert rule.lr == hyper.tolist() == [0.1, 0.3]
     assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
+
+
+# The average
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+def test_an_average_is_the_weighted_mean_of_what_came_after_steps(decay: float) -> None:
+    tensors = start(2)
+    average = Average(tensors, decay)
+    assert average.values() == {}
+    weighted, weights = {name: torch.zeros_like(t) for name, t in tensors.items()}, 0.0
+    for _ in range(STEPS):
+        for name, tensor in tensors.items():
+            tensor.add_(torch.randn_like(tensor))
+            weighted[name] = decay * weighted[name] + tensor
+        weights = decay * weights + 1
+        average.step({**tensors, "another": torch.ones(3)})
+    found = average.values()
+    assert found.keys() == tensors.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, weighted[name] / weights)
+
+
+def test_an_average_of_what_stands_still_stands_still() -> None:
+    tensors = start(1)
+    average = Average(tensors, 0.99)
+    average.step(tensors)
+    average.step(tensors)
+    for name, tensor in average.values().items():
+        torch.testing.assert_close(tensor, tensors[name])

@@ -1,4 +1,4 @@
-"""The variational autoencoders: bounds against numerical integration, and what all models of the house keep."""
+"""The variational autoencoders: bounds against integrals, and what the house asks of every model."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str,
     elif g is not None and g.numel() == layer.g.numel() == g.shape[1 if layer.transposed else 0]:
         state[prefix + "v"], state[prefix + "g"] = v, g.flatten()
     else:
-        state[prefix + "v"], state[prefix + "g"] = w, layer.unit_norm(w)
+        state[prefix + "v"], state[prefix + "g"] = w, layer.unit_norm(layer.masked(w))
     for name, own in layer.state_dict().items():
         if name != "bias":
             state.setdefault(prefix + name, torch.ones_like(own) if name == "initialized" else own)

@@ -187,7 +187,7 @@ class NormalizedLayer(nn.Module):
         else:
             self.weight = source
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
-        norm = self.unit_norm(self.masked_direction.detach())
+        norm = self.unit_norm(self.masked(source.detach()))
         if weight == "scaled":
             self.register_buffer("g", torch.ones_like(norm))
         elif stats == "batch":
@@ -207,10 +207,9 @@ class NormalizedLayer(nn.Module):
         """``v``, or the plain ``weight``."""
         return self.v if self.weight_normalized else self.weight
 
-    @property
-    def masked_direction(self) -> Tensor:
-        """:attr:`direction`, zero where a mask says so."""
-        return self.direction if self.mask is None else self.direction * self.mask
+    def masked(self, w: Tensor) -> Tensor:
+        """``w``, shaped as this layer's weight, with zeros where a mask hides it."""
+        return w if self.mask is None else w * self.mask
 
     @property
     def weight_normalized(self) -> bool:
@@ -225,8 +224,8 @@ class NormalizedLayer(nn.Module):
     def effective_weight(self) -> Tensor:
         """The weight that the input meets: ``g v / ||v||``, ``v / ||v||``, g times the weight or itself."""
         if self.weight_choice == "plain":
-            return self.masked_direction
-        grouped, dims = self._units(self.masked_direction)
+            return self.masked(self.weight)
+        grouped, dims = self._units(self.masked(self.direction))
         gain = 1.0 if self.stats == "batch" else self._like_units(self.g, self.direction)
         w = normalized(grouped, dims, gain) if self.weight_normalized else gain * grouped
         return w.reshape(self.direction.shape)
@@ -241,7 +240,7 @@ class NormalizedLayer(nn.Module):
         if self.has_gain:
             norms["g"] = self.g
         if self.weight_choice != "plain":
-            norms["v_norm"] = self.unit_norm(self.masked_direction)
+            norms["v_norm"] = self.unit_norm(self.masked(self.direction))
         if self.weight_normalized:
             norms["ratio"] = self.g / _nonzero(norms["v_norm"])
         return norms

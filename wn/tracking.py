@@ -103,6 +103,9 @@ class Live:
     def finish(self, record: Record) -> None:
         """Send the status and the results, and wait until W&B has everything."""
         note = {"state": self._mode, "project": self._run.project, "id": self._run.id, "url": self.url}
+        if pictures := record.pictures:
+            images = {f"pictures/{name}": _wandb().Image(str(path)) for name, path in pictures.items()}
+            self._run.log(images, step=record.content["steps"])
         self._run.summary.update(_summary(record.content))
         self._run.finish(exit_code=0 if record.done else 1)
         self._run = None

@@ -1,0 +1,77 @@
+"""Masked layers: what a mask hides is no part of weight, norm and gradient, under every norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from norm_cases import NORMS
+from torch import Tensor, nn
+
+from wn.convert import fold, normalize
+from wn.models.flow import MaskedConv2d, MaskedLinear
+from wn.norm import NormalizedLayer, data_dependent_init
+
+SHAPES = {"linear": (8, 5), "conv": (8, 5, 4, 3)}
+
+
+def masked(kind: str, seed: int = 0) -> Any:
+    """A layer of which a third is hidden, and one unit wholly."""
+    torch.manual_seed(seed)
+    layer: Any = MaskedLinear(5, 4) if kind == "linear" else MaskedConv2d(5, 4)
+    layer.mask.copy_((torch.rand_like(layer.mask) > 0.3).float())
+    layer.mask[2] = 0
+    return layer.double()
+
+
+def cut(kind: str) -> nn.Module:
+    """The plain layer with zeros in the hidden places."""
+    source = masked(kind)
+    plain: Any = nn.Linear(5, 4) if kind == "linear" else nn.Conv2d(5, 4, 3, padding=1)
+    plain.double()
+    plain.weight.data.copy_(source.weight * source.mask)
+    plain.bias.data.copy_(source.bias)
+    return plain
+
+
+def inputs(kind: str) -> Tensor:
+    return torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_masked_layer_is_the_plain_one_with_zeros(kind: str, norm: str) -> None:
+    ours: Any = normalize(masked(kind), **NORMS[norm])
+    plain: Any = normalize(cut(kind), **NORMS[norm])
+    assert isinstance(ours, NormalizedLayer)
+    x = inputs(kind)
+    if NORMS[norm]["init"] == "data":
+        torch.testing.assert_close(data_dependent_init(ours, x), data_dependent_init(plain, x))
+    for mode in (True, False):
+        y, expected = ours.train(mode)(x), plain.train(mode)(x)
+        torch.testing.assert_close(y, expected)
+    for name, norms in ours.unit_norms().items():
+        torch.testing.assert_close(norms, plain.unit_norms()[name], msg=name)
+    torch.testing.assert_close(fold(ours.eval())(x), ours(x))
+    assert type(fold(ours)) is type(cut(kind))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_is_hidden_never_moves(kind: str, norm: str) -> None:
+    layer: Any = normalize(masked(kind), **NORMS[norm])
+    (layer(inputs(kind)) ** 3).sum().backward()
+    grad = layer.direction.grad
+    assert torch.isfinite(grad).all()
+    assert (grad[layer.mask == 0] == 0).all()
+    assert (grad[layer.mask == 1] != 0).any()
+
+
+def test_a_mask_is_no_part_of_a_state() -> None:
+    source = masked("linear")
+    layer: Any = normalize(masked("linear", seed=5), weight="weight_norm")
+    assert set(layer.state_dict()) == {"v", "g", "bias"}
+    layer.mask.copy_(source.mask)
+    layer.load_state_dict(source.state_dict())
+    torch.testing.assert_close(layer(inputs("linear")), source(inputs("linear")))
