@@ -1,0 +1,134 @@
+"""VAEs through the whole house: one command, its record, its pictures, resuming, stacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from sweep_cases import moments, outcome, tiny, train_until
+from train_cases import Call, records
+
+from wn import evaluation, memory, run
+from wn.config import Config
+from wn.records import read_rows
+from wn.sweep import train_sweep
+from wn.trainer import Trainer
+
+WORDS = "model=mlp_vae optim=adamax norm=weight_norm_init trainer.images=32 trainer.importance_samples=4"
+PARTS = ("loss", "reconstruction", "kl")
+
+
+def vae(folder: Path, seed: int = 0, **trainer: Any) -> Config:
+    """Two steps an epoch, with an average, so that every kind of state is in use."""
+    settings = {"importance_samples": 3, "importance_images": 40, "images": 16, **trainer}
+    model = {"name": "mlp_vae", "widths": [4], "latents": 2, "flow_width": 3, "posterior": "iaf"}
+    optim = {"name": "adamax", "lr": 0.01, "momentum": 0.9, "average_epochs": 1.5}
+    return tiny(folder, "weight_norm_init", seed=seed, model=model, optim=optim, trainer=settings)
+
+
+def test_one_command(call: Call, tmp_path: Path) -> None:
+    result = call(f"{WORDS} trainer.test_every=2 optim.average_epochs=3")
+    assert (result.status, result.err) == (0, "")
+    ((run_id, record),) = records(tmp_path / "runs/adhoc").items()
+    folder = tmp_path / "runs/adhoc" / run_id
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["epoch"] for row in rows if "test_loss" in row] == [0, 2]
+    for row in rows[1:]:
+        assert {f"{part}_{name}" for part in ("train", "valid") for name in PARTS} <= row.keys()
+        assert row["valid_loss"] == pytest.approx(row["valid_reconstruction"] + row["valid_kl"], rel=1e-5)
+    final = record["final"]
+    assert final["test_loss"] == rows[-1]["test_loss"]  # looking twice sees the same
+    assert final["test_nll"] < final["test_loss"]
+    best = min(rows, key=lambda row: row["valid_loss"])
+    assert record["best"] == {"epoch": best["epoch"], "valid_loss": best["valid_loss"]}
+    assert rows[2]["valid_loss"] < rows[0]["valid_loss"]
+    for name, images in (("reconstructions", 64), ("samples", 32)):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.size == (16 * 9 + 1, images // 16 * 9 + 1)
+            shades = picture.convert("L").getextrema()
+            assert shades[0] < 100 < 150 < shades[1]
+    assert "error" not in json.dumps({k: v for k, v in record.items() if k != "config"})
+
+
+def test_pictures_can_be_left_out(call: Call, tmp_path: Path) -> None:
+    assert call(f"{WORDS} trainer.images=0").status == 0
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_looking_at_the_test_set_changes_no_training(tmp_path: Path) -> None:
+    seldom, often = tmp_path / "seldom", tmp_path / "often"
+    train_sweep([vae(seldom)])
+    train_sweep([vae(often, test_every=1, images=0)])
+    ours, theirs = outcome(seldom), outcome(often)
+    assert ours.keys() == theirs.keys()  # and it is no part of the identity
+    for run_id, record in ours.items():
+        assert record["record"]["final"] == theirs[run_id]["record"]["final"]
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    def pair(folder: Path) -> list[Config]:
+        return [vae(folder, seed) for seed in range(2)]
+
+    total = moments(pair(tmp_path / "whole"))
+    expected = outcome(tmp_path / "whole")
+    for at in range(0, total, 3):
+        folder = tmp_path / str(at)
+        assert not train_until(at, pair(folder))
+        train_sweep(pair(folder))
+        assert outcome(folder) == expected
+
+
+def trainer_of(configs: list[Config]) -> Trainer:
+    device, dataset = run.prepare(configs[0])
+    trainer = Trainer(configs, dataset, device, memory.Nobody())
+    trainer.run()
+    return trainer
+
+
+def test_members_of_a_stack_are_the_runs_alone(tmp_path: Path) -> None:
+    configs = [vae(tmp_path, seed, precision="float64", epochs=10) for seed in range(3)]
+    together = trainer_of(configs)
+    for row, config in enumerate(configs):
+        alone = trainer_of([config])
+        for name, tensor in alone.stack.params.items():
+            torch.testing.assert_close(together.stack.params[name][row], tensor[0], rtol=1e-9, atol=1e-11)
+        for part, values in alone.evaluate("test").items():
+            assert together.evaluate("test")[part][row] == pytest.approx(values[0], rel=1e-9)
+
+
+def test_what_is_evaluated_is_the_average(tmp_path: Path) -> None:
+    """A long average of a run that moves is neither its end nor its beginning; without one it is its end."""
+    trainer = trainer_of([vae(tmp_path, precision="float64")])
+    assert trainer.average is not None
+    averaged = trainer.evaluate("valid")
+    values = trainer.average.values()
+    trainer.average = None
+    newest = trainer.evaluate("valid")
+    assert averaged != newest
+    stack = trainer.stack.with_state(values)
+    assert evaluation.means(stack, trainer.objective, trainer.data.valid, trainer.autocast) == {
+        name.removeprefix("valid_"): value for name, value in averaged.items()
+    }
+    trainer.stack.load({k: values[k] for k in trainer.stack.params}, trainer.stack.buffers)
+    assert trainer.evaluate("valid") == averaged
+
+
+def test_a_vae_s_memory_is_predicted_without_taking_its_whole_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    bounds = evaluation.importance_bounds
+
+    def counted(stack: Any, x: torch.Tensor, samples: int, autocast: Any) -> list[float]:
+        seen.append(len(x) * samples)
+        return bounds(stack, x, samples, autocast)
+
+    monkeypatch.setattr(evaluation, "importance_bounds", counted)
+    config = vae(tmp_path, importance_samples=100, importance_images=None)
+    device, dataset = run.prepare(config)
+    assert memory.bytes_per_member(config, dataset, device) > 0
+    assert seen == [evaluation.BATCH]
