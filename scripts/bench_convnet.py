@@ -59,14 +59,14 @@ def main() -> None:
     memory.keep_freed_memory()
     engines: dict[tuple[str, str], Advance] = {}
     for norm in NORMS:
-        engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device)
+        engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device, _images(device))
         if norm in ("none", "weight_norm"):
             engines[norm, "usual"] = usual(norm, device)
     for advance in engines.values():
         for _ in range(5):  # compiled, captured and warm
             advance()
     rounds = [
-        {key: _time(advance, steps, device) for key, advance in engines.items()}
+        {key: timed(advance, steps, device) for key, advance in engines.items()}
         for _ in range(options.rounds)
     ]
     origin = {
@@ -104,9 +104,8 @@ def _images(device: torch.device) -> Split:
     return Split(x.to(device), torch.randint(10, (IMAGES,), generator=draw).to(device))
 
 
-def ours(config: Config, device: torch.device) -> Advance:
-    """The project's own step."""
-    split = _images(device)
+def ours(config: Config, device: torch.device, split: Split) -> Advance:
+    """The project's own step on these images; a call takes one."""
     trainer = Trainer([config], Dataset(split, split, split, classes=10), device, memory.Nobody())
     trainer.optimizer.set_epoch(0, 200)
     trainer.stack.train()
@@ -172,7 +171,7 @@ def _endless(batches: Any) -> Iterator[Tensor]:
         yield from batches
 
 
-def _time(advance: Advance, steps: int, device: torch.device) -> float:
+def timed(advance: Advance, steps: int, device: torch.device) -> float:
     """Seconds a step."""
     if device.type == "cuda":
         torch.cuda.synchronize()

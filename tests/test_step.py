@@ -68,6 +68,7 @@ def vaes(folder: Path, name: str, members: int, **trainer: Any) -> list[Config]:
     """Small VAEs, their parameters averaged, under the norm that keeps the most state."""
     changes = {"model": {"name": name, **VAES[name]}, "norm": PRESETS["weight_norm_mean_only_bn_init"]}
     changes["optim"] = {"name": "adamax", "lr": 0.002, "momentum": 0.9, "average_epochs": 1.0}
+    changes["optim"]["eps"] = 1e-2  # without which the sign of a gradient's rounding is a step
     plain = [config.model_dump(mode="json") for config in pair(folder, "none_init", members, **trainer)]
     return [parse({**config, **changes}) for config in plain]
 

@@ -118,7 +118,7 @@ def adamax(
     """``u <- max(beta2 u, |grad| + eps);  p <- p - lr m / ((1 - beta1^t) u)``, as ``torch.optim.Adamax``."""
     m, u = moments
     m.lerp_(grad, (1 - hyper["momentum"]).expand_as(m))
-    torch.maximum(u.mul_(hyper["beta2"]), grad.abs().add_(hyper["eps"]), out=u)
+    u.copy_(torch.maximum(u * hyper["beta2"], grad.abs().add_(hyper["eps"])))
     p.addcmul_(m / u, hyper["lr"] / (1 - hyper["momentum"] ** steps), value=-1)
 
 

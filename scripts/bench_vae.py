@@ -1,0 +1,80 @@
+"""Benchmark of a training step of the VAE of section 5.2 on MNIST: eager, and on a GPU compiled and replayed.
+
+    python scripts/bench_vae.py                  # two cores: a minute
+    python scripts/bench_vae.py --device cuda
+
+Writes ``results/bench/vae.md``. All engines take turns in one process, as in ``bench_convnet.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from bench_convnet import IMAGES, ROOT, ours, timed  # which also finds the project
+
+from wn import memory, records
+from wn.data import Split
+from wn.launcher import configuration
+from wn.report import bench
+from wn.run import device_name
+from wn.trainer import pick_device
+
+NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
+ENGINES = {
+    "ours": ["trainer.precision=bfloat16", "trainer.compile=true"],
+    "eager": ["trainer.cuda_graph=false"],
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, help="in a round (default: 100 on a GPU, 5 elsewhere)")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    steps = options.steps or (100 if device.type == "cuda" else 5)
+    memory.keep_freed_memory()
+    engines = {
+        (norm, engine): ours(configuration(*_words(norm, device), *words), device, _grey(device))
+        for norm in NORMS
+        for engine, words in ENGINES.items()
+        if engine == "eager" or device.type == "cuda"
+    }
+    for advance in engines.values():
+        for _ in range(5):  # compiled, captured and warm
+            advance()
+    rounds = [{key: timed(a, steps, device) for key, a in engines.items()} for _ in range(options.rounds)]
+    origin = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "commit": records.git_state()["commit"],
+    }
+    rows = [
+        {
+            **origin,
+            "norm": norm,
+            "engine": engine,
+            "step_ms": round(1000 * min(r[norm, engine] for r in rounds), 3),
+        }
+        for norm, engine in engines
+    ]
+    print(bench.record("vae", rows, ROOT / "results" / "bench"))
+
+
+def _words(norm: str, device: torch.device) -> list[str]:
+    optim = ["optim=adamax", "optim.average_epochs=10"]
+    return ["model=conv_vae", "data=mnist", *optim, f"norm={norm}", f"trainer.device={device}"]
+
+
+def _grey(device: torch.device) -> Split:
+    x = torch.rand(IMAGES, 1, 28, 28, generator=torch.Generator().manual_seed(0)).to(device)
+    return Split(x, torch.zeros(IMAGES, dtype=torch.int64, device=device))
+
+
+if __name__ == "__main__":
+    main()
