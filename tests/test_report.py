@@ -16,7 +16,7 @@ from report_cases import ERRORS, LRS, NAME, SEEDS, contents, declare, write_all,
 from wn import experiments, report
 from wn.config import PRESETS
 from wn.experiments import Experiment
-from wn.report import collect, figures, page, robustness, statistics
+from wn.report import collect, figures, measures, page, robustness, statistics
 from wn.report.__main__ import main
 from wn.report.status import expected_seconds, status
 
@@ -195,4 +195,4 @@ def test_markdown_has_as_many_cells_in_every_row(experiment: Experiment, tmp_pat
     rows = collect.merge(experiment, collect.local_records(experiment, tmp_path), Path("nothing"))
     lines = page.markdown(statistics.table(rows.runs, experiment), experiment).splitlines()
     assert len(lines) == 2 + len(ERRORS)
-    assert {line.count("|") for line in lines} == {len(robustness.HEADINGS) + 1}
+    assert {line.count("|") for line in lines} == {len(robustness.headings(measures.of(experiment))) + 1}

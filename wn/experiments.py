@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pydantic
 import yaml
@@ -56,7 +57,9 @@ class Experiment(Part):
     name: str
     title: str
     claim: str
-    report: Literal["lr_robustness", "classification"]
+    report: Literal["lr_robustness", "classification", "bound"]
+    measure: Literal["error", "loss"] = "error"
+    """What the runs are judged by: the error of a classifier, the loss of a VAE (minus its bound)."""
     fixed: dict[str, Value | list[Value]]
     grid: dict[str, list[Value]] = {}
     rows: list[Row] = []
@@ -75,6 +78,9 @@ class Experiment(Part):
             raise ValueError("the runs are a grid, or rows and seeds")
         if len({row.norm for row in self.rows}) < len(self.rows):
             raise ValueError("two rows have the same norm")
+        measures = {"classification": "error", "bound": "loss"}
+        if self.measure != measures.get(self.report, self.measure):
+            raise ValueError(f"report {self.report} needs measure: {measures[self.report]}")
         return self
 
     @property
@@ -107,6 +113,12 @@ class Experiment(Part):
     def values(self, key: str) -> list[Value]:
         """What the runs have on one axis, each value once."""
         return list(dict.fromkeys(cell[key] for cell in self.cells()))
+
+    def setting(self, key: str) -> Any:
+        """What a dotted field is in every run: as fixed here, or as the preset has it; None without one."""
+        group, _, field = key.partition(".")
+        preset = _preset(group, str(self.fixed.get(group) or _defaults()[group]))
+        return self.fixed.get(key, preset.get(field))
 
     def cell_of(self, record: dict[str, Any]) -> Cell | None:
         """The cell that a record (the content of ``record.json``) fills, None for no cell."""
@@ -152,6 +164,15 @@ def _preset(group: str, name: str) -> dict[str, Any]:
     return preset
 
 
+@functools.cache
+def _defaults() -> dict[str, str]:
+    """The preset of each group that is not chosen."""
+    tree = yaml.safe_load((CONFIGS / "train.yaml").read_text())
+    return {
+        group: name for default in tree["defaults"] if default != "_self_" for group, name in default.items()
+    }
+
+
 def names() -> list[str]:
     """The experiments there are."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -191,8 +212,17 @@ def _chosen_by(name: str) -> dict[str, float]:
     return {row["norm"]: float(row["best_lr"]) for row in rows}
 
 
-def published(experiment: Experiment) -> dict[str, list[tuple[float, float]]]:
-    """Published training curves, by row: points (epoch, error in %); none where the experiment names none.
+class Point(NamedTuple):
+    """A point of a published curve: an error in %, or a bound in nats."""
+
+    epoch: float
+    value: float
+    bar: float = math.nan
+    """Half the height of the error bar that is drawn there."""
+
+
+def published(experiment: Experiment) -> dict[str, list[Point]]:
+    """Published curves, by row; none where the experiment names none.
 
     Raises:
         UserError: the file that it names is not there, or not well formed.
@@ -201,6 +231,6 @@ def published(experiment: Experiment) -> dict[str, list[tuple[float, float]]]:
         return {}
     try:
         curves = yaml.safe_load((FOLDER / experiment.curves).read_text())["curves"]
-        return {row: [(float(epoch), float(error)) for epoch, error in curves[row]] for row in curves}
+        return {row: [Point(*map(float, point)) for point in curves[row]] for row in curves}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"experiments/{experiment.curves}: {' '.join(str(error).split())}") from None

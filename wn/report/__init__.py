@@ -42,16 +42,21 @@ def build(experiment_name: str, runs_dir: Path | str, results_dir: Path | str) -
     kind = page.KINDS[experiment.report]
     kind.check(experiment)
     folder = Path(results_dir) / experiment.name
-    rows = collect.merge(experiment, collect.local_records(experiment, Path(runs_dir)), folder)
+    local = collect.local_records(experiment, Path(runs_dir))
+    rows = collect.merge(experiment, local, folder)
     table, curves = kind.table(rows, experiment), kind.curves(rows, experiment)
     pictures = []
     if len(rows.runs):
         collect.write(rows, experiment, folder)
+        if experiment.rows:
+            collect.copy_pictures(rows, local, folder)
         page.write_tables(table, experiment, folder)
         pictures = kind.draw(experiment, table, rows, folder)
     page.write_readme(Path(results_dir))
     page.write_front_page(Path(results_dir) / "../README.md", Path(results_dir))
-    return Built(page.text(table, experiment), _plain(table), _plain(curves), kind.CHART, pictures)
+    return Built(
+        page.text(table, experiment), _plain(table), _plain(curves), kind.chart(experiment), pictures
+    )
 
 
 def _plain(frame: Any) -> list[dict[str, Any]]:

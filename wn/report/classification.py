@@ -16,17 +16,13 @@ from wn.experiments import Experiment
 from wn.report.lines import BASELINES, ENOUGH, EPOCHS, chooses_itself
 from wn.report.lines import curves as curves
 from wn.report.lines import table as table
-from wn.report.words import command, interval, learning_rate, probability
+from wn.report.words import command, interval, is_pending, lr_of, probability, progress
 
 PICTURES = {
     "training_error": "Training error by epoch, all rows",
     "rows": "Training error by epoch, a panel per row",
     "test_error": "Test error of every seed, per row",
 }
-"""The figures, and what to say of each where it cannot be seen."""
-
-CHART = ("epoch", "train_error", "line")
-"""Columns of :func:`curves` that a chart shows: x, y, and what names a line."""
 
 GUIDE = """\
 ## How to read the tables of test errors
@@ -47,6 +43,21 @@ GUIDE = """\
 - **n/a**: an interval needs two seeds. **–**: not defined. `pending`: not measured yet; the command is below
   the table.
 """
+
+
+def pictures(experiment: Experiment) -> dict[str, str]:
+    """The figures, and what to say of each where it cannot be seen."""
+    return PICTURES
+
+
+def chart(experiment: Experiment) -> tuple[str, str, str]:
+    """Columns of :func:`curves` that a chart shows: x, y, and what names a line."""
+    return "epoch", "train_error", "line"
+
+
+def guides(experiment: Experiment) -> list[str]:
+    """How to read the tables."""
+    return [GUIDE]
 
 
 def check(experiment: Experiment) -> None:
@@ -105,7 +116,7 @@ def display(table: Any, experiment: Experiment) -> list[list[list[str]]]:
     second = [["training error against the published curve", "lr", *(f"epoch {epoch}" for epoch in EPOCHS)]]
     for facts in every:
         if facts["row"] in theirs and not np.isnan(facts["lr"]):
-            second.append([facts["row"], _lr(facts), *(_deviation(facts, epoch) for epoch in EPOCHS)])
+            second.append([facts["row"], lr_of(facts), *(_deviation(facts, epoch) for epoch in EPOCHS)])
     return [first, second]
 
 
@@ -113,7 +124,7 @@ def _cells(facts: dict[str, Any], experiment: Experiment) -> dict[str, str]:
     """A line as words."""
     cells = {
         "row": facts["row"],
-        "lr": _lr(facts),
+        "lr": lr_of(facts),
         "paper": _percent(facts["paper"]),
         "rerun": _percent(facts["rerun"]),
         "test_error": interval(100 * facts["test_error"], 100 * facts["test_error_half_width"], 2),
@@ -121,21 +132,9 @@ def _cells(facts: dict[str, Any], experiment: Experiment) -> dict[str, str]:
         "band": _band(facts),
         "train_error": _percent(100 * facts["train_error"]),
         **{column: probability(facts[column]) for column in BASELINES},
-        "status": _status(facts),
+        "status": progress(facts),
     }
-    return cells | (dict.fromkeys(MEASURED, "pending") if _is_pending(facts) else {})
-
-
-def _is_pending(facts: dict[str, Any]) -> bool:
-    """Whether a line has nothing to show yet, but will have."""
-    complete = facts["planned"] and facts["runs"] == facts["planned"]
-    return not facts["n"] and not complete
-
-
-def _lr(facts: dict[str, Any]) -> str:
-    if np.isnan(facts["lr"]):
-        return "to be chosen" if _is_pending(facts) else "–"
-    return learning_rate(facts["lr"]) + (" (chosen)" if facts["chosen"] else "")
+    return cells | (dict.fromkeys(MEASURED, "pending") if is_pending(facts) else {})
 
 
 def _percent(value: float) -> str:
@@ -153,16 +152,8 @@ def _band(facts: dict[str, Any]) -> str:
     return f"{low:.1f} to {high:.1f}{verdict}"
 
 
-def _status(facts: dict[str, Any]) -> str:
-    """How many runs are done, and how many of them diverged."""
-    if not facts["runs"]:
-        return "pending"
-    done = "done" if facts["runs"] == facts["planned"] else f"{facts['runs']} of {facts['planned']} done"
-    return done + (f", {facts['diverged']} diverged" if facts["diverged"] else "")
-
-
 def _deviation(facts: dict[str, Any], epoch: int) -> str:
-    if _is_pending(facts):
+    if is_pending(facts):
         return "pending"
     value = facts[f"deviation_{epoch}"]
     return "–" if np.isnan(value) else f"{round(100 * value):+d}%"

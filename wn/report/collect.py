@@ -1,7 +1,7 @@
 """Records -> rows: ``runs.csv`` and the series of ``results/<experiment>/``.
 
 A series is what the runs did over their epochs: ``trajectories.csv`` (probes) of a learning-rate sweep,
-``curves.csv`` (errors) of a table.
+``curves.csv`` (errors, or bounds) of a table.
 
 What this machine's records show takes the place of committed rows of the same cell; the committed rows
 of all other cells stay. So the results of several machines add up, and a fresh clone has them all.
@@ -18,21 +18,13 @@ import pandas as pd
 from wn.config import SCHEMA, UserError
 from wn.experiments import Experiment, Value
 from wn.records import Record, Row, read_experiment, write_atomically
+from wn.report import measures
 
 RUNS = "runs.csv"
 
-RESULT_COLUMNS = {
-    "status": "string",
-    "train_loss": "float64",
-    "train_error": "float64",
-    "valid_loss": "float64",
-    "valid_error": "float64",
-    "test_loss": "float64",
-    "test_error": "float64",
-    "best_epoch": "Int64",
-    "best_valid_error": "float64",
-    "initial_valid_loss": "float64",
-    "initial_valid_error": "float64",
+PARTS = ("train", "valid", "test")
+
+MADE_COLUMNS = {
     "epochs": "Int64",
     "steps": "Int64",
     "diverged_epoch": "Int64",
@@ -45,9 +37,9 @@ RESULT_COLUMNS = {
     "precision": "string",
     "torch": "string",
 }
-"""What a run gave. Losses in nats and errors as fractions, of the final epoch but for ``best_*``."""
+"""How a run was made."""
 
-MEASURES = {
+PROBED = {
     "v_norm": "v_norm_mean",
     "g": "g_mean",
     "w_norm": "w_norm_mean",
@@ -57,7 +49,7 @@ MEASURES = {
 """Columns of the trajectories, and the fields of ``probes.jsonl`` that they are."""
 
 TRAJECTORY_COLUMNS = {"run_id": "string", "layer": "string", "epoch": "Int64"} | dict.fromkeys(
-    MEASURES, "float64"
+    PROBED, "float64"
 )
 
 CURVE_COLUMNS = {
@@ -67,8 +59,18 @@ CURVE_COLUMNS = {
     "valid_error": "float64",
 }
 
+BOUND_COLUMNS = {"run_id": "string", "epoch": "Int64"} | dict.fromkeys(
+    ("train_loss", "test_loss", "test_reconstruction", "test_kl"), "float64"
+)
+
 DIGITS = 5
 """Significant digits of a series: more than a figure shows, and the file stays small."""
+
+BOUND_DIGITS = 7
+"""Of bounds: seeds differ by hundredths of a nat in thousands."""
+
+IMAGES = "images"
+"""The folder of the pictures that runs have made, beside their rows."""
 
 Cell = tuple[Value, ...]
 
@@ -94,7 +96,16 @@ class Series(NamedTuple):
 def run_columns(experiment: Experiment) -> dict[str, str]:
     """The columns of ``runs.csv`` and their types; what is set is kept as text (see :func:`_cell_of_row`)."""
     settings = dict.fromkeys([*experiment.axes, *experiment.fixed], "string")
-    return {"run_id": "string", "schema": "Int64", **settings, **RESULT_COLUMNS}
+    return {"run_id": "string", "schema": "Int64", **settings, **_result_columns(experiment), **MADE_COLUMNS}
+
+
+def _result_columns(experiment: Experiment) -> dict[str, str]:
+    """What a run gave: losses in nats and errors as fractions, of the final epoch but for ``best_*``."""
+    measure = measures.of(experiment)
+    numbers = [f"{part}_{metric}" for part in PARTS for metric in measure.metrics]
+    initial = [f"initial_valid_{metric}" for metric in measure.metrics]
+    columns = {"status": "string", **dict.fromkeys(numbers, "float64"), **measure.more, "best_epoch": "Int64"}
+    return columns | dict.fromkeys([f"best_valid_{measure.name}", *initial], "float64")
 
 
 def local_records(experiment: Experiment, runs_dir: Path) -> dict[Cell, Record]:
@@ -156,6 +167,16 @@ def write(rows: Rows, experiment: Experiment, folder: Path) -> None:
     write_csv(rows.series, folder / SERIES[experiment.report].file)
 
 
+def copy_pictures(rows: Rows, local: dict[Cell, Record], folder: Path) -> None:
+    """Keep the pictures of each norm's first finished run; where that is not local, what is there stays."""
+    finished = rows.runs[rows.runs["status"] == "finished"]
+    records = {record.content["run_id"]: record for record in local.values()}
+    for norm, run_id in finished.drop_duplicates("norm")[["norm", "run_id"]].itertuples(index=False):
+        for name, path in records[run_id].pictures.items() if run_id in records else ():
+            (folder / IMAGES).mkdir(exist_ok=True)
+            write_atomically(folder / IMAGES / f"{norm}-{name}.png", path.read_bytes())
+
+
 def write_csv(frame: Any, path: Path) -> None:
     """Write a frame; a float is written in the fewest digits that read back as the same number."""
     write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
@@ -189,19 +210,18 @@ def _run_row(record: Record, cell: Cell, experiment: Experiment) -> Row:
     content = record.content
     final, initial = content.get("final") or {}, content.get("initial") or {}
     best, diverged = content.get("best") or {}, content.get("diverged_at") or {}
-    provenance = content["provenance"]
+    provenance, trainer = content["provenance"], content["config"]["trainer"]
     last = (record.metrics or [{}])[-1]
     settings = {**dict(zip(experiment.axes, cell, strict=True)), **experiment.fixed}
     return {
         "run_id": content["run_id"],
         "schema": content["schema"],
         **{key: str(value) for key, value in settings.items()},
-        **{f"{part}_{what}": final.get(f"{part}_{what}") for part in _PARTS for what in ("loss", "error")},
+        **final,
+        **{f"initial_{name}": number for name, number in initial.items()},
+        **{f"best_{name}": number for name, number in best.items()},
+        **{key: trainer.get(key) for key in ("importance_samples", "importance_images")},
         "status": content["status"],
-        "best_epoch": best.get("epoch"),
-        "best_valid_error": best.get("valid_error"),
-        "initial_valid_loss": initial.get("valid_loss"),
-        "initial_valid_error": initial.get("valid_error"),
         "epochs": last.get("epoch"),
         "steps": last.get("step"),
         "diverged_epoch": diverged.get("epoch"),
@@ -211,12 +231,9 @@ def _run_row(record: Record, cell: Cell, experiment: Experiment) -> Row:
         "dirty": provenance["dirty"],
         "device": provenance["device"],
         "stack_size": len(content["stack"]),
-        "precision": content["config"]["trainer"]["precision"],
+        "precision": trainer["precision"],
         "torch": provenance["packages"]["torch"],
     }
-
-
-_PARTS = ("train", "valid", "test")
 
 
 def _trajectory(record: Record) -> list[Row]:
@@ -228,7 +245,7 @@ def _trajectory(record: Record) -> list[Row]:
             "run_id": record.content["run_id"],
             "layer": probe["layer"],
             "epoch": probe["epoch"],
-            **{name: _rounded(probe.get(field)) for name, field in MEASURES.items()},
+            **{name: _rounded(probe.get(field)) for name, field in PROBED.items()},
         }
         for probe in probes
         if probe["layer"] == layers[len(layers) // 2]
@@ -248,12 +265,27 @@ def _curve(record: Record) -> list[Row]:
     ]
 
 
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.{DIGITS}g}")
+def _bounds(record: Record) -> list[Row]:
+    """The losses after those epochs of training at which the test set was looked at."""
+    names = [name for name, kind in BOUND_COLUMNS.items() if kind == "float64"]
+    return [
+        {
+            "run_id": record.content["run_id"],
+            "epoch": row["epoch"],
+            **{name: _rounded(row.get(name), BOUND_DIGITS) for name in names},
+        }
+        for row in record.metrics
+        if row["epoch"] and row.get("test_loss") is not None
+    ]
+
+
+def _rounded(number: float | None, digits: int = DIGITS) -> float | None:
+    return None if number is None else float(f"{number:.{digits}g}")
 
 
 SERIES = {
     "lr_robustness": Series("trajectories.csv", TRAJECTORY_COLUMNS, _trajectory, first_seed_only=True),
     "classification": Series("curves.csv", CURVE_COLUMNS, _curve, first_seed_only=False),
+    "bound": Series("curves.csv", BOUND_COLUMNS, _bounds, first_seed_only=False),
 }
 """By the kind of report."""

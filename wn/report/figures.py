@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from wn.experiments import Experiment
 from wn.records import write_atomically
-from wn.report import statistics
+from wn.report import measures, statistics
 
 STYLE: dict[str, dict[str, str]] = {
     "none": {"color": "#000000", "marker": "o", "linestyle": "-"},
@@ -63,9 +63,6 @@ QUANTITIES = {
 }
 """Label and unit of what is drawn against the learning rate."""
 
-CUT = 4
-"""Losses are shown up to this many times that before training: some finish at thousands."""
-
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
     "g": "gain g",
@@ -81,8 +78,9 @@ def draw(experiment: Experiment, table: Any, curves: Any, rows: Any, folder: Pat
     Returns:
         The PNG files; beside each is the same figure as SVG.
     """
+    quantities = measures.of(experiment).drawn
     with house_style():
-        figures = {name: sweep_figure(experiment, table, curves, name) for name in QUANTITIES}
+        figures = {name: sweep_figure(experiment, table, curves, name) for name in quantities}
         figures["trajectories"] = trajectory_figure(experiment, rows)
         return [save(figure, folder / name) for name, figure in figures.items()]
 
@@ -177,10 +175,11 @@ def _dress_main(main: Axes, experiment: Experiment, curves: Any, quantity: str) 
         main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif (curves["loss"] > 0).any():
         main.set_yscale("log")
-        highest = CUT * float(curves["initial_loss"].max())
+        cut = measures.of(experiment).cut
+        highest = cut * float(curves["initial_loss"].max())
         if highest < main.get_ylim()[1]:
             main.set_ylim(top=highest)
-            main.set_ylabel(f"{main.get_ylabel()}\ncut off at {CUT} × that before training")
+            main.set_ylabel(f"{main.get_ylabel()}\ncut off at {cut} × that before training")
 
 
 def trajectory_figure(experiment: Experiment, rows: Any) -> Figure:

@@ -65,10 +65,10 @@ def together(experiment: Experiment, curves: Any) -> Figure:
         for row in experiment.rows:
             own = curves[curves["row"] == row.name]
             if part == "train_error":
-                _draw_published(axes, theirs.get(row.name), _colour(row), linestyle=":", linewidth=1.2)
+                _draw_published(axes, theirs.get(row.name), colour_of(row), linestyle=":", linewidth=1.2)
             label = f"{row.name}, lr {own['lr'].iloc[0]:g}" if len(own) else f"{row.name} (pending)"
             own = own[own["lr"] == own["lr"].iloc[0]] if len(own) else own
-            _draw_own(axes, own, part, color=_colour(row), label=label)
+            _draw_own(axes, own, part, color=colour_of(row), label=label)
         _dress(axes, curves, part, theirs if part == "train_error" else {})
     title = "line: mean, band: lowest to highest, over the seeds"
     title += "; dotted: the paper's figure 1" * bool(theirs)
@@ -91,10 +91,10 @@ def row_by_row(experiment: Experiment, curves: Any) -> Figure:
         own = curves[curves["row"] == row.name]
         for (lr, line), dashes in zip(own.groupby("lr", sort=False), DASHES, strict=False):
             label = f"lr {lr:g}, n = {line['runs'].max()}"
-            _draw_own(axes, line, "train_error", color=_colour(row), linestyle=dashes, label=label)
+            _draw_own(axes, line, "train_error", color=colour_of(row), linestyle=dashes, label=label)
         if not len(own):
             axes.text(0.5, 0.5, "pending", transform=axes.transAxes, ha="center", color="#7f7f7f")
-        axes.set_title(row.name, color=_colour(row), fontsize=9)
+        axes.set_title(row.name, color=colour_of(row), fontsize=9)
         _dress(axes, curves, "train_error", theirs)
         axes.set(xlabel="", ylabel="")
         if axes.get_legend_handles_labels()[0]:
@@ -131,13 +131,14 @@ def test_errors(experiment: Experiment, table: Any, runs: Any) -> Figure:
     return figure
 
 
-def _colour(row: Row) -> str:
+def colour_of(row: Row) -> str:
+    """The colour of a row's norm."""
     return STYLE.get(row.norm, OTHER_STYLE)["color"]
 
 
 def _draw_published(axes: Axes, points: Any, colour: str, **style: Any) -> None:
     if points:
-        epoch, error = np.array(points).T
+        epoch, error, _ = np.array(points).T
         axes.plot(epoch, error, color=colour, zorder=1.5, **style)
 
 
@@ -152,7 +153,7 @@ def _draw_own(axes: Axes, line: Any, part: str, **style: Any) -> None:
 def _dress(axes: Axes, curves: Any, part: str, published: dict[str, Any]) -> None:
     """Axes: an error on a logarithmic scale, between the ticks that enclose all that is drawn."""
     drawn = [100 * curves[f"{part}_min"].min(), 100 * curves[f"{part}_max"].max()]
-    drawn += [error for points in published.values() for _, error in points]
+    drawn += [point.value for points in published.values() for point in points]
     drawn = [max(error, FLOOR) for error in drawn if np.isfinite(error)] or [1.0, 100.0]
     axes.set_yscale("log")
     axes.set_ylim(

@@ -84,12 +84,12 @@ def table(rows: Any, experiment: Experiment) -> Any:
     runs = statistics.numeric(rows.runs)
     every = lines_of(rows.runs, experiment)
     curve = curves(rows, experiment)
-    errors = [_test_errors(_runs_of(line, runs)) for line in every]
+    errors = [by_seed(runs_of(line, runs), "test_error") for line in every]
     table = []
     for line, own in zip(every, errors, strict=True):
-        facts = _counts(line, runs, experiment) | _means(line, runs, own)
+        facts = counts(line, runs, experiment) | _means(line, runs, own)
         for column, norm in BASELINES.items():
-            theirs = _counterpart(line, every, norm)
+            theirs = counterpart(line, every, norm)
             facts[column] = np.nan if theirs is None else statistics.paired_p(own, errors[theirs])
         table.append(_published(line) | facts | _deviations(line, curve, experiment))
     columns = [*TABLE_COLUMNS, *(f"deviation_{epoch}" for epoch in EPOCHS)]
@@ -104,7 +104,7 @@ def _published(line: Line) -> dict[str, Any]:
     return facts | own | {"band_low": low, "band_high": high}
 
 
-def _counts(line: Line, runs: Any, experiment: Experiment) -> dict[str, int]:
+def counts(line: Line, runs: Any, experiment: Experiment) -> dict[str, int]:
     """The runs that a line rests on: at its learning rate, and at all where the experiment chooses it."""
     own = runs[runs["norm"] == line.row.norm]
     planned = [cell["optim.lr"] for cell in experiment.cells() if cell["norm"] == line.row.norm]
@@ -115,21 +115,22 @@ def _counts(line: Line, runs: Any, experiment: Experiment) -> dict[str, int]:
 
 def _means(line: Line, runs: Any, errors: dict[int, float]) -> dict[str, Any]:
     test = statistics.estimate(np.array(list(errors.values())))
-    train = _runs_of(line, runs)["train_error"].mean()
+    train = runs_of(line, runs)["train_error"].mean()
     values = {"test_error": test.mean, "test_error_half_width": test.half_width, "train_error": train}
     return {"n": test.n, **values}
 
 
-def _runs_of(line: Line, runs: Any) -> Any:
+def runs_of(line: Line, runs: Any) -> Any:
     """The line's finished runs."""
     return runs[(runs["norm"] == line.row.norm) & (runs["optim.lr"] == line.lr) & (runs["diverged"] == 0)]
 
 
-def _test_errors(runs: Any) -> dict[int, float]:
-    return dict(zip(runs["seed"].tolist(), runs["test_error"].tolist(), strict=True))
+def by_seed(runs: Any, column: str) -> dict[int, float]:
+    """A column of a line's runs, to be paired with another line's."""
+    return dict(zip(runs["seed"].tolist(), runs[column].tolist(), strict=True))
 
 
-def _counterpart(line: Line, every: list[Line], norm: str) -> int | None:
+def counterpart(line: Line, every: list[Line], norm: str) -> int | None:
     """Place of the line of another norm at its learning rate of the same kind, declared or chosen."""
     places = [
         i
@@ -141,7 +142,7 @@ def _counterpart(line: Line, every: list[Line], norm: str) -> int | None:
 
 def _deviations(line: Line, curve: Any, experiment: Experiment) -> dict[str, float]:
     """ours / published - 1 after every epoch of :data:`EPOCHS`; the published curve is interpolated."""
-    points = np.array(experiments.published(experiment).get(line.row.name, [])).reshape(-1, 2)
+    points = np.array(experiments.published(experiment).get(line.row.name, [])).reshape(-1, 3)[:, :2]
     own = curve[curve["line"] == line.label].set_index("epoch")["train_error"]
     return {
         f"deviation_{epoch}": 100 * float(own[epoch]) / float(np.interp(epoch, *points.T)) - 1
@@ -160,7 +161,7 @@ def curves(rows: Any, experiment: Experiment) -> Any:
     runs = statistics.numeric(rows.runs)
     parts = []
     for line in lines_of(rows.runs, experiment):
-        own = rows.series[rows.series["run_id"].isin(_runs_of(line, runs)["run_id"])]
+        own = rows.series[rows.series["run_id"].isin(runs_of(line, runs)["run_id"])]
         part = own.groupby("epoch").agg(
             runs=("run_id", "count"),
             **{

@@ -12,12 +12,19 @@ from typing import Any
 from wn import experiments
 from wn.experiments import Experiment
 from wn.records import write_atomically
-from wn.report import classification, collect, robustness
+from wn.report import bound, classification, collect, robustness
 from wn.report.words import aligned, command, in_markdown
 
-KINDS: dict[str, ModuleType] = {"lr_robustness": robustness, "classification": classification}
+KINDS: dict[str, ModuleType] = {
+    "lr_robustness": robustness,
+    "classification": classification,
+    "bound": bound,
+}
 """By an experiment's ``report``: ``check``, ``table`` and ``curves`` make its numbers, ``display``,
-``unfinished`` and ``GUIDE`` its words, ``draw`` and ``PICTURES`` its figures."""
+``unfinished`` and ``guides`` its words, ``draw``, ``pictures`` and ``chart`` its figures."""
+
+PICTURES = ("reconstructions", "samples")
+"""That a run may leave; of those kept in the folder of an experiment's results the page shows these."""
 
 
 def text(table: Any, experiment: Experiment) -> str:
@@ -48,7 +55,8 @@ def write_readme(results_dir: Path) -> None:
     every = [experiments.load(name) for name in experiments.names()]
     parts += [section(experiment, results_dir) for experiment in every]
     parts += _benchmarks(results_dir)
-    guides = [kind.GUIDE for name, kind in KINDS.items() if name in {one.report for one in every}]
+    of_kinds = [one for name in KINDS for one in every if one.report == name]
+    guides = dict.fromkeys(guide for one in of_kinds for guide in KINDS[one.report].guides(one))
     results_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(results_dir / "README.md", "\n".join([*parts, *guides]).encode())
 
@@ -91,9 +99,23 @@ def section(experiment: Experiment, results_dir: Path) -> str:
         markdown(kind.table(rows, experiment), experiment).rstrip(),
     ]
     if len(rows.runs):
-        parts += [f"![{alt}]({experiment.name}/{name}.svg)" for name, alt in kind.PICTURES.items()]
+        parts += [
+            f"![{alt}]({experiment.name}/{name}.svg)" for name, alt in kind.pictures(experiment).items()
+        ]
+        parts += _images(rows.runs, experiment, results_dir)
         parts.append(_origin(rows.runs, experiment))
     return "\n\n".join(parts) + "\n"
+
+
+def _images(runs: Any, experiment: Experiment, results_dir: Path) -> list[str]:
+    """A table of the pictures that the rows' finished runs have made; none where none is there."""
+    finished = set(runs["norm"][runs["status"] == "finished"])
+    lines = [["row", *PICTURES]]
+    for row in (row for row in experiment.rows if row.norm in finished):
+        paths = {name: f"{experiment.name}/{collect.IMAGES}/{row.norm}-{name}.png" for name in PICTURES}
+        if all((results_dir / path).exists() for path in paths.values()):
+            lines.append([row.name, *(f"![{row.name}: {name}]({path})" for name, path in paths.items())])
+    return [in_markdown(lines)] if len(lines) > 1 else []
 
 
 def _origin(runs: Any, experiment: Experiment) -> str:

@@ -11,21 +11,9 @@ from typing import Any
 import numpy as np
 
 from wn.experiments import Experiment
-from wn.report import statistics
+from wn.report import measures, statistics
+from wn.report.measures import Measure
 from wn.report.words import command, interval, learning_rate, probability
-
-HEADINGS = {
-    "norm": "norm",
-    "best_lr": "best lr",
-    "test_error": "test error %",
-    "n": "n",
-    "p_vs_none": "p vs none",
-    "sensitivity": "S (nats)",
-    "width_1pp": "width +1pp",
-    "width_x1.5": "width ×1.5",
-    "largest_stable_lr": "largest stable lr",
-    "diverged": "diverged",
-}
 
 GUIDE = """\
 ## How to read the tables
@@ -49,15 +37,38 @@ GUIDE = """\
   rate is done; `pending`: no seed counts yet.
 """
 
+LOSS_GUIDE = """\
+## How to read the tables of sweeps by bound
+
+Of autoencoders, which have no error. All is as above, but for:
+
+- **best lr**: lowest mean validation loss, minus the variational lower bound.
+- **test bound**: the mean over the test set, in nats an image, one draw of the latents each; higher is
+  better. **p vs none**: of these.
+- **width**: decades of learning rate at which the mean validation loss is within 1 nat, and within 3 nats, of
+  this norm's best.
+"""
+
 PICTURES = {
     "error": "Final validation error against learning rate, per norm",
     "loss": "Final validation loss against learning rate, per norm",
     "trajectories": "Norm of the weights, gain, effective learning rate and relative update by epoch",
 }
-"""The figures, and what to say of each where it cannot be seen."""
 
-CHART = ("lr", "error", "norm")
-"""Columns of :func:`curves` that a chart shows: x, y, and what names a line."""
+
+def pictures(experiment: Experiment) -> dict[str, str]:
+    """The figures, and what to say of each where it cannot be seen."""
+    return {name: PICTURES[name] for name in (*measures.of(experiment).drawn, "trajectories")}
+
+
+def chart(experiment: Experiment) -> tuple[str, str, str]:
+    """Columns of :func:`curves` that a chart shows: x, y, and what names a line."""
+    return "lr", experiment.measure, "norm"
+
+
+def guides(experiment: Experiment) -> list[str]:
+    """How to read the table."""
+    return [GUIDE, *([LOSS_GUIDE] if experiment.measure == "loss" else [])]
 
 
 def check(experiment: Experiment) -> None:
@@ -91,28 +102,45 @@ def on_front_page(table: Any) -> bool:
     return bool((table["runs"] == table["planned"]).all())
 
 
+def headings(measure: Measure) -> dict[str, str]:
+    """The columns that are shown, and what stands above them."""
+    return {
+        "norm": "norm",
+        "best_lr": "best lr",
+        measure.test: measure.heading,
+        "n": "n",
+        "p_vs_none": "p vs none",
+        "sensitivity": "S (nats)",
+        **{name: heading for name, (heading, _) in measure.widths.items()},
+        "largest_stable_lr": "largest stable lr",
+        "diverged": "diverged",
+    }
+
+
 def display(table: Any, experiment: Experiment) -> list[list[list[str]]]:
     """The tables as text, here one: the headings, then a row per norm."""
+    measure = measures.of(experiment)
     lrs = [float(lr) for lr in experiment.grid["optim.lr"]]
-    rows = [list(HEADINGS.values())]
+    shown = headings(measure)
+    rows = [list(shown.values())]
     for row in table.to_dict("records"):
+        test, half_width = measure.unit * row[measure.test], row[f"{measure.test}_half_width"]
         cells = {
             "norm": row["norm"],
             "best_lr": learning_rate(row["best_lr"])
             + (" (edge)" if row["best_lr"] in (min(lrs), max(lrs)) else ""),
-            "test_error": interval(100 * row["test_error"], 100 * row["test_error_half_width"], 2),
+            measure.test: interval(test, abs(measure.unit) * half_width, 2),
             "n": str(row["n"]),
             "p_vs_none": probability(row["p_vs_none"]),
             "sensitivity": interval(row["sensitivity"], row["sensitivity_half_width"], 3),
-            "width_1pp": _width(row["width_1pp"], row["width_1pp_open"]),
-            "width_x1.5": _width(row["width_x1.5"], row["width_x1.5_open"]),
+            **{name: _width(row[name], row[f"{name}_open"]) for name in measure.widths},
             "largest_stable_lr": _open(row["largest_stable_lr"] == max(lrs))
             + learning_rate(row["largest_stable_lr"]),
             "diverged": f"{row['diverged']}/{row['runs']}",
         }
         if not row["n"]:
-            cells |= dict.fromkeys(set(HEADINGS) - {"norm", "n", "diverged"}, "pending")
-        rows.append([cells[key] for key in HEADINGS])
+            cells |= dict.fromkeys(set(shown) - {"norm", "n", "diverged"}, "pending")
+        rows.append([cells[key] for key in shown])
     return [rows]
 
 

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from wn.config import UserError
 from wn.experiments import Experiment
+from wn.report import measures
+from wn.report.measures import Measure
 
 Array = NDArray[np.float64]
 
 AXES = {"norm", "optim.lr", "seed"}
 BASELINE = "none"
 ROUNDING = 1e-9
-"""Two mean errors closer than this differ by the rounding of sums, not by an image."""
+"""Two means closer than this differ by the rounding of sums, not by an image."""
 
 
 def check(experiment: Experiment) -> None:
@@ -48,14 +50,14 @@ class Sweep:
     seeds: tuple[int, ...]
     diverged: NDArray[np.bool_]
     """(L, S)"""
-    valid_error: Array
-    """(L, S), fractions; infinite where diverged."""
+    valid: Array
+    """(L, S): what is measured (an error as a fraction, a loss in nats); infinite where diverged."""
     valid_loss: Array
     """(L, S), nats; infinite where diverged or not finite."""
     initial_loss: Array
     """(L, S), nats: validation loss before training."""
-    test_error: Array
-    """(L, S), fractions; read at the chosen learning rate only."""
+    test: Array
+    """(L, S): what is measured, on the test set; read at the chosen learning rate only."""
 
     @property
     def stable(self) -> NDArray[np.bool_]:
@@ -73,14 +75,15 @@ def sweep_of(runs: Any, experiment: Experiment, norm: str) -> Sweep:
 
     done = array("done").notna().all(axis=0)
     seeds = [int(seed) for seed in experiment.values("seed") if done.get(int(seed), False)]
-    columns = ("diverged", "valid_error", "valid_loss", "initial_valid_loss", "test_error")
-    diverged, error, loss, initial, test = (array(name)[seeds].to_numpy(dtype=float) for name in columns)
+    measure = measures.of(experiment)
+    columns = ("diverged", measure.valid, "valid_loss", "initial_valid_loss", measure.test)
+    diverged, valid, loss, initial, test = (array(name)[seeds].to_numpy(dtype=float) for name in columns)
     worst = np.where(diverged > 0, np.inf, 0.0)
     return Sweep(
         np.array(lrs),
         tuple(seeds),
         diverged > 0,
-        np.nan_to_num(error, nan=np.inf) + worst,
+        np.nan_to_num(valid, nan=np.inf) + worst,
         np.nan_to_num(loss, nan=np.inf) + worst,
         initial,
         test,
@@ -115,15 +118,15 @@ def estimate(values: Array) -> Estimate:
 
 
 def best_lr(sweep: Sweep) -> int | None:
-    """Index of the learning rate with the lowest mean validation error; ties by loss, then the smaller.
+    """Index of the learning rate with the lowest validation mean; ties by loss, then the smaller.
 
     None where some seed diverged at every learning rate: such a rate is never the best.
     """
-    errors = np.round(sweep.valid_error.mean(axis=1) / ROUNDING) if sweep.seeds else np.array([np.inf])
-    if not np.isfinite(errors).any():
+    means = np.round(sweep.valid.mean(axis=1) / ROUNDING) if sweep.seeds else np.array([np.inf])
+    if not np.isfinite(means).any():
         return None
     losses = sweep.valid_loss.mean(axis=1)
-    return int(np.lexsort((losses, errors))[0])
+    return int(np.lexsort((losses, means))[0])
 
 
 def sensitivity(sweep: Sweep) -> Array:
@@ -170,31 +173,34 @@ def table(runs: Any, experiment: Experiment) -> Any:
     """Frame, a row per norm in the order of the grid; errors are fractions, what is not known is missing.
 
     ``runs`` (done) of ``planned``, ``diverged`` of these; over the ``n`` complete seeds: ``best_lr`` and
-    its ``valid_error``; ``test_error`` there with the half-width of its interval and ``p_vs_none``;
-    ``sensitivity`` likewise; the widths within one percentage point and a factor 1.5 of ``valid_error``,
-    which are ``*_open`` where they reach an end of the grid; ``largest_stable_lr``: no seed diverged there.
+    its ``valid_*`` (error or loss, by the measure); ``test_*`` there with the half-width of its interval and
+    ``p_vs_none``; ``sensitivity`` likewise; the widths of :attr:`Measure.widths`, which are ``*_open`` where
+    they reach an end of the grid; ``largest_stable_lr``: no seed diverged there.
     """
+    measure = measures.of(experiment)
     sweeps = {str(norm): sweep_of(runs, experiment, str(norm)) for norm in experiment.grid["norm"]}
     planned = len(experiment.grid["optim.lr"]) * len(experiment.grid["seed"])
-    baseline = _test_errors(sweeps[BASELINE]) if BASELINE in sweeps else {}
+    baseline = _test_numbers(sweeps[BASELINE]) if BASELINE in sweeps else {}
     rows = []
     for norm, sweep in sweeps.items():
         own = runs[runs["norm"] == norm]
         row = {"norm": norm, "runs": len(own), "planned": planned, "n": len(sweep.seeds)}
-        row |= _row(sweep) | {"diverged": int((own["status"] == "diverged").sum())}
-        row["p_vs_none"] = np.nan if norm == BASELINE else paired_p(_test_errors(sweep), baseline)
+        row |= _row(sweep, measure) | {"diverged": int((own["status"] == "diverged").sum())}
+        row["p_vs_none"] = np.nan if norm == BASELINE else paired_p(_test_numbers(sweep), baseline)
         rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=TABLE_COLUMNS)
+    return pd.DataFrame(rows).reindex(columns=_table_columns(measure))
 
 
-TABLE_COLUMNS = [
-    *("norm", "runs", "planned", "diverged", "n", "best_lr", "valid_error"),
-    *("test_error", "test_error_half_width", "p_vs_none", "sensitivity", "sensitivity_half_width"),
-    *("width_1pp", "width_1pp_open", "width_x1.5", "width_x1.5_open", "largest_stable_lr"),
-]
+def _table_columns(measure: Measure) -> list[str]:
+    return [
+        *("norm", "runs", "planned", "diverged", "n", "best_lr", measure.valid),
+        *(measure.test, f"{measure.test}_half_width", "p_vs_none", "sensitivity", "sensitivity_half_width"),
+        *(name + end for name in measure.widths for end in ("", "_open")),
+        "largest_stable_lr",
+    ]
 
 
-def _row(sweep: Sweep) -> dict[str, Any]:
+def _row(sweep: Sweep, measure: Measure) -> dict[str, Any]:
     """What the table says of a norm by itself."""
     if not sweep.seeds:
         return {}
@@ -204,34 +210,34 @@ def _row(sweep: Sweep) -> dict[str, Any]:
     best = best_lr(sweep)
     if best is None:  # there is nothing that the other numbers could be relative to
         return row
-    mean_error = sweep.valid_error.mean(axis=1)
-    lowest = float(mean_error[best])
-    test, cost = estimate(sweep.test_error[best]), estimate(sensitivity(sweep))
-    row |= {"best_lr": float(sweep.lrs[best]), "valid_error": lowest}
-    row |= {"test_error": test.mean, "test_error_half_width": test.half_width}
+    means = sweep.valid.mean(axis=1)
+    lowest = float(means[best])
+    test, cost = estimate(sweep.test[best]), estimate(sensitivity(sweep))
+    row |= {"best_lr": float(sweep.lrs[best]), measure.valid: lowest}
+    row |= {measure.test: test.mean, f"{measure.test}_half_width": test.half_width}
     row |= {"sensitivity": cost.mean, "sensitivity_half_width": cost.half_width}
-    for name, threshold in (("width_1pp", lowest + 0.01), ("width_x1.5", lowest * 1.5)):
-        decades, is_open = usable_width(sweep.lrs, mean_error, threshold + ROUNDING)
+    for name, (_, threshold) in measure.widths.items():
+        decades, is_open = usable_width(sweep.lrs, means, threshold(lowest) + ROUNDING)
         row |= {name: decades, f"{name}_open": is_open}
     return row
 
 
-def _test_errors(sweep: Sweep) -> dict[int, float]:
-    """Test error of every seed at the norm's best learning rate."""
+def _test_numbers(sweep: Sweep) -> dict[int, float]:
+    """What the test set gives every seed at the norm's best learning rate."""
     best = best_lr(sweep)
-    return {} if best is None else dict(zip(sweep.seeds, sweep.test_error[best].tolist(), strict=True))
+    return {} if best is None else dict(zip(sweep.seeds, sweep.test[best].tolist(), strict=True))
 
 
 def curves(runs: Any, experiment: Experiment) -> Any:
     """Frame, a row per norm and learning rate with a run that is done, in the order of the grid.
 
     ``runs`` of which ``diverged``; median ``initial_loss`` before training; over the seeds that did not
-    diverge, median, lowest and highest final validation error (fraction; ``error``, ``error_min``,
-    ``error_max``) and loss (nats; ``loss``, ...).
+    diverge, median, lowest and highest final validation ``loss`` (nats; ``loss_min``, ``loss_max``) and,
+    where it is measured, ``error`` (fraction; ``error_min``, ...).
     """
+    drawn = measures.of(experiment).drawn
     rows = numeric(runs)
-    finished = rows["diverged"] == 0
-    rows = rows.assign(error=rows["valid_error"].where(finished), loss=rows["valid_loss"].where(finished))
+    rows = rows.assign(**{name: rows[f"valid_{name}"].where(rows["diverged"] == 0) for name in drawn})
     groups = rows.groupby(["norm", "optim.lr"], sort=False)
     frame = groups.agg(
         runs=("done", "count"),
@@ -239,7 +245,7 @@ def curves(runs: Any, experiment: Experiment) -> Any:
         initial_loss=("initial_valid_loss", "median"),
         **{
             name + suffix: (name, how)
-            for name in ("error", "loss")
+            for name in drawn
             for suffix, how in (("", "median"), ("_min", "min"), ("_max", "max"))
         },
     ).reset_index()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,24 @@ def probability(p: float) -> str:
     if np.isnan(p):
         return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def is_pending(line: dict[str, Any]) -> bool:
+    """Whether a line of a table of rows has nothing to show yet, but will have."""
+    complete = line["planned"] and line["runs"] == line["planned"]
+    return not line["n"] and not complete
+
+
+def lr_of(line: dict[str, Any]) -> str:
+    """A line's learning rate, and whether a validation split chose it."""
+    if np.isnan(line["lr"]):
+        return "to be chosen" if is_pending(line) else "–"
+    return learning_rate(line["lr"]) + (" (chosen)" if line["chosen"] else "")
+
+
+def progress(line: dict[str, Any]) -> str:
+    """How many of a line's runs are done, and how many of them diverged."""
+    if not line["runs"]:
+        return "pending"
+    done = "done" if line["runs"] == line["planned"] else f"{line['runs']} of {line['planned']} done"
+    return done + (f", {line['diverged']} diverged" if line["diverged"] else "")
