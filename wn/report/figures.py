@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
 from wn.experiments import Experiment
 from wn.records import write_atomically
@@ -108,8 +108,12 @@ def sweep_figure(experiment: Experiment, table: Any, curves: Any, quantity: str)
     """Error or loss against learning rate: a line per norm, and above it where runs diverged."""
     label, unit = QUANTITIES[quantity]
     norms = [str(norm) for norm in experiment.grid["norm"]]
-    figure = Figure(figsize=(8, 5.4))
-    places = {"left": 0.22, "right": 0.97, "top": 0.95, "bottom": 0.22, "hspace": 0.04}
+    columns = 4 if len(norms) < 9 else 3  # of the legend: the longest names come where all norms do
+    lines = -(-len(norms) // columns)
+    height = 4.1 + 0.19 * lines + 0.15 * len(norms)  # inches
+    bottom = (0.8 + 0.19 * lines) / height
+    figure = Figure(figsize=(8, height))
+    places = {"left": 0.22, "right": 0.97, "top": 1 - 0.27 / height, "bottom": bottom, "hspace": 0.04}
     ratios = [0.19 * len(norms), 4]
     strip, main = figure.subplots(2, 1, sharex=True, height_ratios=ratios, gridspec_kw=places)
     best = dict(zip(table["norm"], table["best_lr"], strict=True))
@@ -131,7 +135,7 @@ def sweep_figure(experiment: Experiment, table: Any, curves: Any, quantity: str)
     figure.legend(
         handles=handles,
         loc="lower center",
-        ncols=4,
+        ncols=columns,
         columnspacing=1.2,
         frameon=False,
         handlelength=3.2,
@@ -177,9 +181,12 @@ def _dress_main(main: Axes, experiment: Experiment, curves: Any, quantity: str) 
         main.set_yscale("log")
         cut = measures.of(experiment).cut
         highest = cut * float(curves["initial_loss"].max())
+        main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
         if highest < main.get_ylim()[1]:
-            main.set_ylim(top=highest)
-            main.set_ylabel(f"{main.get_ylabel()}\ncut off at {cut} × that before training")
+            main.set_ylim(0.9 * float(curves["loss_min"].min()), highest)
+            times = f"{cut} × " if cut > 1 else ""
+            main.set_ylabel(f"{main.get_ylabel()}\ncut off at {times}that before training")
 
 
 def trajectory_figure(experiment: Experiment, rows: Any) -> Figure:
