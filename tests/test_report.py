@@ -125,6 +125,8 @@ def test_committed_results_are_those_of_the_committed_rows(
         (results / name).mkdir(parents=True)
         for file in (collect.RUNS, collect.SERIES[experiments.load(name).report].file):
             (results / name / file).write_bytes((committed / name / file).read_bytes())
+        if (committed / name / collect.IMAGES).exists():
+            shutil.copytree(committed / name / collect.IMAGES, results / name / collect.IMAGES)
     front_page = (ROOT / "README.md").read_text()
     (tmp_path / "README.md").write_text(re.sub(r"(?s)(report -->\n).*?(<!-- end)", r"\1\2", front_page))
     shutil.copytree(committed / "bench", results / "bench", ignore=shutil.ignore_patterns("*.png"))

@@ -69,16 +69,17 @@ def test_looking_at_the_test_set_changes_no_training(tmp_path: Path) -> None:
         assert record["record"]["final"] == theirs[run_id]["record"]["final"]
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    def pair(folder: Path) -> list[Config]:
-        return [vae(folder, seed) for seed in range(2)]
+@pytest.mark.parametrize("members", [1, 2])
+def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path, members: int) -> None:
+    def runs(folder: Path) -> list[Config]:
+        return [vae(folder, seed) for seed in range(members)]
 
-    total = moments(pair(tmp_path / "whole"))
+    total = moments(runs(tmp_path / "whole"))
     expected = outcome(tmp_path / "whole")
     for at in range(0, total, 3):
         folder = tmp_path / str(at)
-        assert not train_until(at, pair(folder))
-        train_sweep(pair(folder))
+        assert not train_until(at, runs(folder))
+        train_sweep(runs(folder))
         assert outcome(folder) == expected
 
 
@@ -132,3 +133,20 @@ def test_a_vae_s_memory_is_predicted_without_taking_its_whole_bound(
     device, dataset = run.prepare(config)
     assert memory.bytes_per_member(config, dataset, device) > 0
     assert seen == [evaluation.BATCH]
+
+
+def test_a_kill_in_the_last_evaluation_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "importance_bounds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_sweep([vae(tmp_path)])
+    assert len(steps) == 6
+    train_sweep([vae(tmp_path)])
+    assert len(steps) == 6
+    (record,) = outcome(tmp_path).values()
+    assert record["record"]["status"] == "finished"

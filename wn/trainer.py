@@ -161,10 +161,10 @@ class Trainer:
             raise stop
 
     def _checkpoint_is_due(self) -> bool:
-        """Every so many epochs, or seconds where epochs are long; and at the end of a stack, so that a kill
-        while its members' results are written one after another trains nothing again."""
+        """Every so many epochs, or seconds where epochs are long. At the end where more than a moment's work
+        follows: the results of a stack are written one after another, and a VAE's tighter bound takes long."""
         if self.step == self.total:
-            return len(self.configs) > 1
+            return len(self.configs) > 1 or self.objective is BOUND
         epoch, within = divmod(self.step, self.steps_per_epoch)
         late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
         return late or (within == 0 and epoch % self.config.trainer.checkpoint_every == 0)
