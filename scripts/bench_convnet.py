@@ -62,29 +62,28 @@ def main() -> None:
         engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device, _images(device))
         if norm in ("none", "weight_norm"):
             engines[norm, "usual"] = usual(norm, device)
+    facts = {"compiled": compiled, "gflop": round(_gflop(), 1)}
+    rows = [row | facts for row in compared(engines, options.rounds, steps, device)]
+    print(bench.record("convnet", rows, ROOT / "results" / "bench"))
+
+
+def compared(
+    engines: dict[tuple[str, str], Advance], rounds: int, steps: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of the engines, by norm and name, each with the time of a step in the fastest of its rounds."""
     for advance in engines.values():
         for _ in range(5):  # compiled, captured and warm
             advance()
-    rounds = [
-        {key: timed(advance, steps, device) for key, advance in engines.items()}
-        for _ in range(options.rounds)
-    ]
+    times = [{key: timed(advance, steps, device) for key, advance in engines.items()} for _ in range(rounds)]
     origin = {
         "device": device_name(device),
         "torch": torch.__version__,
         "commit": records.git_state()["commit"],
     }
-    origin |= {"compiled": compiled, "gflop": round(_gflop(), 1)}
-    rows = [
-        {
-            **origin,
-            "norm": norm,
-            "engine": engine,
-            "step_ms": round(1000 * min(r[norm, engine] for r in rounds), 3),
-        }
-        for norm, engine in engines
+    return [
+        {**origin, "norm": key[0], "engine": key[1], "step_ms": round(1000 * min(t[key] for t in times), 3)}
+        for key in engines
     ]
-    print(bench.record("convnet", rows, ROOT / "results" / "bench"))
 
 
 def _words(norm: str, device: torch.device, compiled: bool) -> list[str]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from bench_convnet import IMAGES, ROOT, ours, timed  # which also finds the project
+from bench_convnet import IMAGES, ROOT, compared, ours  # which also finds the project
 
-from wn import memory, records
+from wn import memory
 from wn.data import Split
 from wn.launcher import configuration
 from wn.report import bench
-from wn.run import device_name
 from wn.trainer import pick_device
 
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
@@ -45,24 +44,7 @@ def main() -> None:
         for engine, words in ENGINES.items()
         if engine == "eager" or device.type == "cuda"
     }
-    for advance in engines.values():
-        for _ in range(5):  # compiled, captured and warm
-            advance()
-    rounds = [{key: timed(a, steps, device) for key, a in engines.items()} for _ in range(options.rounds)]
-    origin = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "commit": records.git_state()["commit"],
-    }
-    rows = [
-        {
-            **origin,
-            "norm": norm,
-            "engine": engine,
-            "step_ms": round(1000 * min(r[norm, engine] for r in rounds), 3),
-        }
-        for norm, engine in engines
-    ]
+    rows = compared(engines, options.rounds, steps, device)
     print(bench.record("vae", rows, ROOT / "results" / "bench"))
 
 

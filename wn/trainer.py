@@ -161,8 +161,8 @@ class Trainer:
             raise stop
 
     def _checkpoint_is_due(self) -> bool:
-        """Every so many epochs, or seconds where epochs are long. At the end where more than a moment's work
-        follows: the results of a stack are written one after another, and a VAE's tighter bound takes long."""
+        """Every so many epochs, or seconds where epochs are long. At the end where no moment's work follows:
+        the results of a stack are written one after another, and a VAE's tighter bound takes long."""
         if self.step == self.total:
             return len(self.configs) > 1 or self.objective is BOUND
         epoch, within = divmod(self.step, self.steps_per_epoch)
