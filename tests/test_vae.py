@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wn.config import MLPVAE, PRESETS, ConvVAE, Norm, ResNetVAE, UserError
+from wn.config import MLPVAE, PRESETS, ConvVAE, Norm, ResNetVAE, UserError, parse
 from wn.models import build, check
 from wn.models.vae import Autoencoder, OneLayer
 from wn.norm import KINDS, NormalizedLayer, data_dependent_init, kind_of, normalized_layers
@@ -285,3 +285,9 @@ def test_images_that_cannot_be_halved_are_refused(name: str, shape: tuple[int, .
         return check(config, shape)
     with pytest.raises(UserError, match=rf"model={name}: halves images .* {shape[1]}x{shape[2]} cannot be"):
         check(config, shape)
+
+
+@pytest.mark.parametrize("tree", [{"name": "mlp_vae", "widths": []}, {"name": "conv_vae", "maps": []}])
+def test_a_vae_has_a_layer_at_least(tree: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"model\.(widths|maps)=\[\]: .* at least 1 item"):
+        parse({"model": tree})

@@ -277,7 +277,7 @@ class Trainer:
         self.update = None
 
     def _finish(self) -> None:
-        """The final numbers of the members that came through: the test set is read here alone."""
+        """The final numbers of the members that came through, on the test set."""
         if not self.alive:
             return
         columns = self.evaluate("test")

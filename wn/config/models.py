@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -20,6 +20,7 @@ Draw = Literal["he", "paper", "glorot"]
 uniform of variance 2/(fan_in + fan_out), which the authors' code leaves the plain weights at."""
 
 Widths = tuple[pydantic.PositiveInt, ...]
+SomeWidths = Annotated[Widths, pydantic.Field(min_length=1)]
 
 
 class MLP(Section):
@@ -74,7 +75,7 @@ class MLPVAE(VAE):
     """A small one for quick sweeps; ``widths`` are the encoder's hidden layers, the decoder mirrors them."""
 
     name: Literal["mlp_vae"] = "mlp_vae"
-    widths: Widths = (128,)
+    widths: SomeWidths = (128,)
     posterior: Literal["diagonal", "iaf"] = "diagonal"
     latents: pydantic.PositiveInt = 8
     flow_width: pydantic.PositiveInt = 64
@@ -85,7 +86,7 @@ class ConvVAE(VAE):
     """The network of section 5.2 for MNIST: residual blocks, and a layer of ``hidden`` units."""
 
     name: Literal["conv_vae"] = "conv_vae"
-    maps: Widths = (16, 32, 32)
+    maps: SomeWidths = (16, 32, 32)
     """Maps of each pair of blocks; all pairs but the last halve the image."""
     hidden: pydantic.PositiveInt = 450
 
