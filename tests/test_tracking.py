@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from wn import records, report, tracking
+from wn import records, report, run, tracking
 from wn.config import Tracking, UserError, parse
 from wn.records import Record
 
@@ -166,6 +167,19 @@ def test_offline_run_holds_everything() -> None:
     axes = {m.glob_name or m.name: m.step_metric for m in metrics}
     assert axes == {"epoch": "", "step": "", "metrics/*": "epoch", "probes/*": "step"}
     assert next(r.exit.exit_code for r in found if r.WhichOneof("record_type") == "exit") == 0
+
+
+def test_pictures_of_a_record_go_along() -> None:
+    record = trained(seed=4)
+    record.save(steps=30)
+    record.save_picture("samples", run.png(torch.rand(3, 1, 4, 4)))
+    tracking.mirror_all([record], OFFLINE)
+    (path,) = offline_runs()
+    (picture,) = path.parent.glob("files/media/images/pictures/samples_*.png")
+    assert picture.read_bytes() == record.pictures["samples"].read_bytes()
+    rows = history(path)
+    assert [step for step, row in rows.items() if any("pictures" in key for key in row)] == [30]
+    assert rows[30]["metrics/train_loss"] == 0.25  # which are there as well
 
 
 def test_wandb_keeps_to_its_folder() -> None:
