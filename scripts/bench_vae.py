@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _words(norm: str, device: torch.device) -> list[str]:
-    optim = ["optim=adamax", "optim.average_epochs=10"]
+    optim = ["optim=adamax", "optim.ema_epochs=10"]
     return ["model=conv_vae", "data=mnist", *optim, f"norm={norm}", f"trainer.device={device}"]
 
 

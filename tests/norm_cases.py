@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from wn.config import PRESETS, Norm
+from wn.config import NormConfig
 from wn.norm import Init, NormalizedLayer, Stats, Weight
+from wn.presets import PRESETS
 
 with warnings.catch_warnings(), forward_ad.dual_level():
     warnings.simplefilter("ignore")  # torch's first use of forward mode warns of torch.jit
     forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 CHOICES = list(itertools.product(get_args(Weight), get_args(Stats), get_args(Init)))
-NORMS = {Norm(weight=w, stats=s, init=i).label: {"weight": w, "stats": s, "init": i} for w, s, i in CHOICES}
-PRESET_NAMES = list(PRESETS.values())
+NORMS = {
+    NormConfig(weight=w, statistics=s, init=i).label: {"weight": w, "statistics": s, "init": i}
+    for w, s, i in CHOICES
+}
+PRESET_NAMES = list(PRESETS)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 LAYERS: dict[str, tuple[type[nn.Module], tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
@@ -123,8 +127,8 @@ def having(**choices: str) -> list[str]:
     return [name for name, norm in NORMS.items() if choices.items() <= norm.items()]
 
 
-WEIGHT_NORM = having(weight="weight_norm", stats="none")
-TRACKED = having(stats="batch") + having(stats="mean_only")
+WEIGHT_NORM = having(direction="row", gain="free", statistics="none")
+TRACKED = having(statistics="batch") + having(statistics="mean_only")
 
 
 def unit_axis(plain: nn.Module) -> int:
@@ -162,16 +166,16 @@ def reference(case: Case, x: Tensor) -> Tensor:
     w: Tensor = layer.direction
     if choices["weight"] == "weight_norm":
         w = w / case.spread(case.norms(w))
-        if choices["stats"] != "batch":
+        if choices["statistics"] != "batch":
             w = w * case.spread(layer.g)
-    elif choices["weight"] == "scaled" and choices["stats"] != "batch":
+    elif choices["weight"] == "scaled" and choices["statistics"] != "batch":
         w = w * case.spread(layer.g)
     t = pre_activation(case.plain, w, x)
     rows = per_unit(case.plain, t)
     n = len(rows)
-    if choices["stats"] != "none":
+    if choices["statistics"] != "none":
         mean = rows.sum(0) / n if layer.training else layer.running_mean
-        if choices["stats"] == "batch":
+        if choices["statistics"] == "batch":
             variance = ((rows - mean) ** 2).sum(0) / n if layer.training else layer.running_var
             rows = layer.g * (rows - mean) / (variance + layer.eps).sqrt()
         else:

@@ -20,9 +20,9 @@ from wn.sweep import train_sweep
 
 NORMS = {
     "none": {},
-    "weight_norm": {"weight": "weight_norm"},
-    "weight_norm_init": {"weight": "weight_norm", "init": "data"},
-    "batch_norm": {"stats": "batch"},
+    "weight_norm": {"direction": "row", "gain": "free"},
+    "weight_norm_init": {"direction": "row", "gain": "free", "init": "data"},
+    "batch_norm": {"gain": "free", "statistics": "batch"},
 }
 
 DIVERGING = 1e20

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wn import data
-from wn.config import Data, UserError
+from wn.config import DataConfig, UserError
 from wn.data import sources
 
 PUBLISHED = sources.OFFICIAL["cifar10"]
@@ -79,7 +79,7 @@ LAYOUTS = {
 
 def cifar10(root, **changes):
     config = {"name": "cifar10", "root": root and str(root), "download": False, "valid_fraction": 0.0}
-    return data.load(Data(**(config | changes)))
+    return data.load(DataConfig(**(config | changes)))
 
 
 def refused(root, **changes):
@@ -291,7 +291,7 @@ def test_missing_files_and_folders(tmp_path):
 
 def test_digits_are_not_whitened():
     with pytest.raises(UserError, match=r"data\.whiten=true: digits"):
-        data.load(Data(name="digits", whiten=True))
+        data.load(DataConfig(name="digits", whiten=True))
 
 
 # Download

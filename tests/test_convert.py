@@ -12,8 +12,7 @@ from norm_cases import LAYERS, NORMS, every_case, make, make_plain
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from wn.convert import fold, normalize, parameter_groups
-from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
+from wn.norm import NormalizedLayer, data_dependent_init, fold, normalize, normalized_layers, parameter_groups
 
 
 def old_weight_norm(layer: nn.Module) -> nn.Module:
@@ -55,7 +54,7 @@ def test_state_dicts_of_others_load(norm: str, name: str, source: str) -> None:
     data_dependent_init(ours, x)  # what was trained is not initialised again
     torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9)
     layer = ours[0]
-    if source == "parametrization-units" and layer.weight_normalized and "groups" not in name:
+    if source == "parametrization-units" and layer.direction == "row" and "groups" not in name:
         assert torch.equal(layer.v, state["0.parametrizations.weight.original1"])
 
 
@@ -73,7 +72,7 @@ def test_own_state_dicts_load_into_a_normalised_model(norm: str, name: str, dtyp
 
 
 def test_what_is_missing_is_named() -> None:
-    model = normalize(nn.Sequential(nn.Linear(3, 2)), weight="weight_norm")
+    model = normalize(nn.Sequential(nn.Linear(3, 2)), direction="row", gain="free")
     with pytest.raises(RuntimeError, match=r"0\.bias"):
         model.load_state_dict({"0.weight": torch.zeros(2, 3)})
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -106,7 +105,7 @@ def test_folded_layers_are_torchs_with_equal_outputs(norm: str, name: str, dtype
 @every_case(cases.PRESET_NAMES, dtypes=["float64"])
 def test_folding_then_normalising_is_a_round_trip(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
-    again = normalize(fold(case.layer), weight="weight_norm")
+    again = normalize(fold(case.layer), direction="row", gain="free")
     torch.testing.assert_close(again(case.x), case.layer.eval()(case.x), **case.tolerance)
 
 
@@ -129,7 +128,7 @@ def test_every_layer_of_a_model_once_and_shared_layers_stay_shared() -> None:
     torch.manual_seed(0)
     model, x = Nested(), torch.randn(3, 1, 4, 4)
     parameters, y = dict(model.named_parameters()), model(x)
-    normal = normalize(model, weight="weight_norm")
+    normal = normalize(model, direction="row", gain="free")
     assert normal is model
     assert list(normalized_layers(model)) == ["first", "body.0"]
     assert model.body[0] is model.body[2] is model.again
@@ -143,7 +142,7 @@ def test_every_layer_of_a_model_once_and_shared_layers_stay_shared() -> None:
 
 
 def test_parameter_groups_hold_each_parameter_once() -> None:
-    model = normalize(Nested(), weight="weight_norm")
+    model = normalize(Nested(), direction="row", gain="free")
     groups = parameter_groups(model)
     assert {kind: len(members) for kind, members in groups.items()} == {
         "weight": 2, "g": 2, "bias": 2, "other": 2,
@@ -156,7 +155,7 @@ def test_parameter_groups_hold_each_parameter_once() -> None:
 
 def test_weight_decay_can_leave_g_alone() -> None:
     torch.manual_seed(0)
-    layer = normalize(nn.Linear(4, 3), weight="weight_norm")
+    layer = normalize(nn.Linear(4, 3), direction="row", gain="free")
     assert isinstance(layer, NormalizedLayer)
     groups = parameter_groups(layer)
     before = copy.deepcopy(layer)

@@ -12,36 +12,38 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from wn import run
-from wn.config import PRESETS, Config, ConvNet, Norm, Optim, UserError, parse
-from wn.config import Trainer as Settings
-from wn.convert import fold
+from wn.config import Config, ConvNetConfig, NormConfig, OptimConfig, UserError, parse
+from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split
 from wn.memory import Nobody
 from wn.models import build, check
 from wn.models.convnet import ChannelsLast
-from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
+from wn.norm import NormalizedLayer, data_dependent_init, fold, normalized_layers
+from wn.presets import PRESETS
 from wn.trainer import Trainer
 
-NORMS = {name: Norm(weight=w, stats=s, init=i) for (w, s, i), name in PRESETS.items()}  # type: ignore[arg-type]
+NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 ROWS = ("none_init", "scaled_init", "batch_norm", "weight_norm_init", "weight_norm_mean_only_bn_init")
 CIFAR = (3, 32, 32)
-QUIET = ConvNet(noise=0, dropout=0)
-NARROW = ConvNet(width=4)
+QUIET = ConvNetConfig(noise=0, dropout=0)
+NARROW = ConvNetConfig(width=4)
 
 
-def make(norm: str, model: ConvNet = NARROW, shape: tuple[int, ...] = (3, 16, 16), seed: int = 0) -> Any:
+def make(
+    norm: str, model: ConvNetConfig = NARROW, shape: tuple[int, ...] = (3, 16, 16), seed: int = 0
+) -> Any:
     return build(model, NORMS[norm], shape, classes=10, seed=seed).double()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_has_the_authors_number_of_parameters(norm: str) -> None:
-    model = build(ConvNet(), NORMS[norm], CIFAR, classes=10, seed=0)
+    model = build(ConvNetConfig(), NORMS[norm], CIFAR, classes=10, seed=0)
     gains = norm == "batch_norm" or norm.startswith("weight_norm")
     assert sum(p.numel() for p in model.parameters()) == (1_408_244 if gains else 1_406_794)
 
 
 def test_shapes_on_the_way_are_the_authors() -> None:
-    model, seen = build(ConvNet(), NORMS["none"], CIFAR, classes=10, seed=0), []
+    model, seen = build(ConvNetConfig(), NORMS["none"], CIFAR, classes=10, seed=0), []
     for layer in normalized_layers(model).values():
         layer.register_forward_hook(lambda *call: seen.append(tuple(call[2].shape[1:])))
     assert model(torch.randn(1, *CIFAR)).shape == (1, 10)
@@ -50,7 +52,7 @@ def test_shapes_on_the_way_are_the_authors() -> None:
 
 def test_width_depth_noise_and_dropout_are_settings() -> None:
     def kinds(**settings: Any) -> Counter[str]:
-        return Counter(type(m).__name__ for m in make("none", ConvNet(**settings)).modules())
+        return Counter(type(m).__name__ for m in make("none", ConvNetConfig(**settings)).modules())
 
     whole = kinds()
     assert (whole["GaussianNoise"], whole["Dropout"], whole["NormalizedLayer"]) == (1, 2, 10)
@@ -133,7 +135,7 @@ def test_weights_are_drawn_by_the_papers_law_or_glorots() -> None:
     """The deviations of Glorot's law in this network, from the first layer to the logits."""
     glorot = [0.0474, 0.0340, 0.0340, 0.0278, 0.0241, 0.0241, 0.0241, 0.0722, 0.0722, 0.0995]
     for law, stds in (("paper", [0.05] * 10), ("glorot", glorot)):
-        model = build(ConvNet(draw=law), NORMS["none"], CIFAR, classes=10, seed=0)  # type: ignore[arg-type]
+        model = build(ConvNetConfig(draw=law), NORMS["none"], CIFAR, classes=10, seed=0)  # type: ignore[arg-type]
         for layer, std in zip(normalized_layers(model).values(), stds, strict=True):
             weight = layer.weight.detach()
             assert float(weight.std()) == pytest.approx(std, rel=0.002 + 4 / (2 * weight.numel()) ** 0.5)
@@ -188,7 +190,11 @@ def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
     settings = Settings(epochs=2, batch_size=10, init_batch_size=20, precision="float64")
     configs = [
         Config(
-            model=ConvNet(width=3, depth=2), norm=NORMS[norm], optim=Optim(lr=lr), trainer=settings, seed=i
+            model=ConvNetConfig(width=3, depth=2),
+            norm=NORMS[norm],
+            optim=OptimConfig(lr=lr),
+            trainer=settings,
+            seed=i,
         )
         for i, lr in enumerate((0.001, 0.003, 0.01))
     ]
@@ -246,7 +252,7 @@ def test_channels_last_is_a_layout_under_vmap_too() -> None:
 def test_bfloat16_is_close_to_float32(norm: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 3, 16, 16)
-    model = make(norm, ConvNet(width=8, noise=0, dropout=0)).float()
+    model = make(norm, ConvNetConfig(width=8, noise=0, dropout=0)).float()
     data_dependent_init(model, x)
     expected = model(x).detach()
     with torch.autocast("cpu", torch.bfloat16):

@@ -18,7 +18,7 @@ import sklearn.datasets
 import torch
 
 from wn import data
-from wn.config import Data, UserError
+from wn.config import DataConfig, UserError
 from wn.data import sources
 
 SIZE = (6, 5)  # not square, so that swapped axes show
@@ -87,7 +87,7 @@ LAYOUTS = {
 
 def mnist(root, **changes):
     config = {"name": "mnist", "root": root and str(root), "download": False, "valid_fraction": 0.0}
-    return data.load(Data(**(config | changes)), dtype=torch.float64)
+    return data.load(DataConfig(**(config | changes)), dtype=torch.float64)
 
 
 def refused(root, **changes):
@@ -182,10 +182,10 @@ def test_published_counts_are_complete(official):
 
 
 def test_digits_are_divided_once_and_for_all():
-    loaded = data.load(Data(name="digits"))
+    loaded = data.load(DataConfig(name="digits"))
     np.random.seed(1)
     torch.manual_seed(1)
-    again = data.load(Data(name="digits"))
+    again = data.load(DataConfig(name="digits"))
     splits = ("train", "valid", "test")
     assert all(same(getattr(loaded, s), getattr(again, s)) for s in splits)
     assert [len(getattr(loaded, s).y) for s in splits] == [1149, 288, 360]
@@ -194,7 +194,7 @@ def test_digits_are_divided_once_and_for_all():
 
 
 def test_digits_are_all_there_and_in_one_split_each():
-    loaded = data.load(Data(name="digits"), dtype=torch.float64)
+    loaded = data.load(DataConfig(name="digits"), dtype=torch.float64)
     splits = (loaded.train, loaded.valid, loaded.test)
     black, white = torch.cat([split.x.flatten() for split in splits]).aminmax()
     found = Counter()
@@ -207,7 +207,7 @@ def test_digits_are_all_there_and_in_one_split_each():
 
 
 def test_digits_are_stratified():
-    loaded = data.load(Data(name="digits", valid_fraction=0.25))
+    loaded = data.load(DataConfig(name="digits", valid_fraction=0.25))
     everything = np.bincount(sklearn.datasets.load_digits().target)
     for split, share in ((loaded.test, 0.2), (loaded.valid, 0.2), (loaded.train, 0.6)):
         assert np.abs(np.bincount(split.y) - share * everything).max() <= 1.5
@@ -225,7 +225,11 @@ def test_scaling_is_by_the_training_split(fraction, tmp_path):
 @pytest.mark.parametrize("root", [True, False], ids=["mnist", "digits"])
 def test_grey_levels_from_zero_to_one_are_the_bytes(root, tmp_path):
     write_idx(tmp_path / "MNIST/raw")
-    config = Data(name="mnist", root=str(tmp_path), valid_fraction=0) if root else Data(valid_fraction=0)
+    config = (
+        DataConfig(name="mnist", root=str(tmp_path), valid_fraction=0)
+        if root
+        else DataConfig(valid_fraction=0)
+    )
     split = data.load(config, unit=True).train
     if root:
         assert np.array_equal(np.rint(split.x[:, 0].numpy() * 255), arrays("train")[0])
@@ -235,9 +239,9 @@ def test_grey_levels_from_zero_to_one_are_the_bytes(root, tmp_path):
 
 
 def test_binarised_images_are_one_draw_with_the_grey_level_as_probability(tmp_path):
-    grey = data.load(Data(valid_fraction=0), unit=True)
-    black = data.load(Data(valid_fraction=0, binarize=True), unit=True)
-    again = data.load(Data(valid_fraction=0.2, binarize=True), unit=True)
+    grey = data.load(DataConfig(valid_fraction=0), unit=True)
+    black = data.load(DataConfig(valid_fraction=0, binarize=True), unit=True)
+    again = data.load(DataConfig(valid_fraction=0.2, binarize=True), unit=True)
     for part in ("train", "test"):
         x, level = getattr(black, part).x, getattr(grey, part).x
         assert set(x.unique().tolist()) == {0, 1}
@@ -255,7 +259,7 @@ def test_binarised_images_are_one_draw_with_the_grey_level_as_probability(tmp_pa
 @pytest.mark.parametrize(("changes", "unit"), [({}, True), ({"binarize": True}, False)])
 def test_a_vae_s_images_and_binarised_ones_are_not_whitened(changes, unit):
     with pytest.raises(UserError, match=r"data.whiten=true: .* give false"):
-        data.load(Data(name="mnist", whiten=True, **changes), unit=unit)
+        data.load(DataConfig(name="mnist", whiten=True, **changes), unit=unit)
 
 
 def test_holding_out_leaves_the_official_test_set_alone(tmp_path):
@@ -267,7 +271,7 @@ def test_holding_out_leaves_the_official_test_set_alone(tmp_path):
 
 
 def test_nothing_held_out_is_an_empty_split():
-    loaded = data.load(Data(name="digits", valid_fraction=0))
+    loaded = data.load(DataConfig(name="digits", valid_fraction=0))
     assert loaded.valid.x.shape == (0, 1, 8, 8)
     assert loaded.valid.y.shape == (0,)
     assert len(loaded.train.y) + len(loaded.test.y) == 1797
@@ -276,19 +280,19 @@ def test_nothing_held_out_is_an_empty_split():
 @pytest.mark.parametrize("fraction", [0.001, 0.9999])
 def test_a_fraction_that_starves_a_split_is_refused(fraction):
     with pytest.raises(UserError, match=f"data.valid_fraction={fraction}"):
-        data.load(Data(name="digits", valid_fraction=fraction))
+        data.load(DataConfig(name="digits", valid_fraction=fraction))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dtype_is_that_of_the_images_alone(dtype):
-    train = data.load(Data(name="digits"), dtype=dtype).train
+    train = data.load(DataConfig(name="digits"), dtype=dtype).train
     assert train.x.dtype == dtype
     assert train.y.dtype == torch.int64
 
 
 @pytest.mark.gpu
 def test_the_device_decides_no_number():
-    here, there = data.load(Data(name="digits")), data.load(Data(name="digits"), device="cuda")
+    here, there = data.load(DataConfig(name="digits")), data.load(DataConfig(name="digits"), device="cuda")
     assert there.train.x.is_cuda
     assert there.train.y.is_cuda
     torch.testing.assert_close(there.train.x.cpu(), here.train.x)

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wn.config import MLPVAE, PRESETS, Norm, ResNetVAE
-from wn.convert import normalize
+from wn.config import MLPVAEConfig, NormConfig, ResNetVAEConfig
 from wn.models.flow import AutoregressiveStep, Posterior
-from wn.norm import data_dependent_init
+from wn.norm import data_dependent_init, normalize
+from wn.presets import PRESETS
 
-NORMS = [Norm(weight=w, stats=s, init=i) for w, s, i in PRESETS]  # type: ignore[arg-type]
+NORMS = [NormConfig.model_validate(preset) for preset in PRESETS.values()]
 CONTEXT = 3
 SHAPES: dict[bool, tuple[int, ...]] = {False: (4,), True: (3, 2, 3)}
 """Of z, by whether it is maps."""
 
 
-def settings(maps: bool, **changes: Any) -> MLPVAE | ResNetVAE:
+def settings(maps: bool, **changes: Any) -> MLPVAEConfig | ResNetVAEConfig:
     latents, *_ = SHAPES[maps]
-    kind = ResNetVAE if maps else MLPVAE
-    return kind(posterior="iaf", latents=latents, flow_width=7, draw="he", **changes)
+    kind = ResNetVAEConfig if maps else MLPVAEConfig
+    return kind(posterior="iaf", latents=latents, flow_width=7, weight_init="he", **changes)
 
 
 def inputs(maps: bool, batch: int = 5) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def inputs(maps: bool, batch: int = 5) -> tuple[Tensor, Tensor]:
     return z, context
 
 
-def prepared(module: nn.Module, norm: Norm, *args: Tensor) -> nn.Module:
+def prepared(module: nn.Module, norm: NormConfig, *args: Tensor) -> nn.Module:
     """Normalised, initialised where the norm asks for it, and with averages that are not at their start."""
     torch.manual_seed(1)
     module = normalize(module.double(), **norm.model_dump())
@@ -59,7 +59,9 @@ def place(shape: tuple[int, ...], reverse: bool) -> Tensor:
 
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.label)
 @pytest.mark.parametrize(("maps", "reverse"), list(itertools.product([False, True], repeat=2)))
-def test_a_step_keeps_the_order_and_knows_its_determinant(maps: bool, reverse: bool, norm: Norm) -> None:
+def test_a_step_keeps_the_order_and_knows_its_determinant(
+    maps: bool, reverse: bool, norm: NormConfig
+) -> None:
     z, context = inputs(maps)
     step = prepared(AutoregressiveStep(settings(maps), CONTEXT, maps, reverse), norm, z, context)
     one, its_context = z[:1], context[:1]
@@ -111,7 +113,7 @@ def test_the_posterior_s_density_is_that_of_its_draws(maps: bool, steps: int) ->
 
 
 def test_one_latent_has_nothing_before_it() -> None:
-    step = AutoregressiveStep(MLPVAE(latents=1, flow_width=3), CONTEXT, maps=False, reverse=False)
+    step = AutoregressiveStep(MLPVAEConfig(latents=1, flow_width=3), CONTEXT, maps=False, reverse=False)
     z, context = torch.randn(4, 1), torch.randn(4, CONTEXT)
     step(z, context)[1].sum().backward()
     assert (step.hidden.weight.grad == 0).all()  # type: ignore[operator]

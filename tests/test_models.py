@@ -10,20 +10,23 @@ import scipy.stats
 import torch
 from torch import nn
 
-from wn.config import MLP, PRESETS, Norm
+from wn.config import MLPConfig, NormConfig
 from wn.models import build
-from wn.noise import Dropout, GaussianNoise
+from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import normalized_layers
+from wn.presets import PRESETS
 
-NORMS = [Norm(weight=w, stats=s, init=i) for w, s, i in PRESETS]  # type: ignore[arg-type]
-NOISY = MLP(widths=(12, 7), noise=0.1, dropout=0.2)
+NORMS = [NormConfig.model_validate(preset) for preset in PRESETS.values()]
+NOISY = MLPConfig(widths=(12, 7), noise=0.1, dropout=0.2)
 
 
-def make(model: MLP = NOISY, norm: Norm = NORMS[0], seed: int = 0, shape: Any = (1, 3, 4)) -> nn.Module:
+def make(
+    model: MLPConfig = NOISY, norm: NormConfig = NORMS[0], seed: int = 0, shape: Any = (1, 3, 4)
+) -> nn.Module:
     return build(model, norm, shape, classes=5, seed=seed)
 
 
-def drawn(model: nn.Module) -> dict[str, list[Any]]:
+def init_weights_(model: nn.Module) -> dict[str, list[Any]]:
     """Everything that was drawn: directions or weights, biases, and the keys of the noise."""
     layers = normalized_layers(model)
     found = {name: [layer.direction.tolist(), layer.bias.tolist()] for name, layer in layers.items()}  # type: ignore[union-attr]
@@ -31,37 +34,39 @@ def drawn(model: nn.Module) -> dict[str, list[Any]]:
 
 
 def test_the_draw_is_equal_under_every_norm() -> None:
-    draws = [drawn(make(norm=norm)) for norm in NORMS]
+    draws = [init_weights_(make(norm=norm)) for norm in NORMS]
     assert len(draws[0]) == 3 + 3  # layers, and layers of noise
     assert all(draw == draws[0] for draw in draws)
 
 
 def test_the_draw_follows_seed_model_and_shape() -> None:
-    first = drawn(make())
-    assert drawn(make()) == first
+    first = init_weights_(make())
+    assert init_weights_(make()) == first
     others = [
         make(seed=1),
-        make(MLP(widths=(12, 8), noise=0.1, dropout=0.2)),
-        make(MLP(widths=(12, 7), noise=0.1, dropout=0.2, draw="paper")),
+        make(MLPConfig(widths=(12, 8), noise=0.1, dropout=0.2)),
+        make(MLPConfig(widths=(12, 7), noise=0.1, dropout=0.2, weight_init="paper")),
         make(shape=(13,)),
     ]
-    assert all(drawn(other)["hidden1"] != first["hidden1"] for other in others if other is not others[1])
-    assert all(drawn(other)["hidden2"] != first["hidden2"] for other in others)
+    assert all(
+        init_weights_(other)["hidden1"] != first["hidden1"] for other in others if other is not others[1]
+    )
+    assert all(init_weights_(other)["hidden2"] != first["hidden2"] for other in others)
 
 
 def test_strength_and_activation_decide_no_draw() -> None:
     """So that a comparison of strengths starts from one point."""
-    first = drawn(make())
-    assert drawn(make(MLP(widths=(12, 7), noise=0.3, dropout=0.1, activation="tanh"))) == first
+    first = init_weights_(make())
+    assert init_weights_(make(MLPConfig(widths=(12, 7), noise=0.3, dropout=0.1, activation="tanh"))) == first
 
 
 def test_the_global_generator_is_neither_read_nor_moved() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = drawn(make())
+    first = init_weights_(make())
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert drawn(make()) == first
+    assert init_weights_(make()) == first
 
 
 @pytest.mark.gpu
@@ -74,7 +79,7 @@ def test_the_generator_of_cuda_is_not_moved() -> None:
 
 @pytest.mark.parametrize("draw", ["he", "paper"])
 def test_weights_are_normal_with_the_named_deviation(draw: str) -> None:
-    model = make(MLP(widths=(300, 200), draw=draw), shape=(1, 20, 20))
+    model = make(MLPConfig(widths=(300, 200), draw=draw), shape=(1, 20, 20))
     for layer in normalized_layers(model).values():
         weight = layer.direction.detach().double().flatten()
         std = (2 / layer.direction.shape[1]) ** 0.5 if draw == "he" else 0.05
@@ -90,16 +95,16 @@ def test_two_layers_of_noise_have_streams_of_their_own() -> None:
     for seed in range(3):
         keys = [int(m.key) for m in make(seed=seed).modules() if isinstance(m, GaussianNoise | Dropout)]
         assert len(set(keys)) == 3
-    model = make(MLP(widths=(50, 50), dropout=0.5))
+    model = make(MLPConfig(widths=(50, 50), dropout=0.5))
     masks = [m(torch.ones(100, 50)) != 0 for m in model.modules() if isinstance(m, Dropout)]
     assert abs(float((masks[0] == masks[1]).double().mean()) - 0.5) < 5 * 0.5 / 5000**0.5
 
 
 def test_parameters_have_readable_names() -> None:
     layers, parts = ("hidden1", "hidden2", "logits"), ("v", "g", "bias")
-    names = [name for name, _ in make(norm=Norm(weight="weight_norm")).named_parameters()]
+    names = [name for name, _ in make(norm=NormConfig(direction="row", gain="free")).named_parameters()]
     assert sorted(names) == sorted(f"{a}.{b}" for a, b in itertools.product(layers, parts))
-    plain = [name for name, _ in make(norm=Norm()).named_parameters()]
+    plain = [name for name, _ in make(norm=NormConfig()).named_parameters()]
     assert sorted(plain) == sorted(f"{a}.{b}" for a, b in itertools.product(layers, ("weight", "bias")))
 
 
@@ -107,7 +112,7 @@ def test_layers_come_in_the_order_of_the_function() -> None:
     names = [name for name, _ in make().named_children()]
     hidden = [f"{part}{i}" for i in (1, 2) for part in ("hidden", "activation", "dropout")]
     assert names == ["flatten", "noise", *hidden, "logits"]
-    assert not [m for m in make(MLP()).modules() if isinstance(m, GaussianNoise | Dropout)]
+    assert not [m for m in make(MLPConfig()).modules() if isinstance(m, GaussianNoise | Dropout)]
 
 
 @pytest.mark.parametrize(
@@ -119,10 +124,12 @@ def test_layers_come_in_the_order_of_the_function() -> None:
         ("leaky_relu", lambda x: torch.maximum(x, 0.1 * x)),  # the slope of the authors' code
     ],
 )
-@pytest.mark.parametrize("norm", [Norm(), Norm(weight="weight_norm")], ids=lambda norm: norm.label)
-def test_the_function_is_an_mlp(activation: str, function: Any, norm: Norm) -> None:
+@pytest.mark.parametrize(
+    "norm", [NormConfig(), NormConfig(direction="row", gain="free")], ids=lambda norm: norm.label
+)
+def test_the_function_is_an_mlp(activation: str, function: Any, norm: NormConfig) -> None:
     """By hand, and weight normalisation starts from the same function as the plain weights."""
-    model = make(MLP(widths=(12, 7), activation=activation), norm).eval()
+    model = make(MLPConfig(widths=(12, 7), activation=activation), norm).eval()
     x = torch.randn(6, 1, 3, 4)
     hidden = x.reshape(6, 12)
     *inner, last = (layer.direction.T for layer in normalized_layers(model).values())
@@ -132,6 +139,6 @@ def test_the_function_is_an_mlp(activation: str, function: Any, norm: Norm) -> N
 
 
 def test_without_hidden_layers_it_is_logistic_regression() -> None:
-    model = make(MLP(widths=()))
+    model = make(MLPConfig(widths=()))
     assert list(normalized_layers(model)) == ["logits"]
     assert model(torch.randn(6, 1, 3, 4)).shape == (6, 5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wn import noise
-from wn.noise import Dropout, GaussianNoise, uniform
+from wn.models.noise import Dropout, GaussianNoise, uniform
 
 BITS = 23
 GOLDEN = 0x1E3779B97F4A7C15

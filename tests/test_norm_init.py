@@ -32,7 +32,7 @@ def test_one_layer_follows_equation_6(norm: str, name: str, dtype: torch.dtype) 
         torch.testing.assert_close(layer.g, before.g / sigma, **case.tolerance)
     else:
         torch.testing.assert_close(layer.weight, before.weight / case.spread(sigma), **case.tolerance)
-    if layer.bias is not None and layer.stats == "mean_only":
+    if layer.bias is not None and layer.statistics == "mean_only":
         assert torch.equal(layer.bias, before.bias)
     elif layer.bias is not None:
         torch.testing.assert_close(layer.bias, (before.bias - mu) / sigma, **case.tolerance)
@@ -83,7 +83,7 @@ def test_every_pre_activation_of_a_net_is_standard(norm: str, net: str) -> None:
     model, x = NETS[net](norm)
     with torch.no_grad():
         for layer in normalized_layers(model).values():
-            if layer.weight_normalized:
+            if layer.direction == "row":
                 layer.v.mul_(7)  # whatever the length of v is
     averages = {k: b.clone() for k, b in model.named_buffers() if "running" in k}
     y = data_dependent_init(model, x)
@@ -91,7 +91,7 @@ def test_every_pre_activation_of_a_net_is_standard(norm: str, net: str) -> None:
     torch.testing.assert_close(model(x), y)
     for layer, t in zip(model.layers, model.seen, strict=True):
         rows = t.movedim(1, -1).flatten(0, -2)
-        mean = layer.bias.detach() if layer.stats == "mean_only" else torch.zeros_like(rows[0])
+        mean = layer.bias.detach() if layer.statistics == "mean_only" else torch.zeros_like(rows[0])
         torch.testing.assert_close(rows.mean(0), mean)
         torch.testing.assert_close(rows.std(0, correction=0), torch.ones_like(rows[0]))
 

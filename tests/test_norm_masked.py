@@ -9,9 +9,8 @@ import torch
 from norm_cases import NORMS
 from torch import Tensor, nn
 
-from wn.convert import fold, normalize
 from wn.models.flow import MaskedConv2d, MaskedLinear
-from wn.norm import NormalizedLayer, data_dependent_init
+from wn.norm import NormalizedLayer, data_dependent_init, fold, normalize
 
 SHAPES = {"linear": (8, 5), "conv": (8, 5, 4, 3)}
 
@@ -70,7 +69,7 @@ def test_what_is_hidden_never_moves(kind: str, norm: str) -> None:
 
 def test_a_mask_is_no_part_of_a_state() -> None:
     source = masked("linear")
-    layer: Any = normalize(masked("linear", seed=5), weight="weight_norm")
+    layer: Any = normalize(masked("linear", seed=5), direction="row", gain="free")
     assert set(layer.state_dict()) == {"v", "g", "bias"}
     layer.mask.copy_(source.mask)
     layer.load_state_dict(source.state_dict())

@@ -12,9 +12,8 @@ from norm_cases import LAYERS, make_plain
 from torch import Tensor, nn
 
 from wn import probes
-from wn.config import Norm, Optim
-from wn.convert import fold, normalize, parameter_groups
-from wn.norm import NormalizedLayer, data_dependent_init
+from wn.config import NormConfig, OptimConfig
+from wn.norm import NormalizedLayer, data_dependent_init, fold, normalize, parameter_groups
 from wn.optim import Optimizer
 from wn.stack import Stack
 
@@ -22,7 +21,7 @@ from wn.stack import Stack
 def initialized(name: str) -> tuple[NormalizedLayer, nn.Module, Tensor]:
     """A layer after its initialisation, the plain one that it was, and the batch."""
     plain, x = make_plain(name)
-    layer = NormalizedLayer(copy.deepcopy(plain), weight="scaled", init="data")
+    layer = NormalizedLayer(copy.deepcopy(plain), direction="plain", gain="fixed", init="data")
     data_dependent_init(layer, x)
     return layer, plain, x
 
@@ -60,7 +59,7 @@ def test_a_step_of_adam_moves_w_by_g_times_the_learning_rate() -> None:
     layer, _, x = initialized("linear")
     stack = Stack([layer])
     before = layer.effective_weight().detach().clone()
-    rule = Optimizer([Optim(name="adam", lr=0.01, momentum=0.9)], stack.params, set())
+    rule = Optimizer([OptimConfig(name="adam", lr=0.01, momentum=0.9)], stack.params, {})
     grads = torch.autograd.grad(stack(x[None]).pow(3).sum(), list(stack.params.values()))
     rule.step(dict(zip(stack.params, grads, strict=True)))
     moved = stack.map(lambda model: model.effective_weight())[0] - before
@@ -97,7 +96,7 @@ def test_weight_decay_and_state_dicts() -> None:
         "weight": 1, "g": 0, "bias": 1, "other": 0,
     }  # fmt: skip
     torch.testing.assert_close(fold(layer)(x), layer(x))
-    again = normalize(make_plain("conv2d", seed=1)[0], weight="scaled", init="data")
+    again = normalize(make_plain("conv2d", seed=1)[0], direction="plain", gain="fixed", init="data")
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(x), layer(x))
     again.load_state_dict(plain.state_dict())  # the factor of the state before is not this weight's
@@ -105,4 +104,4 @@ def test_weight_decay_and_state_dicts() -> None:
 
 
 def test_its_preset_has_a_name() -> None:
-    assert Norm(weight="scaled", init="data").label == "scaled_init"
+    assert NormConfig(direction="plain", gain="fixed", init="data").label == "scaled_init"

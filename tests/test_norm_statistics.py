@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from wn.norm import NormalizedLayer
 
-BATCH = cases.having(stats="batch")
-MEAN_ONLY = cases.having(stats="mean_only")
+BATCH = cases.having(statistics="batch")
+MEAN_ONLY = cases.having(statistics="mean_only")
 
 
 @pytest.mark.parametrize("correction", ["images", "samples"])
@@ -28,7 +28,7 @@ def test_running_averages_move_by_the_given_constants(
     torch.testing.assert_close(
         case.layer.running_mean, 0.7 * before["running_mean"] + 0.3 * mean, **case.tolerance
     )
-    if case.layer.stats == "batch":
+    if case.layer.statistics == "batch":
         n = len(case.x) if correction == "images" else len(rows)
         variance = ((rows - mean) ** 2).sum(0) / len(rows) * n / (n - 1)
         expected = 0.7 * before["running_var"] + 0.3 * variance
@@ -41,7 +41,7 @@ def test_running_averages_move_by_the_given_constants(
 
 
 def test_defaults_are_the_authors() -> None:
-    layer = NormalizedLayer(nn.Linear(2, 2), stats="batch")
+    layer = NormalizedLayer(nn.Linear(2, 2), statistics="batch")
     assert (layer.eps, layer.momentum, layer.correction) == (1e-6, 0.1, "images")
 
 
@@ -92,7 +92,7 @@ def test_mean_only_gradients_have_no_mean_over_batch_and_space() -> None:
     with torch.no_grad():
         conv.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
     x = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    loss = (NormalizedLayer(conv, stats="mean_only")(x) ** 3).sum()
+    loss = (NormalizedLayer(conv, statistics="mean_only")(x) ** 3).sum()
     (slope,) = torch.autograd.grad(loss, x)
     torch.testing.assert_close(slope.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64))
     assert bool((slope.mean((2, 3)).abs() > 1e-3).any())  # it is batch and space together
@@ -106,14 +106,14 @@ def test_a_batch_of_one_and_no_batch_at_all(norm: str, name: str, dtype: torch.d
     assert bool(y.isfinite().all())
     for ours, theirs in zip(single.layer.buffers(), bare.layer.buffers(), strict=True):
         assert bool(ours.isfinite().all())
-        if "sequence" not in name or single.layer.stats == "mean_only":  # there [T, F] is a batch of T
+        if "sequence" not in name or single.layer.statistics == "mean_only":  # there [T, F] is a batch of T
             torch.testing.assert_close(ours, theirs, **single.tolerance)
 
 
 def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
     torch.manual_seed(0)
     for stats in ("mean_only", "batch"):
-        layer = NormalizedLayer(nn.Linear(8, 4), stats=stats, momentum=1.0)
+        layer = NormalizedLayer(nn.Linear(8, 4), statistics=stats, momentum=1.0)
         x = torch.randn(4096, 8)
         with torch.autocast("cpu", torch.bfloat16):
             layer(x)
@@ -121,11 +121,11 @@ def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
         torch.testing.assert_close(layer.running_mean, t.mean(0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stats", ["mean_only", "batch"])
+@pytest.mark.parametrize("statistics", ["mean_only", "batch"])
 def test_no_sum_overflows_in_float16(stats: str) -> None:
     """Its largest number is 65504, and a channel's sum is larger."""
     torch.manual_seed(0)
-    layer = NormalizedLayer(nn.Linear(8, 4), stats=stats)  # type: ignore[arg-type]
+    layer = NormalizedLayer(nn.Linear(8, 4), statistics=stats)  # type: ignore[arg-type]
     x = torch.randn(50_000, 8) + 10
     with torch.autocast("cpu", torch.float16):
         y = layer(x)
@@ -149,8 +149,10 @@ def test_batch_and_weight_normalisation_are_one_on_whitened_inputs() -> None:
     torch.manual_seed(0)
     x = whitened(torch.randn(50, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64))
     linear = nn.Linear(6, 4).double()
-    batch = NormalizedLayer(nn.Linear(6, 4).double(), weight="plain", stats="batch", eps=0.0)
-    weight = NormalizedLayer(linear, weight="weight_norm")
+    batch = NormalizedLayer(
+        nn.Linear(6, 4).double(), direction="plain", gain="free", statistics="batch", eps=0.0
+    )
+    weight = NormalizedLayer(linear, direction="row", gain="free")
     with torch.no_grad():
         batch.weight.copy_(weight.v)
         batch.g.copy_(weight.g)
@@ -167,8 +169,10 @@ def test_they_differ_for_a_convolution_whose_patches_are_not_white() -> None:
     rows = whitened(smooth.movedim(1, -1).reshape(-1, 3))
     x = rows.view(20, 8, 8, 3).movedim(-1, 1)
     for size, equal in ((1, True), (3, False)):
-        weight = NormalizedLayer(nn.Conv2d(3, 4, size).double(), weight="weight_norm")
-        batch = NormalizedLayer(nn.Conv2d(3, 4, size).double(), weight="plain", stats="batch", eps=0.0)
+        weight = NormalizedLayer(nn.Conv2d(3, 4, size).double(), direction="row", gain="free")
+        batch = NormalizedLayer(
+            nn.Conv2d(3, 4, size).double(), direction="plain", gain="free", statistics="batch", eps=0.0
+        )
         with torch.no_grad():
             batch.weight.copy_(weight.v)
             batch.g.copy_(weight.g)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wn.config import Optim
+from wn.config import OptimConfig
 from wn.optim import Average, Optimizer, scheduled
 
 SHAPES = {"layer.v": (4, 3), "layer.g": (4,), "layer.bias": (), "conv.weight": (2, 3, 2, 2)}
@@ -47,7 +47,7 @@ def slopes(step: int, params: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def torchs(config: Optim, params: dict[str, Tensor]) -> torch.optim.Optimizer:
+def torchs(config: OptimConfig, params: dict[str, Tensor]) -> torch.optim.Optimizer:
     """torch's own rule, with weight decay on the decayed parameters alone."""
     groups = [
         {"params": [p for k, p in params.items() if k in DECAYED], "weight_decay": config.weight_decay},
@@ -61,7 +61,7 @@ def torchs(config: Optim, params: dict[str, Tensor]) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_member_moves_as_under_torch(name: str) -> None:
-    configs = [Optim(name=name, **member) for member in MEMBERS[name]]
+    configs = [OptimConfig(name=name, **member) for member in MEMBERS[name]]
     params = start(len(configs))
     alone = [{k: p[i].clone().requires_grad_() for k, p in params.items()} for i in range(len(configs))]
     ours = Optimizer(configs, params, DECAYED)
@@ -80,7 +80,7 @@ def test_each_member_moves_as_under_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_float32_follows_float64(name: str) -> None:
-    configs = [Optim(name=name, **member) for member in MEMBERS[name]]
+    configs = [OptimConfig(name=name, **member) for member in MEMBERS[name]]
     narrow = start(len(configs), torch.float32)
     wide = {k: p.double() for k, p in narrow.items()}
     rules = [Optimizer(configs, params, DECAYED) for params in (narrow, wide)]
@@ -94,7 +94,7 @@ def test_float32_follows_float64(name: str) -> None:
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_weight_decay_is_for_the_named_alone(name: str) -> None:
-    configs = [Optim(name=name, lr=0.1, weight_decay=decay) for decay in (0.0, 0.5)]
+    configs = [OptimConfig(name=name, lr=0.1, weight_decay=decay) for decay in (0.0, 0.5)]
     params = start(2)
     for p in params.values():
         p[1] = p[0]
@@ -120,10 +120,10 @@ def authors_adam(p: np.ndarray, grads: list[np.ndarray], lr: float, betas: list[
 
 def test_epsilon_inside_the_root_is_the_authors_adam() -> None:
     options = {"eps_inside_root": True, "schedule": "constant_then_linear", "late_momentum": 0.5}
-    configs = [Optim(name="adam", lr=lr, momentum=0.9, **options) for lr in RATES]
+    configs = [OptimConfig(name="adam", lr=lr, momentum=0.9, **options) for lr in RATES]
     params = start(2)
     before = {k: p.numpy().copy() for k, p in params.items()}
-    rule = Optimizer(configs, params, set())
+    rule = Optimizer(configs, params, {})
     grads: dict[str, list[np.ndarray]] = {k: [] for k in params}
     for step in range(STEPS):
         rule.set_epoch(step // 5, epochs=4)  # two epochs of momentum 0.9, two of 0.5
@@ -144,7 +144,7 @@ def test_epsilon_inside_the_root_is_a_floor_under_the_gradient() -> None:
     moved = {}
     for inside in (False, True):
         params = {"p": torch.zeros(1, 1, dtype=torch.float64)}
-        rule = Optimizer([Optim(name="adam", lr=1.0, eps_inside_root=inside)], params, set())
+        rule = Optimizer([OptimConfig(name="adam", lr=1.0, eps_inside_root=inside)], params, {})
         rule.step({"p": torch.full((1, 1), 1e-6, dtype=torch.float64)})
         moved[inside] = -params["p"].item()
     assert moved[False] == pytest.approx(1 / 1.01)
@@ -155,7 +155,9 @@ def test_epsilon_inside_the_root_is_a_floor_under_the_gradient() -> None:
 
 
 def test_the_papers_schedule_over_two_hundred_epochs() -> None:
-    config = Optim(name="adam", lr=0.003, momentum=0.9, schedule="constant_then_linear", late_momentum=0.5)
+    config = OptimConfig(
+        name="adam", lr=0.003, momentum=0.9, schedule="constant_then_linear", late_momentum=0.5
+    )
     for epoch in range(200):
         lr, momentum = scheduled(config, epoch, 200)
         assert lr == pytest.approx(0.003 * min(2 - epoch / 100, 1), rel=1e-12)
@@ -166,7 +168,7 @@ def test_the_papers_schedule_over_two_hundred_epochs() -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10])
 @pytest.mark.parametrize("decay_from", [0.0, 0.5, 0.9, 0.99])
 def test_every_epoch_learns_and_none_faster_than_the_one_before(epochs: int, decay_from: float) -> None:
-    config = Optim(lr=1.0, schedule="constant_then_linear", decay_from=decay_from)
+    config = OptimConfig(lr=1.0, schedule="constant_then_linear", decay_from=decay_from)
     rates = [scheduled(config, epoch, epochs)[0] for epoch in range(epochs)]
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
@@ -174,21 +176,21 @@ def test_every_epoch_learns_and_none_faster_than_the_one_before(epochs: int, dec
 
 
 def test_a_constant_schedule_ignores_the_late_settings() -> None:
-    config = Optim(lr=0.2, momentum=0.9, decay_from=0.1, late_momentum=0.5)
+    config = OptimConfig(lr=0.2, momentum=0.9, decay_from=0.1, late_momentum=0.5)
     assert {scheduled(config, epoch, 10) for epoch in range(10)} == {(0.2, 0.9)}
 
 
 def test_late_momentum_of_none_keeps_the_momentum() -> None:
-    config = Optim(lr=0.2, momentum=0.9, schedule="constant_then_linear")
+    config = OptimConfig(lr=0.2, momentum=0.9, schedule="constant_then_linear")
     assert [scheduled(config, epoch, 4)[1] for epoch in range(4)] == [0.9] * 4
 
 
 def test_an_epoch_sets_each_members_own_numbers_on_the_device() -> None:
     configs = [
-        Optim(lr=lr, momentum=0.9, schedule="constant_then_linear", late_momentum=late)
+        OptimConfig(lr=lr, momentum=0.9, schedule="constant_then_linear", late_momentum=late)
         for lr, late in ((0.1, None), (0.3, 0.5))
     ]
-    rule = Optimizer(configs, start(2), set())
+    rule = Optimizer(configs, start(2), {})
     hyper = rule.hyper["lr"]
     rule.set_epoch(3, epochs=4)
     assert rule.lr == [0.05, 0.15]

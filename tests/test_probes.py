@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from wn import probes
-from wn.config import MLP, PRESETS, Config, Norm, Optim
-from wn.config import Trainer as Settings
-from wn.convert import normalize
+from wn.config import Config, MLPConfig, NormConfig, OptimConfig
+from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split
+from wn.norm import normalize
+from wn.presets import DEFAULTS, PRESETS
 from wn.stack import Stack
 from wn.trainer import Trainer
 
@@ -44,7 +45,7 @@ def measured(stack: Stack, lr: Any, move: Any = None) -> list[dict[str, Any]]:
 
 
 def test_one_weight_normalised_layer_in_closed_form() -> None:
-    (row,) = measured(Stack([layer(weight="weight_norm")]), [0.1])
+    (row,) = measured(Stack([layer(direction="row", gain="free")]), [0.1])
     expected = {
         "v_norm": (2, 17 / 3, 10),
         "g": (-1, 14 / 3, 10),
@@ -60,9 +61,9 @@ def test_one_weight_normalised_layer_in_closed_form() -> None:
     )
 
 
-@pytest.mark.parametrize("stats", ["none", "mean_only", "batch"])
+@pytest.mark.parametrize("statistics", ["none", "mean_only", "batch"])
 def test_a_plain_layer_in_closed_form(stats: str) -> None:
-    (row,) = measured(Stack([layer(weight="plain", stats=stats)]), [0.1])
+    (row,) = measured(Stack([layer(direction="plain", gain="none", statistics=stats)]), [0.1])
     gains = {"g_min", "g_mean", "g_max"} if stats == "batch" else set()
     known = {"layer", "w_norm_min", "w_norm_mean", "w_norm_max", "effective_lr", "relative_update"}
     assert row.keys() == known | gains
@@ -74,7 +75,7 @@ def test_a_plain_layer_in_closed_form(stats: str) -> None:
 
 
 def test_members_have_rows_of_their_own() -> None:
-    rows = measured(Stack([layer(seed, weight="weight_norm") for seed in range(3)]), [0.1, 0.2, 0.3])
+    rows = measured(Stack([layer(seed, direction="row", gain="free") for seed in range(3)]), [0.1, 0.2, 0.3])
     assert [row["v_norm_mean"] for row in rows] == pytest.approx([17 / 3, 34 / 3, 17])
     assert [row["g_max"] for row in rows] == [10] * 3
     assert [row["effective_lr"] for row in rows] == pytest.approx([0.15, 0.3 / 4, 0.45 / 9])
@@ -89,7 +90,7 @@ def test_the_relative_update_is_of_the_effective_weight() -> None:
     def raise_gain(params: dict[str, Tensor]) -> None:
         params["0.g"][:, 0].add_(2)
 
-    weight_norm = [layer(weight="weight_norm")]
+    weight_norm = [layer(direction="row", gain="free")]
     assert measured(Stack(weight_norm), [0.1], double)[0]["relative_update"] == pytest.approx(0, abs=1e-12)
     row = measured(Stack(weight_norm), [0.1], raise_gain)[0]
     assert row["relative_update"] == pytest.approx(2 / 126**0.5, rel=1e-12)
@@ -97,7 +98,7 @@ def test_the_relative_update_is_of_the_effective_weight() -> None:
 
 
 def test_before_the_first_update_there_is_no_relative_update() -> None:
-    stack = Stack([layer(weight="weight_norm")])
+    stack = Stack([layer(direction="row", gain="free")])
     ((row,),) = probes.measure(stack, None, torch.tensor([0.1], dtype=torch.float64))
     expected = measured(stack, [0.1])[0]
     del expected["relative_update"]
@@ -105,7 +106,7 @@ def test_before_the_first_update_there_is_no_relative_update() -> None:
 
 
 def test_the_relative_update_is_that_of_a_step_by_hand() -> None:
-    stack = Stack([layer(weight="weight_norm")])
+    stack = Stack([layer(direction="row", gain="free")])
     torch.manual_seed(0)
     x, target, lr = torch.randn(7, 2).double(), torch.randn(7, 3).double(), 0.03
     v, g = V.clone().requires_grad_(), G.clone().requires_grad_()
@@ -133,7 +134,7 @@ def test_the_relative_update_is_that_of_a_step_by_hand() -> None:
 def test_the_effective_rate_is_the_rate_that_w_sees() -> None:
     """A small step in v alone moves w by -lr (g/||v||)^2 times its gradient, the part along w left out."""
     torch.manual_seed(0)
-    model = normalize(nn.Sequential(nn.Linear(4, 1)), weight="weight_norm").double()
+    model = normalize(nn.Sequential(nn.Linear(4, 1)), direction="row", gain="free").double()
     stack, x, lr = Stack([model]), torch.randn(6, 4).double(), 1e-7
     with torch.no_grad():
         stack.params["0.g"].fill_(3.0)
@@ -153,12 +154,11 @@ def test_the_effective_rate_is_the_rate_that_w_sees() -> None:
     assert row["relative_update"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("preset", PRESETS.values())
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_and_convolutions_have_finite_rows(preset: str) -> None:
-    choices = {name: dict(zip(("weight", "stats", "init"), c, strict=True)) for c, name in PRESETS.items()}
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3)) for _ in range(2)]
-    stack = Stack([normalize(net, **choices[preset]) for net in nets])
+    stack = Stack([normalize(net, **{**DEFAULTS, **PRESETS[preset]}) for net in nets])
     before = probes.snapshot(stack)
     for rows in probes.measure(stack, before, torch.tensor([0.1, 0.2])):
         assert [row["layer"] for row in rows] == ["0", "2"]
@@ -210,15 +210,15 @@ class Watcher:
     trainer: Trainer
 
 
-def watch(norm: Norm, momentum: float = 0.0, name: Any = "sgd") -> Watcher:
+def watch(norm: NormConfig, momentum: float = 0.0, name: Any = "sgd") -> Watcher:
     """Runs at several learning rates, on images whose labels are noise: gradients stay large."""
     torch.manual_seed(0)
     splits = [Split(torch.randn(n, 1, 3, 4).double(), torch.randint(3, (n,))) for n in (60, 9, 9)]
     configs = [
         Config(
-            model=MLP(widths=(8, 6)),
+            model=MLPConfig(widths=(8, 6)),
             norm=norm,
-            optim=Optim(name=name, lr=lr, momentum=momentum),
+            optim=OptimConfig(name=name, lr=lr, momentum=momentum),
             trainer=Settings(epochs=8, batch_size=10, probe_every=1, precision="float64"),
         )
         for lr in RATES
@@ -229,12 +229,12 @@ def watch(norm: Norm, momentum: float = 0.0, name: Any = "sgd") -> Watcher:
     return watcher
 
 
-@pytest.mark.parametrize("stats", ["none", "mean_only"])
+@pytest.mark.parametrize("statistics", ["none", "mean_only"])
 @pytest.mark.parametrize("init", ["default", "data"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_v_never_shrinks_under_gradient_descent(stats: Any, init: Any, momentum: float) -> None:
     """The paper claims it without momentum; with it <v, m> <= 0 holds by induction, and that is enough."""
-    watcher = watch(Norm(weight="weight_norm", stats=stats, init=init), momentum)
+    watcher = watch(NormConfig(direction="row", gain="free", statistics=stats, init=init), momentum)
     assert len(watcher.norms) == 8 * 6
     for earlier, later in itertools.pairwise(watcher.norms):
         for name, norm in later.items():
@@ -250,7 +250,7 @@ def test_v_never_shrinks_under_gradient_descent(stats: Any, init: Any, momentum:
 
 
 def test_v_grows_faster_with_a_larger_learning_rate() -> None:
-    watcher = watch(Norm(weight="weight_norm"))
+    watcher = watch(NormConfig(direction="row", gain="free"))
     for name in ("hidden1", "hidden2", "logits"):
         series = [[row for row in rows if row["layer"] == name] for rows in watcher.probes.values()]
         growth = [own[-1]["v_norm_mean"] / own[0]["v_norm_mean"] - 1 for own in series]
@@ -261,6 +261,6 @@ def test_v_grows_faster_with_a_larger_learning_rate() -> None:
 
 def test_under_adam_v_can_shrink() -> None:
     """Its steps are not along the gradient. So the tests above can fail."""
-    watcher = watch(Norm(weight="weight_norm"), name="adam")
+    watcher = watch(NormConfig(direction="row", gain="free"), name="adam")
     pairs = list(itertools.pairwise(watcher.norms))
     assert any(bool((later[k] < earlier[k] * (1 - 1e-9)).any()) for earlier, later in pairs for k in later)

@@ -61,8 +61,9 @@ def test_run_id_is_the_hash_of_what_decides_the_numbers() -> None:
             "draw": "he",
         },
         "norm": {
-            "weight": "plain",
-            "stats": "none",
+            "direction": "plain",
+            "gain": "none",
+            "statistics": "none",
             "init": "default",
             "eps": 1e-6,
             "momentum": 0.1,
@@ -118,7 +119,7 @@ def test_a_later_setting_enters_the_identity_where_it_is_used_alone(section: str
         {"optim": {"lr": 0.02}},
         {"optim": {"name": "adam"}},
         {"optim": {"weight_decay": 1e-4}},
-        {"norm": {"weight": "weight_norm"}},
+        {"norm": {"direction": "row", "gain": "free"}},
         {"norm": {"init": "data"}},
         {"norm": {"eps": 1e-5}},
         {"model": {"widths": [128]}},
@@ -138,7 +139,7 @@ def test_what_decides_the_numbers_decides_the_identity(what: dict[str, Any]) -> 
 
 
 def test_a_record_holds_all_of_its_run_s_identity(tmp_path: Path) -> None:
-    config = config_in(tmp_path, seed=3, model={"widths": [7]}, norm={"stats": "batch"})
+    config = config_in(tmp_path, seed=3, model={"widths": [7]}, norm={"gain": "free", "statistics": "batch"})
     content = json.loads((ended(config).folder / "record.json").read_text())
     assert parse(content["config"]).run_id == config.run_id == content["run_id"]
 

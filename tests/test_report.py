@@ -14,8 +14,8 @@ import pytest
 from report_cases import ERRORS, LRS, NAME, SEEDS, contents, declare, write_all, write_run
 
 from wn import experiments, report
-from wn.config import PRESETS
 from wn.experiments import Experiment
+from wn.presets import PRESETS
 from wn.report import collect, figures, measures, page, robustness, statistics
 from wn.report.__main__ import main
 from wn.report.status import expected_seconds, status
@@ -106,7 +106,7 @@ def test_nothing_done_yet_writes_no_rows(tmp_path: Path) -> None:
 
 
 def test_every_preset_has_its_own_look() -> None:
-    assert set(figures.STYLE) == set(PRESETS.values())
+    assert set(figures.STYLE) == set(PRESETS)
     looks = [(style["marker"], style["color"]) for style in figures.STYLE.values()]
     for part in zip(*looks, strict=True):
         assert len(set(part)) == len(looks)

@@ -77,7 +77,7 @@ def write_vae(runs_dir: Path, norm: str, seed: int, end: float | None, **trainer
             "data": {"name": trainer.pop("data", "mnist")},
             "optim": {"name": "adamax", "lr": lr},
             "trainer": {"epochs": 20, "test_every": 10, "precision": "float32"}
-            | {"importance_samples": 128, "importance_images": None}
+            | {"iwae_samples": 128, "iwae_images": None}
             | trainer,
             "seed": seed,
         },
@@ -129,7 +129,7 @@ def test_a_line_by_hand(experiment: Experiment, tmp_path: Path) -> None:
     assert ours["test_bound"] == pytest.approx(-258.1 / 3)
     assert ours["test_bound_sd"] == pytest.approx(0.2 / math.sqrt(3))
     assert ours["test_bound_half_width"] == pytest.approx(4.303 * 0.2 / 3, rel=1e-3)
-    assert ours["importance_bound"] == pytest.approx(-258.1 / 3 + 2)
+    assert ours["iwae_bound"] == pytest.approx(-258.1 / 3 + 2)
     assert ours["reconstruction"] - ours["kl"] == pytest.approx(ours["test_bound"])
     assert ours["paper"] == -86.0
     difference = np.array([0.1, 0.3, 0.4])
@@ -210,8 +210,8 @@ def test_an_importance_weighted_bound_of_other_samples_is_not_in_the_mean(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     write_vae(tmp_path, "none_init", 0, 86.0)
-    write_vae(tmp_path, "none_init", 1, 87.0, importance_samples=5000)
-    write_vae(tmp_path, "none_init", 2, 88.0, importance_images=1000)
+    write_vae(tmp_path, "none_init", 1, 87.0, iwae_samples=5000)
+    write_vae(tmp_path, "none_init", 2, 88.0, iwae_images=1000)
     cells = shown(experiment, tmp_path)["normal"]
     assert (cells["IW bound, k = 128"], cells["n"]) == ("-84.00 ± n/a", "3")
 

@@ -241,8 +241,10 @@ def test_a_record_made_with_another_setting_of_a_preset_fills_no_cell(experiment
     assert filled(download=False), "where the files are decides no number"
     assert not filled(valid_fraction=0.3)
     assert not filled(name="mnist")
-    assert filled({"weight": "weight_norm", "stats": "none", "init": "default", "eps": 1e-6})
-    assert not filled({"weight": "weight_norm", "stats": "none", "init": "default", "eps": 1e-3})
+    assert filled({"direction": "row", "gain": "free", "statistics": "none", "init": "default", "eps": 1e-6})
+    assert not filled(
+        {"direction": "row", "gain": "free", "statistics": "none", "init": "default", "eps": 1e-3}
+    )
 
 
 def test_what_the_experiment_sets_beside_a_preset_counts_instead(

@@ -10,17 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wn.config import PRESETS, Optim
-from wn.convert import normalize
-from wn.noise import Dropout, GaussianNoise
-from wn.norm import data_dependent_init, normalized_layers
+from wn.config import OptimConfig
+from wn.models.noise import Dropout, GaussianNoise
+from wn.norm import data_dependent_init, normalize, normalized_layers
 from wn.objectives import classification
 from wn.optim import Optimizer
+from wn.presets import DEFAULTS, PRESETS
 from wn.stack import Stack
 
-CHOICES = {
-    name: dict(zip(("weight", "stats", "init"), choices, strict=True)) for choices, name in PRESETS.items()
-}
+CHOICES = {name: {**DEFAULTS, **preset} for name, preset in PRESETS.items()}
 RULES: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "momentum": 0.5, "lr": 0.01},
     "adam": {"name": "adam", "momentum": 0.9, "lr": 0.001},
@@ -78,12 +76,12 @@ def batches(dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
     return x, (x[:, :, 0, 1, 1] > 0).long() + 2 * (x[:, :, 1, 4, 4] > 0)
 
 
-def train(models: list[nn.Module], configs: list[Optim], x: Tensor, y: Tensor) -> tuple[Tensor, Stack]:
+def train(models: list[nn.Module], configs: list[OptimConfig], x: Tensor, y: Tensor) -> tuple[Tensor, Stack]:
     """Losses ``[steps, members]`` and the stack in the end."""
     stack = Stack(models)
     stack.initialize(x[:, 0])
-    decayed = {name for name in stack.params if name.endswith(("weight", "v"))}
-    rule = Optimizer(configs, stack.params, decayed)
+    kinds = {name: "weight" for name in stack.params if name.endswith(("weight", "v"))}
+    rule = Optimizer(configs, stack.params, kinds)
     losses = []
     for step in range(STEPS):
         loss = classification(stack(x[:, step]), y[:, step])[0].mean(1)
@@ -116,7 +114,9 @@ def case(values: tuple[str, str, str, torch.dtype]) -> Any:
 
 @pytest.mark.parametrize(("net", "norm", "rule", "dtype"), [case(values) for values in EVERY])
 def test_members_are_the_runs_alone(net: str, norm: str, rule: str, dtype: torch.dtype) -> None:
-    configs = [Optim(**RULES[rule] | {"lr": RULES[rule]["lr"] * f}, weight_decay=1e-3 * f) for f in FACTORS]
+    configs = [
+        OptimConfig(**RULES[rule] | {"lr": RULES[rule]["lr"] * f}, weight_decay=1e-3 * f) for f in FACTORS
+    ]
     seeds = range(len(FACTORS))
     x, y = (torch.stack(tensors) for tensors in zip(*(batches(dtype, s) for s in seeds), strict=True))
     losses, together = train([member(net, norm, dtype, s) for s in seeds], configs, x, y)

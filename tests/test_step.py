@@ -17,18 +17,23 @@ from wn.trainer import Trainer
 
 PRESETS = {
     "none_init": {"init": "data"},
-    "scaled_init": {"weight": "scaled", "init": "data"},
-    "weight_norm": {"weight": "weight_norm"},
-    "batch_norm": {"stats": "batch"},
-    "weight_norm_mean_only_bn_init": {"weight": "weight_norm", "stats": "mean_only", "init": "data"},
+    "scaled_init": {"gain": "fixed", "init": "data"},
+    "weight_norm": {"direction": "row", "gain": "free"},
+    "batch_norm": {"gain": "free", "statistics": "batch"},
+    "weight_norm_mean_only_bn_init": {
+        "direction": "row",
+        "gain": "free",
+        "statistics": "mean_only",
+        "init": "data",
+    },
 }
 TREES = ("params", "buffers", "moments", "average")
 CONVNET = {"name": "convnet", "width": 4, "depth": 1}
-SMALL = {"latents": 3, "flow_width": 6, "posterior": "iaf", "free_bits": 0.1, "warm_up_steps": 4}
+SMALL = {"latents": 3, "flow_width": 6, "posterior": "iaf", "free_bits": 0.1, "kl_warmup_steps": 4}
 VAES: dict[str, dict[str, Any]] = {
     "mlp_vae": {"widths": [9], **SMALL},
-    "conv_vae": {"maps": [3, 4], "hidden": 7, **SMALL},
-    "resnet_vae": {"maps": 4, "depth": 2, **SMALL},
+    "conv_vae": {"channels": [3, 4], "hidden": 7, **SMALL},
+    "resnet_vae": {"channels": 4, "depth": 2, **SMALL},
 }
 
 
@@ -67,7 +72,7 @@ def pair(folder: Path, norm: str, members: int, **trainer: Any) -> list[Config]:
 def vaes(folder: Path, name: str, members: int, **trainer: Any) -> list[Config]:
     """Small VAEs, their parameters averaged, under the norm that keeps the most state."""
     changes = {"model": {"name": name, **VAES[name]}, "norm": PRESETS["weight_norm_mean_only_bn_init"]}
-    changes["optim"] = {"name": "adamax", "lr": 0.002, "momentum": 0.9, "average_epochs": 1.0}
+    changes["optim"] = {"name": "adamax", "lr": 0.002, "momentum": 0.9, "ema_epochs": 1.0}
     changes["optim"]["eps"] = 1e-2  # without which the sign of a gradient's rounding is a step
     plain = [config.model_dump(mode="json") for config in pair(folder, "none_init", members, **trainer)]
     return [parse({**config, **changes}) for config in plain]

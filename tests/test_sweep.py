@@ -22,7 +22,7 @@ from sweep_cases import (
 )
 
 from wn import run, sweep, trainer
-from wn.config import MLP, Config, UserError
+from wn.config import Config, MLPConfig, UserError
 from wn.run import RunFailed, conclude
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_built_is_a_failure_too(
 ) -> None:
     build = trainer.build
 
-    def short_of_memory(model: MLP, *rest: Any) -> torch.nn.Module:
+    def short_of_memory(model: MLPConfig, *rest: Any) -> torch.nn.Module:
         if model.widths == (5,):
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 5 GiB")
         return build(model, *rest)

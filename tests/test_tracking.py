@@ -26,10 +26,10 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from wn import records, report, run, tracking
-from wn.config import Tracking, UserError, parse
+from wn.config import TrackingConfig, UserError, parse
 from wn.records import Record
 
-OFFLINE = Tracking(mode="offline")
+OFFLINE = TrackingConfig(mode="offline")
 KEY = "0123456789abcdef" * 2 + "01234567"
 LAYERS = ("layers.0", "layers.1")
 
@@ -50,7 +50,12 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 def trained(seed: int = 0, status: str = "finished", epochs: int = 3, **settings: Any) -> Record:
     """The record of a run with random numbers in it, in ``runs/robust``."""
-    tree = {"seed": seed, "norm": {"weight": "weight_norm"}, "experiment_name": "robust", **settings}
+    tree = {
+        "seed": seed,
+        "norm": {"direction": "row", "gain": "free"},
+        "experiment_name": "robust",
+        **settings,
+    }
     config = parse(tree)
     record = Record.of(config)
     record.begin(config, [config.run_id], "cpu")
@@ -284,7 +289,7 @@ def test_an_experiment_is_published_from_its_records(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tracking, "summarise", lambda *arguments: sent.append(arguments))
     trained()
     tracking.publish("robust", Path("runs"), OFFLINE)
-    tracking.publish("lr_robustness_digits", Path("runs"), Tracking(mode="disabled"))
+    tracking.publish("lr_robustness_digits", Path("runs"), TrackingConfig(mode="disabled"))
     assert not sent
     (Path("runs") / "lr_robustness_digits").mkdir()
     tracking.publish("lr_robustness_digits", Path("runs"), OFFLINE)
@@ -346,10 +351,10 @@ def test_without_key_nobody_is_asked(terminal: bool) -> None:
     """At a terminal W&B would ask for a key, and wait."""
     record = trained()
     program = (
-        "from pathlib import Path; from wn import tracking; from wn.config import Tracking\n"
+        "from pathlib import Path; from wn import tracking; from wn.config import TrackingConfig\n"
         "from wn.records import Record\n"
         f"record = Record.read(Path({str(record.folder)!r}))\n"
-        "for mode in 'auto', 'online': tracking.mirror_all([record], Tracking(mode=mode))"
+        "for mode in 'auto', 'online': tracking.mirror_all([record], TrackingConfig(mode=mode))"
     )
     ours, theirs = pty.openpty()
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
@@ -439,7 +444,7 @@ def test_mode(
         monkeypatch.setenv("WANDB_API_KEY", KEY)
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
-    tracking.mirror_all([trained()], Tracking(mode=mode))
+    tracking.mirror_all([trained()], TrackingConfig(mode=mode))
     assert [run.identity["mode"] for run in started] == modes
 
 
@@ -447,7 +452,7 @@ def test_a_key_in_netrc_is_found(started: list[Fake]) -> None:
     host = wandb.Settings().base_url.removeprefix("https://")
     Path("netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
     Path("netrc").chmod(0o600)
-    tracking.mirror_all([trained()], Tracking())
+    tracking.mirror_all([trained()], TrackingConfig())
     assert [run.identity["mode"] for run in started] == ["online"]
 
 
@@ -459,7 +464,7 @@ def test_sync_sends_what_never_reached_wandb(started: list[Fake], monkeypatch: p
     trained(4, status="running")
     tracking.mirror_all([offline], OFFLINE)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    tracking.mirror_all([online], Tracking())
+    tracking.mirror_all([online], TrackingConfig())
     del started[:]
     assert tracking.sync("robust", Path("runs")).startswith(
         "robust: runs sent: 3, there already: 1, not ended: 1"
@@ -605,7 +610,7 @@ def test_online_run_arrives_once_and_tells_no_more_than_it_must(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = trained(epochs=1, status="running")
-    live = tracking.open_live(record, Tracking())
+    live = tracking.open_live(record, TrackingConfig())
     live.pause()
     assert arrived(server, record) == expected(record)
     assert not (record.folder / "tracking.json").exists()  # it is not all there
@@ -613,8 +618,8 @@ def test_online_run_arrives_once_and_tells_no_more_than_it_must(
     for epoch in (2, 3):
         record.append(*rows(epoch))
     record.save(status="finished")
-    tracking.mirror_all([record, trained(1)], Tracking())
-    tracking.mirror_all([record], Tracking())
+    tracking.mirror_all([record, trained(1)], TrackingConfig())
+    tracking.mirror_all([record], TrackingConfig())
     assert arrived(server, record) == expected(record)
     assert server.received == 4 + 4  # of both runs, each row once
     assert state(record) == "online"
@@ -640,7 +645,7 @@ def test_wandb_out_of_reach_keeps_runs_offline(
         wandb.teardown()
         many = [trained(seed) for seed in range(3)]
         begin = time.monotonic()
-        tracking.mirror_all(many, Tracking(mode="online"))
+        tracking.mirror_all(many, TrackingConfig(mode="online"))
         assert time.monotonic() - begin < 20
     (warning,) = warnings(caplog)
     assert "kept offline" in warning

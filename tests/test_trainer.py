@@ -12,22 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn import data, evaluation, trainer
-from wn.config import MLP, PRESETS, Config, Data, Norm, Optim, UserError
-from wn.config import Trainer as Settings
+from wn.config import Config, DataConfig, MLPConfig, NormConfig, OptimConfig, UserError
+from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split, permutation
 from wn.models import build
 from wn.norm import data_dependent_init, normalized_layers
+from wn.presets import PRESETS
 from wn.stack import Stack
 from wn.trainer import Trainer, pick_device
 
 CPU = torch.device("cpu")
-NORMS = {name: Norm(weight=w, stats=s, init=i) for (w, s, i), name in PRESETS.items()}  # type: ignore[arg-type]
+NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 RULES = {
-    "sgd": Optim(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3),
-    "adam": Optim(name="adam", lr=0.01, momentum=0.9),
-    "adamax": Optim(name="adamax", lr=0.01, momentum=0.9),
+    "sgd": OptimConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adam": OptimConfig(name="adam", lr=0.01, momentum=0.9),
+    "adamax": OptimConfig(name="adamax", lr=0.01, momentum=0.9),
 }
-NOISY = MLP(widths=(8,), noise=0.1, dropout=0.2)
+NOISY = MLPConfig(widths=(8,), noise=0.1, dropout=0.2)
 SIZE, CLASSES = 45, 3
 
 
@@ -71,7 +72,7 @@ def dataset(dtype: torch.dtype = torch.float64, valid: int = 12) -> Dataset:
     return Dataset(split(SIZE), split(valid), split(15), CLASSES)
 
 
-def config(norm: str = "weight_norm", seed: int = 0, model: MLP = NOISY, **changes: Any) -> Config:
+def config(norm: str = "weight_norm", seed: int = 0, model: MLPConfig = NOISY, **changes: Any) -> Config:
     optim = changes.pop("optim", RULES["sgd"])
     settings = {"epochs": 4, "batch_size": 10, "init_batch_size": 20, "precision": "float64"} | changes
     return Config(model=model, norm=NORMS[norm], optim=optim, trainer=Settings(**settings), seed=seed)
@@ -170,7 +171,7 @@ def test_a_run_is_the_loop_by_hand(norm: str, rule: str) -> None:
 def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
     """Members with seeds, learning rates, noise and dropout of their own, and two that share a seed."""
     members = [
-        at_rate(lr, norm=norm, seed=seed, model=MLP(widths=(8,), noise=noise, dropout=dropout))
+        at_rate(lr, norm=norm, seed=seed, model=MLPConfig(widths=(8,), noise=noise, dropout=dropout))
         for lr, seed, noise, dropout in ((0.05, 0, 0.1, 0.2), (0.01, 1, 0.3, 0.5), (0.2, 1, 0.1, 0.3))
     ]
     loop, together = train(*members)
@@ -187,12 +188,12 @@ def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
 
 
 def test_the_schedule_reaches_the_updates_and_the_rows() -> None:
-    optim = Optim(lr=0.1, schedule="constant_then_linear", decay_from=0.5)
+    optim = OptimConfig(lr=0.1, schedule="constant_then_linear", decay_from=0.5)
     loop, watcher = train(config(optim=optim))
     assert "lr" not in watcher.rows[0][0]
     assert [row["lr"] for row in watcher.rows[0][1:]] == [0.1, 0.1, 0.1, 0.05]
     assert loop.optimizer.hyper["lr"].tolist() == [0.05]
-    _, constant = train(config(optim=Optim(lr=0.1)))
+    _, constant = train(config(optim=OptimConfig(lr=0.1)))
     assert watcher.rows[0][3] == constant.rows[0][3]
     assert watcher.rows[0][4]["valid_loss"] != constant.rows[0][4]["valid_loss"]
 
@@ -204,9 +205,12 @@ def test_the_schedule_reaches_the_updates_and_the_rows() -> None:
 def test_learns_the_digits(norm: str) -> None:
     settings = Settings(epochs=5, device="cpu")
     one = Config(
-        model=MLP(widths=(64,)), norm=NORMS[norm], optim=Optim(lr=0.1, momentum=0.9), trainer=settings
+        model=MLPConfig(widths=(64,)),
+        norm=NORMS[norm],
+        optim=OptimConfig(lr=0.1, momentum=0.9),
+        trainer=settings,
     )
-    _, watcher = train(one, on=data.load(Data()))
+    _, watcher = train(one, on=data.load(DataConfig()))
     rows = watcher.rows[0]
     assert rows[0]["epoch"] == rows[0]["step"] == 0
     assert rows[0]["valid_error"] > 0.6
@@ -232,7 +236,7 @@ def test_bfloat16_is_autocast_over_float32() -> None:
 
 @pytest.mark.parametrize("norm", ["weight_norm_init", "none_init"])
 def test_pre_activations_start_with_unit_variance(norm: str) -> None:
-    one, on = config(norm, seed=2, model=MLP(widths=(8, 6))), dataset()
+    one, on = config(norm, seed=2, model=MLPConfig(widths=(8, 6))), dataset()
     loop = Trainer([one], on, CPU, Watcher())
     loop._initialize()
     seen: list[Tensor] = []

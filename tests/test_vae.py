@@ -9,23 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wn.config import MLPVAE, PRESETS, ConvVAE, Norm, ResNetVAE, UserError, parse
+from wn.config import ConvVAEConfig, MLPVAEConfig, NormConfig, ResNetVAEConfig, UserError, parse
 from wn.models import build, check
-from wn.models.vae import Autoencoder, OneLayer
+from wn.models.vae import GaussianVAE, VAEBase
 from wn.norm import KINDS, NormalizedLayer, data_dependent_init, kind_of, normalized_layers
+from wn.presets import PRESETS
 from wn.stack import Stack
 
-NORMS = {name: Norm(weight=w, stats=s, init=i) for (w, s, i), name in PRESETS.items()}  # type: ignore[arg-type]
+NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 SMALL: dict[str, Any] = {"latents": 3, "flow_width": 6, "posterior": "iaf"}
 MODELS = {
-    "mlp_vae": (MLPVAE(widths=(9, 5), **SMALL), (1, 4, 4)),
-    "conv_vae": (ConvVAE(maps=(3, 4, 4), hidden=7, **SMALL), (1, 8, 8)),
-    "resnet_vae": (ResNetVAE(maps=5, depth=2, **SMALL), (3, 6, 4)),
+    "mlp_vae": (MLPVAEConfig(widths=(9, 5), **SMALL), (1, 4, 4)),
+    "conv_vae": (ConvVAEConfig(maps=(3, 4, 4), hidden=7, **SMALL), (1, 8, 8)),
+    "resnet_vae": (ResNetVAEConfig(maps=5, depth=2, **SMALL), (3, 6, 4)),
 }
-TOY = MLPVAE(widths=(6,), latents=2, flow_steps=2, flow_width=5, draw="glorot")
+TOY = MLPVAEConfig(widths=(6,), latents=2, flow_steps=2, flow_width=5, weight_init="glorot")
 
 
-def make(name: str, norm: str = "weight_norm_init", seed: int = 0, **changes: Any) -> Autoencoder:
+def make(name: str, norm: str = "weight_norm_init", seed: int = 0, **changes: Any) -> VAEBase:
     config, shape = MODELS[name]
     model: Any = build(config.model_copy(update=changes), NORMS[norm], shape, classes=0, seed=seed)
     return model.double()  # type: ignore[no-any-return]
@@ -49,7 +50,7 @@ def put_back(model: nn.Module, before: dict[str, Tensor]) -> None:
 # The bound
 
 
-def toy(posterior: str) -> OneLayer:
+def toy(posterior: str) -> GaussianVAE:
     model: Any = build(TOY.model_copy(update={"posterior": posterior}), NORMS["none"], (1, 2, 2), 0, seed=3)
     return model.double().eval()  # type: ignore[no-any-return]
 
@@ -60,7 +61,7 @@ def grid(points: int = 900, reach: float = 25.0) -> tuple[Tensor, float]:
     return torch.cartesian_prod(line, line), float((line[1] - line[0]) ** 2)
 
 
-def joint(model: OneLayer, x: Tensor, z: Tensor) -> Tensor:
+def joint(model: GaussianVAE, x: Tensor, z: Tensor) -> Tensor:
     """``log p(x, z)`` from torch's own distributions."""
     logits = model.decoder(z)
     pixels = torch.distributions.Bernoulli(logits=logits).log_prob(x.expand_as(logits)).flatten(1).sum(1)
@@ -98,14 +99,14 @@ def test_the_bound_against_numerical_integration(posterior: str) -> None:
         torch.logsumexp(log_weights + weights.log(), 0), log_evidence, rtol=0, atol=1e-3
     )
     if posterior == "diagonal":  # an untrained flow's weights have too long a tail to be averaged
-        tight = model.importance_bound(x.expand(20, -1, -1, -1), samples=5_000)
+        tight = model.iwae_bound(x.expand(20, -1, -1, -1), samples=5_000)
         assert abs(tight.mean() - log_evidence) < 5 * tight.std() / 20**0.5 < 0.05
 
 
 def test_the_importance_bound_of_one_sample_is_the_bound() -> None:
     model, x = make("mlp_vae").eval(), images("mlp_vae")
     before = keys(model)
-    bound = model.importance_bound(x, 1)
+    bound = model.iwae_bound(x, 1)
     put_back(model, before)
     torch.testing.assert_close(-bound, model(x)[0])
 
@@ -120,7 +121,7 @@ def test_all_samples_of_an_importance_bound_see_the_same_black_and_white() -> No
     model.moments.bias.data.zero_()  # type: ignore[union-attr,operator]
     model.posterior.flow = nn.ModuleList()  # type: ignore[union-attr]
     before = keys(model)
-    bound = model.importance_bound(x, 7)
+    bound = model.iwae_bound(x, 7)
     put_back(model, before)
     torch.testing.assert_close(-bound, model(x)[1])
 
@@ -149,7 +150,7 @@ def test_free_bits_by_hand() -> None:
 
 
 def test_the_divergence_warms_up_step_by_step() -> None:
-    model, x = make("mlp_vae", warm_up_steps=4).train(), images("mlp_vae")
+    model, x = make("mlp_vae", kl_warmup_steps=4).train(), images("mlp_vae")
     shares = []
     for _ in range(6):
         loss, reconstruction, kl = model(x)
@@ -257,7 +258,7 @@ def test_black_and_white_are_drawn_with_the_grey_level_as_probability() -> None:
 
 
 def test_the_network_of_section_5_2() -> None:
-    model: Any = build(ConvVAE(), NORMS["weight_norm"], (1, 28, 28), classes=10, seed=0)
+    model: Any = build(ConvVAEConfig(), NORMS["weight_norm"], (1, 28, 28), classes=10, seed=0)
     layers = normalized_layers(model)
     convolutions = [layer for layer in layers.values() if layer.direction.dim() == 4]
     blocks = [name for name, _ in model.named_modules() if name.endswith(".first")]

@@ -18,20 +18,20 @@ from wn.records import read_rows
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
-WORDS = "model=mlp_vae optim=adamax norm=weight_norm_init trainer.images=32 trainer.importance_samples=4"
+WORDS = "model=mlp_vae optim=adamax norm=weight_norm_init trainer.images=32 trainer.iwae_samples=4"
 PARTS = ("loss", "reconstruction", "kl")
 
 
 def vae(folder: Path, seed: int = 0, **trainer: Any) -> Config:
     """Two steps an epoch, with an average, so that every kind of state is in use."""
-    settings = {"importance_samples": 3, "importance_images": 40, "images": 16, **trainer}
+    settings = {"iwae_samples": 3, "iwae_images": 40, "images": 16, **trainer}
     model = {"name": "mlp_vae", "widths": [4], "latents": 2, "flow_width": 3, "posterior": "iaf"}
-    optim = {"name": "adamax", "lr": 0.01, "momentum": 0.9, "average_epochs": 1.5}
+    optim = {"name": "adamax", "lr": 0.01, "momentum": 0.9, "ema_epochs": 1.5}
     return tiny(folder, "weight_norm_init", seed=seed, model=model, optim=optim, trainer=settings)
 
 
 def test_one_command(call: Call, tmp_path: Path) -> None:
-    result = call(f"{WORDS} trainer.test_every=2 optim.average_epochs=3")
+    result = call(f"{WORDS} trainer.test_every=2 optim.ema_epochs=3")
     assert (result.status, result.err) == (0, "")
     ((run_id, record),) = records(tmp_path / "runs/adhoc").items()
     folder = tmp_path / "runs/adhoc" / run_id
@@ -122,14 +122,14 @@ def test_a_vae_s_memory_is_predicted_without_taking_its_whole_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    bounds = evaluation.importance_bounds
+    bounds = evaluation.iwae_bounds
 
     def counted(stack: Any, x: torch.Tensor, samples: int, autocast: Any) -> list[float]:
         seen.append(len(x) * samples)
         return bounds(stack, x, samples, autocast)
 
-    monkeypatch.setattr(evaluation, "importance_bounds", counted)
-    config = vae(tmp_path, importance_samples=100, importance_images=None)
+    monkeypatch.setattr(evaluation, "iwae_bounds", counted)
+    config = vae(tmp_path, iwae_samples=100, iwae_images=None)
     device, dataset = run.prepare(config)
     assert memory.bytes_per_member(config, dataset, device) > 0
     assert seen == [evaluation.BATCH]
@@ -142,7 +142,7 @@ def test_a_kill_in_the_last_evaluation_costs_no_step(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "importance_bounds", killed)
+        patch.setattr(evaluation, "iwae_bounds", killed)
         with pytest.raises(KeyboardInterrupt):
             train_sweep([vae(tmp_path)])
     assert len(steps) == 6

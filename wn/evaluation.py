@@ -33,13 +33,13 @@ def means(stack: Stack, objective: Objective, split: Split, autocast: Autocast) 
 
 
 @torch.no_grad()
-def importance_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> list[float]:
+def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> list[float]:
     """The mean importance-weighted bound on images ``x``, in nats, a number per member, of VAEs."""
     stack.train(False)
     total = x.new_zeros(len(stack))
     for some in torch.split(x, max(1, BATCH // samples)):
         with autocast():
-            total += stack.map(lambda model, x: model.importance_bound(x, samples), some, shared=True).sum(1)
+            total += stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True).sum(1)
     (bounds,) = divided(total[None], len(x))
     return bounds
 

@@ -1,31 +1,27 @@
 """Experiments: one file of data per figure or table, in ``experiments/``.
 
-An experiment names the settings that all its runs share (``fixed``), which runs there are, and what the
-report makes of them. The runs are every combination of a ``grid``, or the ``rows`` of a table, each with
-learning rates of its own, once per seed. A key of ``fixed`` or ``grid`` is a Hydra override: a group
-(``norm``) or a dotted field (``optim.lr``).
+An experiment names the settings that all its runs share (``fixed``) and which runs there are: every
+combination of a ``grid``, or the ``rows`` of a table, each with learning rates of its own, once per seed.
+A key is a preset's group (``norm``) or a dotted field (``optim.lr``). :meth:`Experiment.runs` makes
+configurations of it, and so ``run_id``s: a record or a committed row counts if its ``run_id`` is among them.
 """
 
 from __future__ import annotations
 
-import csv
-import functools
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic
 import yaml
 
-from wn.config import UserError, nearest
+from wn.config import Config, UserError, nearest
+from wn.config.compose import Value, compose
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "experiments"
-CONFIGS = ROOT / "configs"
-RESULTS = ROOT / "results"
+FOLDER = Path(__file__).parent.parent / "experiments"
 
-Value = str | int | float | bool
 Cell = dict[str, Value]
 """What one run has of its own: a value for each of the experiment's axes."""
 
@@ -42,7 +38,11 @@ class Row(Part):
     name: str
     norm: str
     lrs: list[float] = pydantic.Field(min_length=1)
-    """Learning rates that are trained whatever another experiment chooses."""
+    """Learning rates that the paper names."""
+    set: dict[str, Value] = {}
+    """Further settings of this row alone."""
+    chosen: float | None = None
+    """The learning rate that the validation split of ``chosen_by`` selected; a test compares the two."""
     paper: float | None = None
     """The paper's test error, %."""
     rerun: float | None = None
@@ -50,16 +50,27 @@ class Row(Part):
     band: tuple[float, float] | None = None
     """Where the mean of three seeds or more is expected, %."""
 
+    @property
+    def all_lrs(self) -> list[float]:
+        """The declared learning rates, then the chosen one where it is another."""
+        return list(dict.fromkeys([*self.lrs, *([] if self.chosen is None else [self.chosen])]))
+
+
+class Run(NamedTuple):
+    """One run of an experiment."""
+
+    config: Config
+    cell: Cell
+    row: str | None
+    """The name of its row; None in a grid."""
+
 
 class Experiment(Part):
-    """What is claimed, which runs show it, and how they are reported."""
+    """What is claimed, which runs show it, and beside what they are reported."""
 
     name: str
     title: str
     claim: str
-    report: Literal["lr_robustness", "classification", "bound"]
-    measure: Literal["error", "loss"] = "error"
-    """What the runs are judged by: the error of a classifier, the loss of a VAE (minus its bound)."""
     fixed: dict[str, Value | list[Value]]
     grid: dict[str, list[Value]] = {}
     rows: list[Row] = []
@@ -67,8 +78,6 @@ class Experiment(Part):
     seeds: list[int] = []
     chosen_by: str | None = None
     """The experiment on whose validation split the rows' learning rates are chosen; it may be this one."""
-    chosen: dict[str, float] = {}
-    """Those learning rates by norm, as far as the committed table of ``chosen_by`` has them."""
     curves: str | None = None
     """A file of published training curves, beside the experiments (see :func:`published`)."""
 
@@ -76,101 +85,49 @@ class Experiment(Part):
     def _has_runs(self) -> Experiment:
         if bool(self.grid) == bool(self.rows) or bool(self.rows) != bool(self.seeds):
             raise ValueError("the runs are a grid, or rows and seeds")
-        if len({row.norm for row in self.rows}) < len(self.rows):
-            raise ValueError("two rows have the same norm")
-        measures = {"classification": "error", "bound": "loss"}
-        if self.measure != measures.get(self.report, self.measure):
-            raise ValueError(f"report {self.report} needs measure: {measures[self.report]}")
+        if len({row.name for row in self.rows}) < len(self.rows):
+            raise ValueError("two rows have the same name")
         return self
-
-    @property
-    def size(self) -> int:
-        """How many runs there are."""
-        return len(self.cells())
 
     @property
     def axes(self) -> list[str]:
         """The keys of a cell."""
         return list(self.grid or ("norm", "optim.lr", "seed"))
 
-    def cells(self) -> list[Cell]:
-        """Every run, in the order in which they are trained."""
+    def cells(self) -> list[tuple[Cell, Row | None]]:
+        """Every run's own values and its row, in the order in which they are trained."""
         if self.grid:
             products = itertools.product(*self.grid.values())
-            return [dict(zip(self.grid, values, strict=True)) for values in products]
+            return [(dict(zip(self.grid, values, strict=True)), None) for values in products]
         return [
-            {"norm": row.norm, "optim.lr": lr, "seed": seed}
+            ({"norm": row.norm, "optim.lr": lr, "seed": seed}, row)
             for seed in self.seeds
             for row in self.rows
-            for lr in self.lrs(row)
+            for lr in row.all_lrs
         ]
 
-    def lrs(self, row: Row) -> list[float]:
-        """A row's own learning rates, then the one chosen for it where that is another."""
-        chosen = [self.chosen[row.norm]] if row.norm in self.chosen else []
-        return list(dict.fromkeys([*row.lrs, *chosen]))
+    def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
+        """Every run, in the order in which they are trained.
 
-    def values(self, key: str) -> list[Value]:
-        """What the runs have on one axis, each value once."""
-        return list(dict.fromkeys(cell[key] for cell in self.cells()))
+        Args:
+            settings: further settings of all runs, above those of the file.
 
-    def setting(self, key: str) -> Any:
-        """What a dotted field is in every run: as fixed here, or as the preset has it; None without one."""
-        group, _, field = key.partition(".")
-        preset = _preset(group, str(self.fixed.get(group) or _defaults()[group]))
-        return self.fixed.get(key, preset.get(field))
+        Raises:
+            UserError: the file, or a setting, names a preset, key or value that does not exist.
+        """
+        found = []
+        for cell, row in self.cells():
+            own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
+            try:
+                config = compose({**own, **(settings or {})})
+            except UserError as error:
+                raise UserError(f"experiments/{self.name}.yaml: {error}") from None
+            found.append(Run(config, cell, row.name if row else None))
+        return found
 
-    def cell_of(self, record: dict[str, Any]) -> Cell | None:
-        """The cell that a record (the content of ``record.json``) fills, None for no cell."""
-        found = {key: _setting(record, key) for key in self.axes}
-        for cell in self.cells():
-            if cell == found:
-                settings = {**self.fixed, **cell}
-                same = all(_agrees(record, key, value, settings) for key, value in settings.items())
-                return cell if same else None
-        return None
-
-
-def _setting(record: dict[str, Any], key: str) -> Any:
-    """A record's value for a key; a group is known by its name, a norm by its preset."""
-    if key == "norm":
-        return record["norm"]
-    value: Any = record["config"]
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value["name"] if isinstance(value, dict) else value
-
-
-def _agrees(record: dict[str, Any], key: str, value: Any, settings: dict[str, Any]) -> bool:
-    """Whether a record was made with one of the settings. One made with a preset has all that the preset
-    says, but for what another of the settings says."""
-    section = record["config"].get(key)
-    if not isinstance(section, dict):
-        return bool(_setting(record, key) == value)
-    return all(
-        section.get(field, each) == each
-        for field, each in _preset(key, value).items()
-        if field not in WHERE and f"{key}.{field}" not in settings
-    )
-
-
-WHERE = ("root", "download")
-"""Fields that say where files are, and so decide no number."""
-
-
-@functools.cache
-def _preset(group: str, name: str) -> dict[str, Any]:
-    preset: dict[str, Any] = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
-    return preset
-
-
-@functools.cache
-def _defaults() -> dict[str, str]:
-    """The preset of each group that is not chosen."""
-    tree = yaml.safe_load((CONFIGS / "train.yaml").read_text())
-    return {
-        group: name for default in tree["defaults"] if default != "_self_" for group, name in default.items()
-    }
+    def configs(self) -> list[Config]:
+        """The configurations of :meth:`runs`."""
+        return [run.config for run in self.runs()]
 
 
 def names() -> list[str]:
@@ -179,7 +136,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """Read one experiment, and the learning rates that another one has chosen for it.
+    """Read one experiment.
 
     Raises:
         UserError: there is no such experiment, or its file is not well formed.
@@ -188,32 +145,14 @@ def load(name: str) -> Experiment:
     if not path.exists():
         raise UserError(f"experiment={name}: no file experiments/{name}.yaml{nearest(name, names())}")
     try:
-        tree = yaml.safe_load(path.read_text())
-        chooser = tree.get("chosen_by", name)
-        chosen = {} if chooser == name else _chosen_by(chooser)
-        return Experiment.model_validate({"name": name, **tree, "chosen": chosen})
-    except (ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Experiment.model_validate({"name": name, **tree})
+    except (ValueError, yaml.YAMLError, TypeError) as error:
         raise UserError(f"experiments/{name}.yaml: {' '.join(str(error).split())}") from None
 
 
-def _chosen_by(name: str) -> dict[str, float]:
-    """The best learning rate of every norm that has all its runs in ``results/<name>/table.csv``.
-
-    Raises:
-        ValueError: there is no such experiment.
-    """
-    if name not in names():
-        raise ValueError(f"chosen_by: no experiment {name}{nearest(name, names())}")
-    path = RESULTS / name / "table.csv"
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["runs"] == row["planned"] and row["best_lr"]]
-    return {row["norm"]: float(row["best_lr"]) for row in rows}
-
-
 class Point(NamedTuple):
-    """A point of a published curve: an error in %, or a bound in nats."""
+    """A point of a published curve: an error in %, or an ELBO in nats."""
 
     epoch: float
     value: float
@@ -230,7 +169,7 @@ def published(experiment: Experiment) -> dict[str, list[Point]]:
     if experiment.curves is None:
         return {}
     try:
-        curves = yaml.safe_load((FOLDER / experiment.curves).read_text())["curves"]
+        curves = yaml.safe_load((FOLDER / experiment.curves).read_text(encoding="utf-8"))["curves"]
         return {row: [Point(*map(float, point)) for point in curves[row]] for row in curves}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"experiments/{experiment.curves}: {' '.join(str(error).split())}") from None

@@ -1,172 +1,131 @@
-"""Hydra's extension points: a sweeper that checks every job first, and a launcher that stacks them."""
+"""What Hydra composed -> configurations; and Hydra's launcher, which trains the jobs of a sweep in stacks."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
-from hydra.core.plugins import Plugins
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from wn import tracking
-from wn.config import Config, UserError, parse
-from wn.experiments import CONFIGS, Cell
+from wn import experiments
+from wn.config import Config, UserError, decides, parse
+from wn.config.compose import set_value
 from wn.run import conclude
-from wn.sweep import outstanding, train_sweep
+from wn.sweep import train_sweep
 
-
-def config_of(tree: DictConfig) -> Config:
-    """What Hydra composed, checked.
-
-    Raises:
-        UserError: a key or a value that is none.
-    """
-    plain: Any = OmegaConf.to_container(tree, resolve=True)
-    return parse({key: value for key, value in plain.items() if key != "hydra"})
-
-
-def configuration(*overrides: str) -> Config:
-    """The configuration with these overrides, outside the application.
-
-    Raises:
-        UserError: a key or a value that is none.
-    """
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return config_of(compose("train", list(overrides)))
-
-
-class Composer:
-    """Composes a sweep's jobs. Hydra composes each choice of groups once; plain values are set on a copy.
-
-    (Hydra takes a tenth of a second for a job, and a sweep over numbers has hundreds of them.)
-    """
-
-    def __init__(self, loader: ConfigLoader, sweep: DictConfig) -> None:
-        self.loader, self.sweep = loader, sweep
-        self.parser = OverridesParser.create(config_loader=loader)
-        self.parse = functools.cache(self.parser.parse_override)
-        self.is_group = functools.cache(lambda key: bool(loader.get_group_options(key)))
-        self.tree = functools.cache(self._tree)
-        self.done: dict[tuple[str, ...], Config] = {}
-
-    def __call__(self, overrides: Sequence[str]) -> Config:
-        """The configuration of the job with these overrides."""
-        job = tuple(overrides)
-        if job not in self.done:
-            values = [text for text in job if self._sets_a_value(self.parse(text))]
-            tree = self.tree(tuple(text for text in job if text not in values)).copy()
-            for override in map(self.parse, values):
-                OmegaConf.update(tree, override.key_or_group, override.value())
-            self.done[job] = config_of(tree)
-        return self.done[job]
-
-    def _tree(self, overrides: tuple[str, ...]) -> DictConfig:
-        tree = self.loader.load_sweep_config(self.sweep, list(overrides))
-        return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
-
-    def _sets_a_value(self, override: Override) -> bool:
-        changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
-        return not changes_keys and not self.is_group(override.key_or_group)
-
-
-class CheckedSweeper(Sweeper):
-    """Launches what Hydra's basic sweeper does, in one batch; what cannot be trained stops it before.
-
-    Args:
-        params: overrides that every sweep has, below those of the command line.
-        cells: overrides of one job each, in the order of training, for runs that are no grid. An argument
-            for one of their keys then leaves the jobs that have its values.
-    """
-
-    def __init__(self, params: dict[str, Any] | None = None, cells: list[Cell] | None = None) -> None:
-        self.params, self.cells = params or {}, cells or []
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's hand-over."""
-        self.compose = Composer(hydra_context.config_loader, config)
-        self.launcher: Any = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-        if isinstance(self.launcher, StackedLauncher):
-            self.launcher.compose = self.compose  # nothing is composed twice
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Launch every combination of the arguments' values (and cells), then send the summary to W&B.
-
-        Raises:
-            UserError: one of them is no configuration, or cannot be trained here; nothing is launched.
-            RunFailed: a run failed; the others have ended.
-        """
-        params = [f"{key}={values}" for key, values in self.params.items()]
-        overrides = self.compose.parser.parse_overrides([*params, *arguments])
-        if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides):
-            raise UserError("experiment: one at a time; write +experiment=NAME")
-        cells = self._cells(overrides)
-        shared = [o for o in overrides if not self.cells or o.key_or_group not in self.cells[0]]
-        (products,) = BasicSweeper.split_arguments(shared, None)
-        jobs = [[*product, *cell] for cell in cells for product in products]
-        configs = [self.compose(job) for job in jobs]
-        anything_to_do = bool(outstanding(configs))
-        returns = self.launcher.launch(jobs, initial_job_idx=0)
-        for job in returns:
-            _ = job.return_value  # raises what the job did
-        if anything_to_do:
-            one = configs[0]
-            tracking.publish(one.experiment_name, Path(one.runs_dir), one.tracking)
-        return returns
-
-    def _cells(self, overrides: list[Override]) -> list[list[str]]:
-        """The overrides of the cells that the arguments leave; of a sweep without cells, one empty list."""
-        if not self.cells:
-            return [[]]
-        wanted = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in self.cells[0]}
-        left = [cell for cell in self.cells if all(cell[key] in wanted[key] for key in wanted)]
-        if not left:
-            asked = " ".join(o.input_line or "" for o in overrides if o.key_or_group in wanted)
-            raise UserError(f"{asked}: the experiment has no such run; its file names those that it has")
-        return [[f"{key}={value}" for key, value in cell.items()] for cell in left]
-
-
-def _values(override: Override) -> list[Any]:
-    """What an override sets its key to, one value or several."""
-    if override.is_sweep_override():
-        return list(override.sweep_iterator(Transformer.identity))
-    return [override.value()]
+Tree = dict[str, Any]
 
 
 class StackedLauncher(Launcher):
-    """Trains the jobs of a sweep in stacks, in this process (:mod:`wn.sweep`)."""
+    """Trains the runs of all jobs together, in this process and its workers (:mod:`wn.sweep`)."""
 
     def __init__(self, members: int | None = None, workers: int | None = None) -> None:
         self.limits = {"members": members, "workers": workers}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's hand-over."""
-        self.compose = Composer(hydra_context.config_loader, config)
+        """Called by Hydra."""
+        self.loader, self.config = hydra_context.config_loader, config
+        self.parse = functools.cache(OverridesParser.create(config_loader=self.loader).parse_override)
+        self.tree = functools.cache(self._tree)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Train all jobs; each returns what :func:`wn.run.conclude` makes of its record."""
+        """Train the runs of all jobs; each job returns what :func:`summary` makes of its records.
+
+        Raises:
+            UserError: one of them is no configuration, or cannot be trained here; nothing is trained.
+        """
         for name, limit in self.limits.items():
             if limit is not None and not (isinstance(limit, int) and limit > 0):
                 raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
-        records = train_sweep([self.compose(overrides) for overrides in job_overrides], **self.limits)
+        jobs = [self._configs(overrides) for overrides in job_overrides]
+        records = iter(train_sweep([config for job in jobs for config in job], **self.limits))
         returns = []
-        for overrides, record in zip(job_overrides, records, strict=True):
-            job = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        for overrides, job in zip(job_overrides, jobs, strict=True):
+            done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
             try:
-                job.return_value = conclude(record)
+                done.return_value = summary([conclude(next(records)) for _ in job])
             except Exception as error:
-                job.status, job.return_value = JobStatus.FAILED, error
-            returns.append(job)
+                done.status, done.return_value = JobStatus.FAILED, error
+            returns.append(done)
         return returns
+
+    def _configs(self, texts: Sequence[str]) -> list[Config]:
+        """A job's runs.
+
+        Hydra composes each choice of presets once, which takes it a tenth of a second. Plain numbers, of
+        which a sweep has hundreds, are then set on that tree as they are.
+        """
+        overrides = [self.parse(text) for text in texts]
+        plain = {text for text, override in zip(texts, overrides, strict=True) if _sets_a_number(override)}
+        tree, choices = self.tree(tuple(text for text in texts if text not in plain))
+        tree = OmegaConf.to_container(OmegaConf.create(tree))  # type: ignore[assignment]
+        for text in texts:
+            if text in plain:
+                override = self.parse(text)
+                set_value(tree, override.key_or_group, override.value())
+        return expand(tree, choices.get("experiment"), overrides)
+
+    def _tree(self, texts: tuple[str, ...]) -> tuple[Tree, Tree]:
+        whole = self.loader.load_sweep_config(self.config, list(texts))
+        return plain_tree(whole), dict(whole.hydra.runtime.choices)
+
+
+def _sets_a_number(override: Override) -> bool:
+    """Whether an override only gives an existing field a number."""
+    changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
+    return not changes_keys and type(override.value()) in (int, float)
+
+
+def plain_tree(tree: DictConfig) -> Tree:
+    """What Hydra composed as plain data, without Hydra's own part."""
+    masked = OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
+    plain: Any = OmegaConf.to_container(masked, resolve=True)
+    return dict(plain)
+
+
+def expand(tree: Tree, experiment: str | None, overrides: Sequence[Override]) -> list[Config]:
+    """The runs that a composed tree stands for: itself, or those of the experiment that was chosen.
+
+    Args:
+        tree: what Hydra composed.
+        experiment: the experiment's name; None for none.
+        overrides: of the command line.
+
+    Raises:
+        UserError: the tree is no configuration; or an override is at odds with the experiment: it asks for
+            runs that it has not, or would train runs that no table of it shows.
+    """
+    composed = parse(tree)
+    if experiment is None:
+        return [composed]
+    plan = experiments.load(experiment)
+    wanted, settings = {}, {}
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        if key in plan.axes:
+            wanted[key] = (value, override.input_line)
+        elif decides(key) and key != "experiment":
+            if composed.experiment_name == experiment:
+                raise UserError(
+                    f"{override.input_line}: experiment {experiment} fixes its numbers; for one of your own add "
+                    f"experiment_name=NAME, or copy experiments/{experiment}.yaml and change the copy"
+                )
+            settings[key] = value
+    runs = plan.runs({**settings, "experiment_name": composed.experiment_name})
+    chosen = [run for run in runs if all(run.cell[key] == value for key, (value, _) in wanted.items())]
+    if not chosen:
+        asked = " ".join(str(text) for _, text in wanted.values())
+        raise UserError(f"{asked}: the experiment has no such run; its file names those that it has")
+    return [run.config.placed_as(composed) for run in chosen]
+
+
+def summary(losses: Sequence[float]) -> float:
+    """What a sweeper may minimise: the mean of the runs' final validation losses."""
+    return math.fsum(losses) / len(losses)

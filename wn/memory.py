@@ -59,8 +59,8 @@ def bytes_per_member(config: Config, dataset: Dataset, device: torch.device) -> 
     It is that of the shortest run there is (initialisation, steps, probes, evaluation), with two members.
     All that a stack allocates has the members along an axis, so its memory is proportional to their number.
     """
-    one_batch = max(1, BATCH // config.trainer.importance_samples)
-    shortest = {"epochs": 1, "compile": False, "test_every": 0, "importance_images": one_batch}
+    one_batch = max(1, BATCH // config.trainer.iwae_samples)
+    shortest = {"epochs": 1, "compile": False, "test_every": 0, "iwae_images": one_batch}
     settings = config.trainer.model_copy(update=shortest)
     pair = [config.model_copy(update={"trainer": settings})] * 2
     images = max(settings.batch_size, settings.init_batch_size if config.norm.init == "data" else 0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from wn.config import VAE, Model
+from wn.config import Model, VAEConfig
 
 
 class Objective(NamedTuple):
@@ -24,7 +24,7 @@ class Objective(NamedTuple):
 
 def objective_of(model: Model) -> Objective:
     """What a model of this kind is trained for."""
-    return BOUND if isinstance(model, VAE) else CLASSIFICATION
+    return BOUND if isinstance(model, VAEConfig) else CLASSIFICATION
 
 
 def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wn.config import Optim
+from wn.config import OptimConfig
 
 Tensors = dict[str, Tensor]
 
-HYPERPARAMETERS = ("lr", "momentum", "beta2", "eps", "weight_decay")
+CONSTANTS = ("beta2", "eps", "weight_decay")
+SCHEDULED = ("lr", "lr_gain", "lr_bias", "momentum")
+RATES = {"g": "lr_gain", "bias": "lr_bias"}
+"""Kinds of parameters whose learning rate need not be that of the weights."""
 
 
 class Optimizer:
@@ -26,29 +29,37 @@ class Optimizer:
         configs: one per member; they agree on ``name``, ``schedule``, ``decay_from`` and
             ``eps_inside_root``.
         params: tensors ``[members, ...]``, float32 or float64.
-        decayed: names of those that weight decay applies to.
+        kinds: name to ``weight``, ``g``, ``bias`` or ``other`` (:func:`wn.norm.parameter_groups`). Weight
+            decay applies to weights; gains and biases may have learning rates of their own.
 
     Attributes:
-        hyper: ``lr, momentum, beta2, eps, weight_decay``, each ``[members]``, on the device.
+        hyper: ``lr, lr_gain, lr_bias, momentum, beta2, eps, weight_decay``, each ``[members]``, on the device.
         lr: the present learning rates, as numbers.
         state: the moments, shaped as the parameters, and ``steps``, a scalar.
     """
 
-    def __init__(self, configs: Sequence[Optim], params: Tensors, decayed: set[str]) -> None:
-        self.configs, self.params = list(configs), params
+    def __init__(self, configs: Sequence[OptimConfig], params: Tensors, kinds: dict[str, str]) -> None:
+        self.configs, self.params, self.kinds = list(configs), params, kinds
         self.rule, moments = RULES[configs[0].name]
-        self.decayed = decayed if any(c.weight_decay for c in configs) else set()
+        self.decays = any(c.weight_decay for c in configs)
         some = next(iter(params.values()))
-        self.lr = [c.lr for c in configs]
-        self.hyper = {name: some.new_tensor([getattr(c, name) for c in configs]) for name in HYPERPARAMETERS}
+        self.hyper = {name: some.new_tensor([getattr(c, name) for c in configs]) for name in CONSTANTS}
+        self.hyper |= {name: some.new_zeros(len(self.configs)) for name in SCHEDULED}
+        self._set([1.0] * len(self.configs), [c.momentum for c in self.configs])
         self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(moments) for k, p in params.items()}
         self.state["steps"] = some.new_zeros(())
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Set learning rate and momentum for an epoch, counted from 0, as the schedule says."""
-        pairs = [scheduled(c, epoch, epochs) for c in self.configs]
-        self.lr = [lr for lr, _ in pairs]
-        for name, numbers in (("lr", self.lr), ("momentum", [momentum for _, momentum in pairs])):
+        """Set learning rates and momentum for an epoch, counted from 0, as the schedule says."""
+        self._set(*zip(*(scheduled(c, epoch, epochs) for c in self.configs), strict=True))
+
+    def _set(self, factors: Sequence[float], momenta: Sequence[float]) -> None:
+        rates = {
+            name: [(getattr(c, name) or c.lr) * f for c, f in zip(self.configs, factors, strict=True)]
+            for name in ("lr", "lr_gain", "lr_bias")
+        }
+        self.lr = rates["lr"]
+        for name, numbers in {**rates, "momentum": momenta}.items():
             self.hyper[name].copy_(self.hyper[name].new_tensor(numbers))
 
     @torch.no_grad()
@@ -56,35 +67,39 @@ class Optimizer:
         """One update; ``grads`` as the parameters. Weight decay adds ``weight_decay * p`` to a gradient."""
         self.state["steps"].add_(1)
         for name, p in self.params.items():
+            kind = self.kinds.get(name, "other")
             hyper = {k: h.view([-1] + [1] * (p.dim() - 1)) for k, h in self.hyper.items()}
+            hyper["lr"] = hyper[RATES.get(kind, "lr")]
             grad = grads[name]
-            if name in self.decayed:
+            if kind == "weight" and self.decays:
                 grad = grad + hyper["weight_decay"] * p
             moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
             self.rule(self.configs[0], p, grad, moments, self.state["steps"], hyper)
 
 
-def scheduled(config: Optim, epoch: int, epochs: int) -> tuple[float, float]:
-    """Learning rate and momentum in an epoch, counted from 0.
+def scheduled(config: OptimConfig, epoch: int, epochs: int) -> tuple[float, float]:
+    """Factor of the learning rates, and momentum, in an epoch counted from 0.
 
-    ``constant_then_linear`` (section 5.1): constant for the first ``decay_from`` of the epochs, then
-    ``lr * (epochs - epoch) / (epochs - start)``, so that the last epoch still learns, with momentum
+    ``constant_then_linear`` (section 5.1): 1 for the first ``decay_from`` of the epochs, then
+    ``(epochs - epoch) / (epochs - start)``, so that the last epoch still learns, with momentum
     ``late_momentum``.
 
-    >>> scheduled(Optim(lr=1.0, schedule="constant_then_linear", late_momentum=0.5), 199, 200)
+    >>> scheduled(OptimConfig(schedule="constant_then_linear", late_momentum=0.5), 199, 200)
     (0.01, 0.5)
     """
     start = round(config.decay_from * epochs)
     if config.schedule == "constant" or epoch < start:
-        return config.lr, config.momentum
+        return 1.0, config.momentum
     late = config.momentum if config.late_momentum is None else config.late_momentum
-    return config.lr * (epochs - epoch) / (epochs - start), late
+    return (epochs - epoch) / (epochs - start), late
 
 
-Rule = Callable[[Optim, Tensor, Tensor, list[Tensor], Tensor, Tensors], None]
+Rule = Callable[[OptimConfig, Tensor, Tensor, list[Tensor], Tensor, Tensors], None]
 
 
-def sgd(config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors) -> None:
+def sgd(
+    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
+) -> None:
     """``m <- momentum m + grad;  p <- p - lr m``, as ``torch.optim.SGD``."""
     (m,) = moments
     m.mul_(hyper["momentum"]).add_(grad)
@@ -92,7 +107,7 @@ def sgd(config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Te
 
 
 def adam(
-    config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
+    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
 ) -> None:
     """Adam with momentum as beta1: ``p <- p - lr m' / (sqrt(v') + eps)``, as ``torch.optim.Adam``.
 
@@ -113,7 +128,7 @@ def adam(
 
 
 def adamax(
-    config: Optim, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
+    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
 ) -> None:
     """``u <- max(beta2 u, |grad| + eps);  p <- p - lr m / ((1 - beta1^t) u)``, as ``torch.optim.Adamax``."""
     m, u = moments
@@ -126,34 +141,34 @@ RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adama
 """Name to rule and its number of moments."""
 
 
-class Average:
-    """Exponential moving average of a stack's tensors, without the weight of where they began.
+class EMA:
+    """Exponential moving average of a stack's tensors, bias-corrected.
 
-    With decay d the average after t steps is ``sum d^(t-i) x_i / sum d^(t-i)`` over the steps i = 1 ... t.
+    With decay d it is after t steps ``sum d^(t-i) x_i / sum d^(t-i)`` over the steps i = 1 ... t.
 
     Args:
         tensors: ``[members, ...]`` each, of a floating type.
         decay: d, the same for all members.
 
     Attributes:
-        state: the numerators, by name, and ``mass``, the denominator; scaled by 1 - d.
+        state: the numerators, by name, and ``total weight``, the denominator; scaled by 1 - d.
     """
 
     def __init__(self, tensors: Tensors, decay: float) -> None:
         self.decay = decay
         self.state = {name: torch.zeros_like(t) for name, t in tensors.items()}
-        self.state["mass"] = next(iter(tensors.values())).new_zeros(())
+        self.state["total weight"] = next(iter(tensors.values())).new_zeros(())
 
     @torch.no_grad()
     def step(self, tensors: Tensors) -> None:
         """Take in what the tensors are after a step; others than those of the beginning are not read."""
         for name, total in self.state.items():
-            newest = tensors[name].detach() if name != "mass" else torch.ones_like(total)
+            newest = tensors[name].detach() if name != "total weight" else torch.ones_like(total)
             total.mul_(self.decay).add_(newest, alpha=1 - self.decay)
 
     def values(self) -> Tensors:
         """The average; nothing before the first step."""
-        mass = self.state["mass"]
-        if not mass:
+        weight = self.state["total weight"]
+        if not weight:
             return {}
-        return {name: total / mass for name, total in self.state.items() if name != "mass"}
+        return {name: total / weight for name, total in self.state.items() if name != "total weight"}

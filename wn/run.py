@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from wn import data, memory, models, records, tracking
 from wn.checkpoints import Checkpoints
-from wn.config import VAE, Config, Data
+from wn.config import Config, DataConfig, VAEConfig
 from wn.objectives import Objective, objective_of
 from wn.records import Record, Row
 from wn.stops import Stopped, Watch
@@ -105,7 +105,9 @@ def prepare(config: Config) -> tuple[torch.device, data.Dataset]:
     device = pick_device(config.trainer.device)
     _be_deterministic(config.trainer.deterministic)
     round_products(config.trainer.precision == "tf32")
-    dataset = _load(config.data, device, DTYPES[config.trainer.precision], isinstance(config.model, VAE))
+    dataset = _load(
+        config.data, device, DTYPES[config.trainer.precision], isinstance(config.model, VAEConfig)
+    )
     models.check(config.model, dataset.shape)
     steps_per_epoch(config, dataset)
     return device, dataset
@@ -312,6 +314,6 @@ def device_name(device: torch.device) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(config: Data, device: torch.device, dtype: torch.dtype, unit: bool) -> data.Dataset:
+def _load(config: DataConfig, device: torch.device, dtype: torch.dtype, unit: bool) -> data.Dataset:
     """The data, once for all the stacks of a sweep."""
     return data.load(config, device, dtype, unit)

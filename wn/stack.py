@@ -70,7 +70,7 @@ class Stack:
         return tree_map(lambda t: t.unsqueeze(0), result)
 
     def train(self, mode: bool = True) -> Stack:
-        """Set training or evaluation mode. What evaluation draws (:class:`wn.noise.Sampler`) begins anew."""
+        """Set training or evaluation mode. What evaluation draws (:class:`wn.models.noise.Sampler`) begins anew."""
         self.template.train(mode)
         for name, buffer in self.buffers.items():
             if name.endswith("evaluations"):

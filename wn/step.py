@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from wn.data import Split
 from wn.objectives import Objective
-from wn.optim import Average, Optimizer
+from wn.optim import EMA, Optimizer
 from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
@@ -47,7 +47,7 @@ class Step:
         self,
         stack: Stack,
         optimizer: Optimizer,
-        average: Average | None,
+        average: EMA | None,
         objective: Objective,
         train: Split,
         totals: Tensor,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from wn import experiments, report
-from wn.config import Tracking, UserError, nearest
+from wn.config import TrackingConfig, UserError, nearest
 from wn.records import Record, Row, read_experiment, write_atomically
 
 log = logging.getLogger("wn.tracking")
@@ -78,7 +78,7 @@ class Live:
         state: ``online`` or ``offline``, where the finished copy is; None until then.
     """
 
-    def __init__(self, record: Record, tracking: Tracking, link: _Link) -> None:
+    def __init__(self, record: Record, tracking: TrackingConfig, link: _Link) -> None:
         self.state: str | None = None
         self._link = link
         self._run = link.begin(tracking, record.folder.parent, **_identity(record.content))
@@ -120,7 +120,7 @@ class Live:
         self._run = None
 
 
-def open_live(record: Record, tracking: Tracking) -> Live:
+def open_live(record: Record, tracking: TrackingConfig) -> Live:
     """The copy of a run that is about to train or to go on; its record has begun."""
     live = Live(record, tracking, _link(tracking.mode))
     if live.url:
@@ -128,7 +128,7 @@ def open_live(record: Record, tracking: Tracking) -> Live:
     return live
 
 
-def mirror_all(records: Iterable[Record], tracking: Tracking) -> None:
+def mirror_all(records: Iterable[Record], tracking: TrackingConfig) -> None:
     """Copy records whole, in bulk: offline in about 0.05 seconds each."""
     _send([(record, tracking) for record in records], _link(tracking.mode))
 
@@ -137,7 +137,7 @@ def summarise(
     experiment: str,
     curves: Sequence[Row],
     figures: Iterable[Path],
-    tracking: Tracking,
+    tracking: TrackingConfig,
     runs_dir: Path,
     axes: tuple[str, str, str] = ("lr", "error", "norm"),
 ) -> None:
@@ -164,7 +164,7 @@ def summarise(
         link.step_down("offline" if run.offline else "online", error)
 
 
-def publish(experiment: str, runs_dir: Path, tracking: Tracking) -> None:
+def publish(experiment: str, runs_dir: Path, tracking: TrackingConfig) -> None:
     """Send the summary run of an experiment, made from its records; a name of no experiment has none."""
     if tracking.mode != "disabled" and experiment in experiments.names():
         built = report.build(experiment, runs_dir, runs_dir / experiment / "report")
@@ -205,7 +205,7 @@ class _Link:
         self._below = below or {"online": "offline", "offline": "disabled"}
         self._lock = threading.Lock()
 
-    def begin(self, tracking: Tracking, folder: Path, **identity: Any) -> Any:
+    def begin(self, tracking: TrackingConfig, folder: Path, **identity: Any) -> Any:
         """A W&B run with its files in ``folder/wandb``; None where W&B cannot start."""
         while (mode := self.mode) != "disabled":
             try:
@@ -274,10 +274,10 @@ def _wandb() -> Any:
     return wandb
 
 
-def _send(pairs: Sequence[tuple[Record, Tracking]], link: _Link) -> int:
+def _send(pairs: Sequence[tuple[Record, TrackingConfig]], link: _Link) -> int:
     """Copy records to where they belong; how many copies are finished."""
 
-    def send(pair: tuple[Record, Tracking]) -> bool:
+    def send(pair: tuple[Record, TrackingConfig]) -> bool:
         live = Live(*pair, link)
         live.finish(pair[0])
         return live.state is not None
@@ -296,8 +296,8 @@ def _state(record: Record) -> str | None:
         return None
 
 
-def _tracking_of(record: Record) -> Tracking:
-    return Tracking.model_validate({**record.content["config"]["tracking"], "mode": "online"})
+def _tracking_of(record: Record) -> TrackingConfig:
+    return TrackingConfig.model_validate({**record.content["config"]["tracking"], "mode": "online"})
 
 
 def _identity(content: Row) -> Row:

@@ -12,13 +12,17 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments
-from wn.config import UserError, explain_key, nearest
-from wn.launcher import config_of
+from wn.config import Config, UserError, explain_key, nearest
+from wn.config.compose import CONFIGS
+from wn.config.models import MODELS
+from wn.launcher import expand, plain_tree, summary
 from wn.run import RunFailed, conclude
 from wn.stops import Stopped, termination
 from wn.sweep import train_sweep
@@ -27,14 +31,17 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user asked, in Hydra's own way, to see where an error came from."""
 
 
-@hydra.main(version_base="1.3", config_path=str(experiments.CONFIGS), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> float:
-    """Train one run; the validation loss that it ends with is what a sweeper may minimise."""
+    """Train a run, or an experiment; the validation loss that it ends with is what a sweeper may minimise."""
+    chosen = HydraConfig.get()
     try:
-        (record,) = train_sweep([config_of(tree)])
+        overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
+        configs = expand(plain_tree(tree), chosen.runtime.choices.get("experiment"), overrides)
+        records = train_sweep(configs)
     except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
-    return conclude(record)
+    return summary([conclude(record) for record in records])
 
 
 def main() -> int:
@@ -47,7 +54,7 @@ def main() -> int:
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
     try:
-        offer_experiments()
+        register()
         with termination():
             job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -68,26 +75,30 @@ def main() -> int:
     return 0
 
 
-def offer_experiments() -> None:
-    """Make each file of ``experiments/`` an option of Hydra's group ``experiment``: a sweep over its runs."""
+def register() -> None:
+    """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a choice of presets."""
+    store = ConfigStore.instance()
+    store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model"}))
+    for model in MODELS:
+        node = model().model_dump(mode="json")
+        store.store(group="model", name=f"_{node['name']}", node=node)
     for name in experiments.names():
         try:
-            experiment = experiments.load(name)
+            fixed = experiments.load(name).fixed
         except UserError:
             if any(word.endswith(f"experiment={name}") for word in sys.argv):
                 raise
             continue  # a broken file stops those alone who ask for it
-        grid = {key: ",".join(map(str, values)) for key, values in experiment.grid.items()}
-        sweeper: dict[str, Any] = {"params": {**experiment.fixed, **grid}}
-        if experiment.rows:
-            sweeper["cells"] = experiment.cells()
-        groups = {"hydra/launcher": "stacked", **{k: v for k, v in experiment.fixed.items() if "." not in k}}
-        node = {  # the groups as well: Hydra takes no field on the command line that its presets lack
-            "defaults": [{f"override /{group}": preset} for group, preset in groups.items()],
-            "experiment_name": name,
-            "hydra": {"mode": "MULTIRUN", "sweeper": sweeper},
-        }
-        ConfigStore.instance().store(group="experiment", name=name, node=node, package="_global_")
+        # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
+        tree: dict[str, Any] = {"experiment_name": name}
+        for key, value in fixed.items():
+            if "." in key:
+                section, field = key.split(".")
+                tree.setdefault(section, {})[field] = value
+        presets = [{f"override /{key}": value} for key, value in fixed.items() if "." not in key]
+        store.store(
+            group="experiment", name=name, node={"defaults": [*presets, "_self_"], **tree}, package="_global_"
+        )
 
 
 EXPLANATIONS = {
@@ -114,7 +125,8 @@ def explain(error: Exception) -> str:
     """An error in one line: what is wrong, and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group}={name}: no such preset{nearest(name, list(error.options or []))}"
+        known = [option for option in error.options or [] if not option.startswith("_")]
+        return f"{group}={name}: no such preset{nearest(name, known)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not well formed; write KEY=VALUE, as in norm=none 'model.widths=[64,64]'"
     text = " ".join(str(error).split())  # Hydra breaks its lines

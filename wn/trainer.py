@@ -16,11 +16,11 @@ from torch import Tensor
 
 from wn import evaluation, probes
 from wn.config import Config, UserError
-from wn.convert import parameter_groups
 from wn.data import Dataset, Split, permutation
 from wn.models import build
+from wn.norm import parameter_groups
 from wn.objectives import BOUND, objective_of
-from wn.optim import Average, Optimizer
+from wn.optim import EMA, Optimizer
 from wn.stack import Stack
 from wn.step import Step
 
@@ -128,13 +128,14 @@ class Trainer:
         return model.to(self.device, DTYPES[config.trainer.precision])
 
     def _build_optimizer(self) -> Optimizer:
-        weights = set(map(id, parameter_groups(self.stack.template)["weight"]))
-        decayed = {name for name, p in self.stack.template.named_parameters() if id(p) in weights}
-        return Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, decayed)
+        groups = parameter_groups(self.stack.template)
+        kind_of = {id(p): kind for kind, params in groups.items() for p in params}
+        kinds = {name: kind_of[id(p)] for name, p in self.stack.template.named_parameters()}
+        return Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, kinds)
 
-    def _build_average(self) -> Average | None:
-        steps = self.config.optim.average_epochs * self.steps_per_epoch
-        return Average(self._averaged(), max(0.0, 1 - 1 / steps)) if steps else None
+    def _build_average(self) -> EMA | None:
+        steps = self.config.optim.ema_epochs * self.steps_per_epoch
+        return EMA(self._averaged(), max(0.0, 1 - 1 / steps)) if steps else None
 
     def _averaged(self) -> dict[str, Tensor]:
         """What is averaged: parameters, and the averages of statistics that are evaluated with them."""
@@ -284,8 +285,8 @@ class Trainer:
         stack, settings = self._evaluated(), self.config.trainer
         drawn: dict[str, Tensor] = {}
         if self.objective is BOUND:
-            x = self.data.test.x[: settings.importance_images]
-            bounds = evaluation.importance_bounds(stack, x, settings.importance_samples, self.autocast)
+            x = self.data.test.x[: settings.iwae_images]
+            bounds = evaluation.iwae_bounds(stack, x, settings.iwae_samples, self.autocast)
             columns["test_nll"] = [-bound for bound in bounds]
             if settings.images:
                 drawn = evaluation.pictures(stack, self.data.test.x[: settings.images], self.autocast)

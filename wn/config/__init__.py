@@ -1,94 +1,99 @@
 """Typed configuration: what a run is, checked before anything is loaded or trained.
 
-Hydra composes ``configs/`` into a plain dictionary and :func:`parse` turns that into a
-:class:`Config`. A key that nobody reads and a value out of range are errors of one line. This
-module imports no torch and no Hydra, so the report can read configurations too.
+Hydra, or :func:`wn.config.compose.compose`, makes a plain dictionary of presets and overrides, and
+:func:`parse` turns it into a :class:`Config`. This package imports no torch and no Hydra, so the report
+can read configurations too. **The defaults are here and nowhere else**; a preset says what differs.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
 import pydantic
 
-from wn.config.models import MLP as MLP
-from wn.config.models import MLPVAE as MLPVAE
-from wn.config.models import VAE as VAE
-from wn.config.models import ConvNet as ConvNet
-from wn.config.models import ConvVAE as ConvVAE
-from wn.config.models import Draw as Draw
+from wn import presets
+from wn.config import errors
+from wn.config.errors import UserError as UserError
+from wn.config.errors import nearest as nearest
+from wn.config.models import ConvNetConfig as ConvNetConfig
+from wn.config.models import ConvVAEConfig as ConvVAEConfig
+from wn.config.models import MLPConfig as MLPConfig
+from wn.config.models import MLPVAEConfig as MLPVAEConfig
 from wn.config.models import Model as Model
-from wn.config.models import Probability, Section
-from wn.config.models import ResNetVAE as ResNetVAE
+from wn.config.models import ResNetVAEConfig as ResNetVAEConfig
+from wn.config.models import Section
+from wn.config.models import VAEConfig as VAEConfig
+from wn.config.models import WeightInit as WeightInit
 
-SCHEMA = 1
-"""Version of what a configuration means. Raise it when the same keys lead to other numbers."""
+SCHEMA = 2
+"""Version of what a configuration means. Raise it when the same settings lead to other numbers, and when a
+default changes: a field at its default is no part of a run's identity."""
 
 
-class UserError(Exception):
-    """Something the user can mend; its text is the one line that the user is shown."""
+class NormConfig(Section):
+    """Independent choices: ``w = gain * direction(v)``, statistics of the batch, initialisation."""
 
-
-class Norm(Section):
-    """Three independent choices; a preset of the group ``norm`` is a named combination."""
-
-    weight: Literal["plain", "scaled", "weight_norm"] = "plain"
-    stats: Literal["none", "batch", "mean_only"] = "none"
+    direction: Literal["plain", "row"] = "plain"
+    """The weight as it is, or each output unit's v/||v|| (equation 2)."""
+    gain: Literal["none", "free", "fixed"] = "none"
+    """Per output unit: none, trained, or left where the initialisation puts it. With batch statistics it
+    acts after them (gamma)."""
+    hold: Literal["free"] = "free"
+    """What may happen to ||v||: it is free to grow."""
+    statistics: Literal["none", "batch", "mean_only"] = "none"
+    """What is taken from the batch: nothing, mean and variance, or the mean alone (section 4)."""
     init: Literal["default", "data"] = "default"
+    """Gains and biases as drawn, or from one batch of data (section 3)."""
     eps: pydantic.PositiveFloat = 1e-6
     """Added to the variance inside the root (batch statistics)."""
     momentum: float = pydantic.Field(default=0.1, gt=0, le=1)
     """Share of the newest batch in the running averages."""
     correction: Literal["images", "samples"] = "images"
-    """The n of the running variance's n/(n-1): images (the authors) or images x places (torch)."""
+    """The n of the running variance's n/(n-1): images (the authors) or images x positions (torch)."""
+
+    @pydantic.model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.gain == "none" and self.direction == "row":
+            raise ValueError("direction=row fixes ||w||: add norm.gain=free, or fixed")
+        if self.gain == "none" and self.statistics == "batch":
+            raise ValueError("statistics=batch fixes the output's variance: add norm.gain=free, or fixed")
+        return self
 
     @property
     def label(self) -> str:
-        """The preset's name, or the three choices joined where no preset has them."""
-        choices = (self.weight, self.stats, self.init)
-        return PRESETS.get(choices, "+".join(choices))
+        """The preset's name, or the choices joined where no preset has them."""
+        return presets.label({key: getattr(self, key) for key in presets.DEFAULTS})
 
 
-PRESETS = {
-    ("plain", "none", "default"): "none",
-    ("plain", "none", "data"): "none_init",
-    ("plain", "batch", "default"): "batch_norm",
-    ("scaled", "none", "data"): "scaled_init",
-    ("weight_norm", "none", "default"): "weight_norm",
-    ("weight_norm", "none", "data"): "weight_norm_init",
-    ("plain", "mean_only", "default"): "mean_only_bn",
-    ("plain", "mean_only", "data"): "mean_only_bn_init",
-    ("weight_norm", "mean_only", "default"): "weight_norm_mean_only_bn",
-    ("weight_norm", "mean_only", "data"): "weight_norm_mean_only_bn_init",
-}
-
-
-class Data(Section):
+class DataConfig(Section):
     """A data set, how much of it is trained on, and how it is scaled."""
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
     root: str | None = None
-    """Folder with the files; where it is decides no number, so it is no part of a run's identity."""
+    """Folder with the files; null is data/."""
     download: bool = True
     train_fraction: float = pydantic.Field(default=1.0, gt=0, le=1)
-    """Share of the training images that are used at all, stratified by label: for small experiments."""
+    """Share of the training images that is used at all, stratified by label: for small experiments."""
     valid_fraction: float = pydantic.Field(default=0.2, ge=0, lt=1)
     """Share of these held out, stratified by label, to choose a learning rate on."""
     whiten: bool = False
     """ZCA whitening as in the authors' code (wn/data/whitening.py) instead of one mean and one scale."""
     binarize: bool = False
-    """Each pixel drawn black or white once, with its grey level as probability, the same in every run."""
+    """Static binarisation: each pixel drawn once, with its grey level as probability, for all runs."""
 
 
-class Optim(Section):
+class OptimConfig(Section):
     """Update rule and schedule."""
 
     name: Literal["sgd", "adam", "adamax"] = "sgd"
-    lr: pydantic.PositiveFloat = 0.01
-    momentum: float = Probability
+    lr: pydantic.PositiveFloat = 0.1
+    lr_gain: pydantic.PositiveFloat | None = None
+    """Learning rate of gains (g, and gamma of batch statistics); null: that of the weights."""
+    lr_bias: pydantic.PositiveFloat | None = None
+    """Learning rate of biases; null: that of the weights."""
+    momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
     """SGD's momentum; beta1 of Adam and Adamax."""
     beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
     eps: pydantic.PositiveFloat = 1e-8
@@ -101,11 +106,11 @@ class Optim(Section):
     """constant_then_linear: share of the epochs after which the learning rate falls linearly to zero."""
     late_momentum: float | None = pydantic.Field(default=None, ge=0, lt=1)
     """constant_then_linear: momentum from that epoch on; null keeps it."""
-    average_epochs: float = pydantic.Field(default=0.0, ge=0)
-    """Time constant of the exponential moving average of the parameters that is evaluated; 0 has none."""
+    ema_epochs: float = pydantic.Field(default=0.0, ge=0)
+    """Time constant, in epochs, of the EMA of the parameters that is evaluated; 0: no EMA."""
 
 
-class Trainer(Section):
+class TrainerConfig(Section):
     """The loop: how long, how large a batch, at which precision, and where."""
 
     epochs: pydantic.PositiveInt = 30
@@ -113,7 +118,7 @@ class Trainer(Section):
     init_batch_size: pydantic.PositiveInt = 500
     """Images of the data-dependent initialisation."""
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
-    """tf32 rounds the factors of a GPU's products and is float32 elsewhere; bfloat16 is autocast."""
+    """tf32: TF32 matrix products on a GPU, float32 elsewhere; bfloat16: autocast."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cuda, cuda:1, mps or cpu."""
     probe_every: pydantic.PositiveInt = 10
@@ -121,25 +126,25 @@ class Trainer(Section):
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
-    """Of the whole command, all its runs together: then it stops with a checkpoint and exit status 75."""
+    """For the whole command: then it stops with a checkpoint and exit status 75."""
     test_every: pydantic.NonNegativeInt = 0
-    """Epochs between two looks at the test set, for a curve that is published so; 0 looks at the end."""
-    importance_samples: pydantic.PositiveInt = 128
-    """Of the importance-weighted bound that a VAE ends with."""
-    importance_images: pydantic.PositiveInt | None = None
-    """The first so many test images alone have that bound taken; null takes all."""
+    """Evaluate on the test set every so many epochs (0: only at the end), for plotting (figure 3)."""
+    iwae_samples: pydantic.PositiveInt = 128
+    """Importance samples of the IWAE bound that a VAE is finally evaluated with."""
+    iwae_images: pydantic.PositiveInt | None = None
+    """Test images that the IWAE bound is taken on, the first so many; null takes all."""
     images: pydantic.NonNegativeInt = 64
-    """Reconstructions, and samples, that a VAE ends with as pictures; 0 draws none."""
+    """Reconstructions, and samples, that a finished VAE leaves as pictures; 0: none."""
     deterministic: bool = False
-    """On a GPU, the same operation gives the same bits each time, which costs speed; a CPU's always do."""
+    """Deterministic algorithms on a GPU, which cost speed; a CPU's always are."""
     compile: bool = False
-    """Have torch compile the whole step: a minute at the start, and about twice the speed after it."""
+    """Compile the whole step: a minute at the start, and about twice the speed after it."""
     cuda_graph: bool = True
-    """On a GPU, replay the step as one graph."""
+    """On a GPU, capture the step as a CUDA graph."""
     progress: bool = True
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """The W&B mirror of the records."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -148,36 +153,49 @@ class Tracking(Section):
     entity: str | None = None
 
 
+DECIDING = {
+    "data": set(DataConfig.model_fields) - {"root", "download"},
+    "trainer": {"epochs", "batch_size", "init_batch_size", "precision"},
+}
+"""Of sections that decide numbers in part: the fields that do. All others only say where, and how watched."""
+
+STACKABLE = {
+    "optim": ("lr", "lr_gain", "lr_bias", "momentum", "beta2", "eps", "weight_decay", "late_momentum"),
+    "model": ("noise", "dropout"),
+}
+"""Numbers, beside the seed, in which a stack's members may differ: no shape or branch depends on them."""
+
+
 class Config(Section):
     """Everything that one run is."""
 
-    model: Model = pydantic.Field(default=MLP(), discriminator="name")
-    norm: Norm = Norm()
-    data: Data = Data()
-    optim: Optim = Optim()
-    trainer: Trainer = Trainer()
-    tracking: Tracking = Tracking()
+    model: Model = pydantic.Field(default=MLPConfig(), discriminator="name")
+    norm: NormConfig = NormConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    tracking: TrackingConfig = TrackingConfig()
     seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
     experiment_name: str = pydantic.Field(default="adhoc", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     runs_dir: str = pydantic.Field(default="runs", min_length=1)
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
-    def _name_the_model(cls, model: Any) -> Any:
+    def _default_model(cls, model: Any) -> Any:
         """Settings without a name are the default model's."""
-        return {"name": MLP().name, **model} if isinstance(model, dict) else model
+        return {"name": MLPConfig().name, **model} if isinstance(model, dict) else model
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, as plain data: not where the run happened, nor who watched it."""
-        whole = self.model_dump(mode="json")
-        for section, settings in LATER.items():
-            kept = {k: v for k, v in whole[section].items() if k not in settings or v != settings[k]}
-            whole[section] = kept
-        data = {k: v for k, v in whole["data"].items() if k not in ("root", "download")}
-        deciding = ("epochs", "batch_size", "init_batch_size", "precision")
-        trainer = {k: whole["trainer"][k] for k in deciding}
-        sections = {k: whole[k] for k in ("model", "norm", "optim", "seed")}
-        return {"schema": SCHEMA, **sections, "data": data, "trainer": trainer}
+        """What decides the numbers, as plain data, without the fields that are at their defaults.
+
+        So a field can be added later and no run changes its identity.
+        """
+        whole = self.model_dump(mode="json", exclude_defaults=True)
+        sections: dict[str, Any] = {name: whole.get(name, {}) for name in ("model", "norm", "optim")}
+        sections["model"]["name"] = self.model.name  # each architecture's own default
+        for name, deciding in DECIDING.items():
+            sections[name] = {k: v for k, v in whole.get(name, {}).items() if k in deciding}
+        return {"schema": SCHEMA, "seed": self.seed, **{k: v for k, v in sections.items() if v}}
 
     @property
     def run_id(self) -> str:
@@ -189,29 +207,38 @@ class Config(Section):
     def stack_key(self) -> str:
         """Equal for runs that can train as one stack: those that differ in :data:`STACKABLE` alone.
 
-        Noise may differ among those that have any: without it there is no layer for it.
+        A stack has noise layers or it has none, so zero and positive noise do not mix.
         """
         whole = self.model_dump(mode="json")
         for section, keys in STACKABLE.items():
             for key in keys:
-                value = whole[section].pop(key, 0.0)
-                whole[section][f"any {key}"] = section == "model" and value > 0
+                value = whole[section].pop(key, None)
+                if section == "model":
+                    whole[section][f"any {key}"] = bool(value)
         del whole["seed"]
         return json.dumps(whole, sort_keys=True)
 
+    def placed_as(self, other: Config) -> Config:
+        """This run with all that is no part of the identity taken from another: device, folders, tracking."""
+        sections = {}
+        for name, deciding in DECIDING.items():
+            own, others = getattr(self, name), getattr(other, name)
+            kept = {field: getattr(own, field) for field in deciding}
+            sections[name] = others.model_copy(update=kept)
+        places = {key: getattr(other, key) for key in ("tracking", "experiment_name", "runs_dir")}
+        return self.model_copy(update=sections | places)
 
-STACKABLE = {
-    "optim": ("lr", "momentum", "beta2", "eps", "weight_decay", "late_momentum"),
-    "model": ("noise", "dropout"),
-}
-"""Numbers, beside the seed, in which a stack's members may differ: no shape or branch depends on them."""
 
-LATER: dict[str, dict[str, Any]] = {
-    "data": {"train_fraction": 1.0, "whiten": False, "binarize": False},
-    "optim": {"average_epochs": 0.0},
-}
-"""Settings that came after schema 1, with the value that means what was meant before there was a choice.
-At that value they are no part of a run's identity, so that the runs of before keep theirs."""
+def decides(key: str) -> bool:
+    """Whether a group (``norm``) or dotted field (``optim.lr``) is part of a run's identity.
+
+    >>> decides("optim.lr"), decides("trainer.device"), decides("trainer.precision"), decides("tracking")
+    (True, False, True, False)
+    """
+    section, _, field = key.partition(".")
+    if section in ("tracking", "experiment_name", "runs_dir"):
+        return False
+    return not field or section not in DECIDING or field in DECIDING[section]
 
 
 def parse(tree: dict[str, Any]) -> Config:
@@ -223,63 +250,20 @@ def parse(tree: dict[str, Any]) -> Config:
     >>> parse({"optim": {"lr": 0}})
     Traceback (most recent call last):
     ...
-    wn.config.UserError: optim.lr=0: Input should be greater than 0
+    wn.config.errors.UserError: optim.lr=0: Input should be greater than 0
     """
     try:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise UserError("; ".join(map(_explain, error.errors()))) from None
-
-
-def _explain(error: Any) -> str:
-    """One of pydantic's findings in one line."""
-    section, *rest = map(str, error["loc"])
-    if section == "model":
-        rest = rest[1:]  # which model it is comes first
-    key = ".".join([section, *rest])
-    if error["type"] == "extra_forbidden":
-        return explain_key(key)
-    if error["type"] == "union_tag_invalid":
-        return f"{key}.name={error['ctx']['tag']}: should be one of {error['ctx']['expected_tags']}"
-    return f"{key}={error['input']}: {error['msg']}"
+        raise UserError(errors.explain(Config, error)) from None
 
 
 def explain_key(key: str) -> str:
-    """Why there is no such dotted key in a composed configuration, in one line.
+    """Why a dotted key cannot be set, in one line.
 
     >>> explain_key("optim.lrr")
     "optim.lrr: unknown key; did you mean 'lr'?"
     >>> explain_key("model.depth")
     'model.depth: a key of model=convnet or resnet_vae alone'
     """
-    section: Any = Config
-    for part in key.split("."):
-        fields = _fields(section)
-        if part not in fields:
-            owners = [name for name, f in Config.model_fields.items() if part in _fields(f.annotation)]
-            if section is Config and owners:
-                return f"{key}: unknown key; did you mean {' or '.join(f'{o}.{part}' for o in owners)}?"
-            return f"{key}: unknown key{nearest(part, list(fields))}"
-        models = [model for model in get_args(section) if part in _fields(model)]
-        if len(models) < len(get_args(section)):
-            return f"{key}: a key of model={' or '.join(model().name for model in models)} alone"
-        section = fields[part].annotation
-    return f"{key}: the chosen preset does not set it; to set it, write +{key}=..."
-
-
-def _fields(section: Any) -> dict[str, Any]:
-    """The fields of a section, or of all that it may be; none where it is no section but a value."""
-    fields: dict[str, Any] = dict(getattr(section, "model_fields", {}))
-    for model in get_args(section):
-        fields |= _fields(model)
-    return fields
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest known word, or the list of known words.
-
-    >>> nearest("sede", ["seed", "norm"])
-    "; did you mean 'seed'?"
-    """
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"
+    return errors.explain_key(Config, key)

@@ -1,4 +1,4 @@
-"""The architectures that there are, and what can be chosen of each."""
+"""The architectures, and what can be chosen of each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Probability = pydantic.Field(default=0.0, ge=0, lt=1)
-
-Draw = Literal["he", "paper", "glorot"]
-"""Law of the initial weights: He's normal(0, sqrt(2/fan_in)), the paper's normal(0, 0.05), or Glorot's
-uniform of variance 2/(fan_in + fan_out), which the authors' code leaves the plain weights at."""
+WeightInit = Literal["he", "paper", "glorot"]
+"""Scheme of the initial weights: He's normal(0, sqrt(2/fan_in)), the paper's normal(0, 0.05) (section 3), or
+Glorot's uniform of variance 2/(fan_in + fan_out), where the authors' code leaves its plain weights."""
 
 Widths = tuple[pydantic.PositiveInt, ...]
 SomeWidths = Annotated[Widths, pydantic.Field(min_length=1)]
 
 
-class MLP(Section):
+class MLPConfig(Section):
     """A multilayer perceptron; ``widths`` are its hidden layers."""
 
     name: Literal["mlp"] = "mlp"
@@ -31,12 +29,12 @@ class MLP(Section):
     activation: Literal["relu", "leaky_relu", "elu", "tanh"] = "relu"
     noise: float = pydantic.Field(default=0.0, ge=0)
     """Standard deviation of the Gaussian noise on the input."""
-    dropout: float = Probability
+    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Probability of dropping a hidden activation."""
-    draw: Draw = "he"
+    weight_init: WeightInit = "he"
 
 
-class ConvNet(Section):
+class ConvNetConfig(Section):
     """The network of section 5.1: three blocks of convolutions, the last of which ends 1x1."""
 
     name: Literal["convnet"] = "convnet"
@@ -48,59 +46,60 @@ class ConvNet(Section):
     """Standard deviation of the Gaussian noise on the input."""
     dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
     """Probability of dropping an activation after each pooling."""
-    draw: Draw = "paper"
+    weight_init: WeightInit = "paper"
 
 
-class VAE(Section):
-    """What all variational autoencoders have."""
+class VAEConfig(Section):
+    """What all variational autoencoders share."""
 
     likelihood: Literal["bernoulli", "logistic"] = "bernoulli"
-    """Of black and white pixels, drawn anew at each look, or of bytes (the discretised logistic)."""
+    """Bernoulli for binary pixels, redrawn for every batch; or the discretised logistic for bytes."""
     posterior: Literal["diagonal", "iaf"] = "iaf"
-    """A Gaussian, or one that inverse autoregressive flow has transformed."""
+    """Diagonal Gaussian, or one followed by inverse autoregressive flow."""
     latents: pydantic.PositiveInt = 32
-    """Latent numbers; of the residual network, maps of them in every layer."""
+    """Latent units; channels of latents in every layer of the residual network."""
     flow_steps: pydantic.PositiveInt = 2
-    """Transformations of the flow, each in the other's reverse order."""
+    """IAF steps; the order of the latents is reversed from one to the next."""
     flow_width: pydantic.PositiveInt = 320
-    """Hidden units, or maps, of a transformation."""
+    """Hidden units (channels) of an IAF step's masked network."""
     free_bits: float = pydantic.Field(default=0.0, ge=0)
-    """Nats of every latent (or map of them) that cost nothing in training; 0 is off."""
-    warm_up_steps: pydantic.NonNegativeInt = 0
-    """Steps over which the divergence comes to count in full; 0 is off."""
-    draw: Draw = "paper"
+    """Nats per latent (or channel of latents) that cost nothing in training; 0 is off."""
+    kl_warmup_steps: pydantic.NonNegativeInt = 0
+    """Steps over which the weight of the KL term rises linearly to 1; 0 is off."""
+    weight_init: WeightInit = "paper"
 
 
-class MLPVAE(VAE):
-    """A small one for quick sweeps; ``widths`` are the encoder's hidden layers, the decoder mirrors them."""
+class MLPVAEConfig(VAEConfig):
+    """A small VAE for quick sweeps; ``widths`` are the encoder's hidden layers, mirrored in the decoder."""
 
     name: Literal["mlp_vae"] = "mlp_vae"
     widths: SomeWidths = (128,)
     posterior: Literal["diagonal", "iaf"] = "diagonal"
     latents: pydantic.PositiveInt = 8
     flow_width: pydantic.PositiveInt = 64
-    draw: Draw = "he"
+    weight_init: WeightInit = "he"
 
 
-class ConvVAE(VAE):
+class ConvVAEConfig(VAEConfig):
     """The network of section 5.2 for MNIST: residual blocks, and a layer of ``hidden`` units."""
 
     name: Literal["conv_vae"] = "conv_vae"
-    maps: SomeWidths = (16, 32, 32)
-    """Maps of each pair of blocks; all pairs but the last halve the image."""
+    channels: SomeWidths = (16, 32, 32)
+    """Channels of each pair of blocks; all pairs but the last halve the image."""
     hidden: pydantic.PositiveInt = 450
 
 
-class ResNetVAE(VAE):
-    """The network of section 5.2 for CIFAR-10: ``depth`` stochastic layers, inferred in both directions."""
+class ResNetVAEConfig(VAEConfig):
+    """The network of section 5.2 for CIFAR-10: ``depth`` stochastic layers, bidirectional inference."""
 
     name: Literal["resnet_vae"] = "resnet_vae"
     likelihood: Literal["bernoulli", "logistic"] = "logistic"
-    maps: pydantic.PositiveInt = 160
+    channels: pydantic.PositiveInt = 160
     depth: pydantic.PositiveInt = 4
     flow_steps: pydantic.PositiveInt = 1
     flow_width: pydantic.PositiveInt = 160
 
 
-Model = MLP | ConvNet | MLPVAE | ConvVAE | ResNetVAE
+MODELS = (MLPConfig, ConvNetConfig, MLPVAEConfig, ConvVAEConfig, ResNetVAEConfig)
+Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig
 """The architectures; ``name`` tells which one."""

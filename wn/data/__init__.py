@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wn.config import Data, UserError
+from wn.config import DataConfig, UserError
 from wn.data import sources
 from wn.data.formats import Arrays
 
@@ -54,7 +54,7 @@ class Dataset:
 
 
 def load(
-    config: Data,
+    config: DataConfig,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     unit: bool = False,
@@ -129,7 +129,7 @@ def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
     return Arrays((level < part.images).astype(np.uint8), part.labels)
 
 
-def _splits(config: Data, labels: Indices) -> tuple[Indices, Indices]:
+def _splits(config: DataConfig, labels: Indices) -> tuple[Indices, Indices]:
     """Which images are trained on, and which are held out."""
     used = np.arange(len(labels))
     if config.train_fraction < 1:
@@ -165,7 +165,7 @@ def _moments(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]
     return mean.item(), variance.sqrt().item()
 
 
-def _digits(config: Data) -> tuple[Arrays, Arrays]:
+def _digits(config: DataConfig) -> tuple[Arrays, Arrays]:
     """The embedded digits: grey levels are whole numbers from 0 to 16, which whitening is not meant for."""
     if config.whiten:
         raise UserError("data.whiten=true: digits has grey levels of 0 to 16 and is not whitened; give false")

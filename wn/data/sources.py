@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wn.config import Data, UserError
+from wn.config import DataConfig, UserError
 from wn.data import formats
 from wn.data.formats import Arrays, Unusable
 from wn.data.whitening import whiten_once
@@ -149,7 +149,7 @@ def _in_order(part: Arrays) -> Arrays:
     return Arrays(part.images[order], part.labels[order])
 
 
-def official(config: Data) -> tuple[Arrays, Arrays]:
+def official(config: DataConfig) -> tuple[Arrays, Arrays]:
     """Official training and test set, from the first layout that is there; whitened if so configured.
 
     Raises:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wn.config import ConvNet, UserError
-from wn.models.draw import drawn
-from wn.noise import Dropout, GaussianNoise
+from wn.config import ConvNetConfig, UserError
+from wn.models.init import init_weights_
+from wn.models.noise import Dropout, GaussianNoise
 
 SLOPE = 0.1
 """Of the leaky ReLU behind every layer but the logits."""
@@ -26,13 +26,13 @@ class ChannelsLast(nn.Module):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def build_convnet(config: ConvNet, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """``[batch, channels, height, width]`` to logits ``[batch, classes]``.
 
     Noise; two blocks of 3x3 convolutions, each followed by 2x2 max-pooling and dropout; a block of one
-    valid 3x3 convolution and 1x1 convolutions; the mean over all places; a linear layer. A block has
+    valid 3x3 convolution and 1x1 convolutions; the mean over all positions; a linear layer. A block has
     ``config.depth`` convolutions, of ``config.width`` channels in the first and twice as many in the
-    others. Weights are drawn by ``config.draw`` (:func:`wn.models.draw.drawn`); biases are zero.
+    others. Weights are drawn by ``config.weight_init``, biases are zero.
     """
     network = nn.Sequential()
     if config.noise:
@@ -43,7 +43,9 @@ def build_convnet(config: ConvNet, shape: tuple[int, ...], classes: int) -> nn.S
     for i, (size, padding) in enumerate(kernels, start=1):
         block, place = divmod(i - 1, config.depth)
         width = config.width if block == 0 else 2 * config.width
-        network.add_module(f"conv{i}", drawn(nn.Conv2d(inputs, width, size, padding=padding), config.draw))
+        network.add_module(
+            f"conv{i}", init_weights_(nn.Conv2d(inputs, width, size, padding=padding), config.weight_init)
+        )
         network.add_module(f"activation{i}", nn.LeakyReLU(SLOPE))
         if block < 2 and place == config.depth - 1:
             network.add_module(f"pool{block + 1}", nn.MaxPool2d(2))
@@ -52,7 +54,7 @@ def build_convnet(config: ConvNet, shape: tuple[int, ...], classes: int) -> nn.S
         inputs = width
     network.add_module("mean", nn.AdaptiveAvgPool2d(1))
     network.add_module("flatten", nn.Flatten())
-    network.add_module("logits", drawn(nn.Linear(inputs, classes), config.draw))
+    network.add_module("logits", init_weights_(nn.Linear(inputs, classes), config.weight_init))
     return network
 
 

@@ -1,4 +1,4 @@
-"""Likelihoods of images under a decoder's output, and their draws; all in nats, and in float32 at least."""
+"""Likelihoods of images given a decoder's output, in nats and at least float32."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 BYTES = 256
 
 
-def wide(t: Tensor) -> Tensor:
-    """``t`` in float32 where autocast left it in less: densities are no place for eight bits."""
+def at_least_float32(t: Tensor) -> Tensor:
+    """``t``, widened where autocast left it in half precision: log densities need float32."""
     return t.float() if t.dtype.itemsize < 4 else t
 
 
@@ -31,19 +31,19 @@ class Bernoulli(nn.Module):
         Returns:
             ``[batch]``.
         """
-        each = F.binary_cross_entropy_with_logits(wide(output), x, reduction="none")
+        each = F.binary_cross_entropy_with_logits(at_least_float32(output), x, reduction="none")
         return -each.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The probability of white: what is shown of an image."""
-        return torch.sigmoid(wide(output))
+        """The probability of white: the picture of an image."""
+        return torch.sigmoid(at_least_float32(output))
 
 
 class DiscretizedLogistic(nn.Module):
-    """Bytes: the mass of a logistic law between a byte's edges, the two outermost of which lie at infinity.
+    """Bytes: the mass of a logistic distribution between a byte's edges; the edge bins extend to infinity.
 
-    The law's mean is the sigmoid of the output, so that it lies among the pixels; its scale is learned, one
-    for each channel (companion paper, appendix C.5).
+    Its mean is the sigmoid of the output, so that it lies in the range of pixels; its scale is learned, one
+    for each channel (Kingma et al., 2016, appendix C.5).
 
     Args:
         channels: of an image.
@@ -79,10 +79,10 @@ class DiscretizedLogistic(nn.Module):
         return each.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The law's mean, from 0 to 1."""
-        return torch.sigmoid(wide(output))
+        """The mean, from 0 to 1."""
+        return torch.sigmoid(at_least_float32(output))
 
 
 def log_standard_normal(x: Tensor) -> Tensor:
-    """Log density of the standard normal law, number by number."""
+    """Log density of the standard normal distribution, elementwise."""
     return -0.5 * (math.log(2 * math.pi) + x**2)

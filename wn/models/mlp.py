@@ -8,9 +8,9 @@ from functools import partial
 
 from torch import nn
 
-from wn.config import MLP
-from wn.models.draw import drawn
-from wn.noise import Dropout, GaussianNoise
+from wn.config import MLPConfig
+from wn.models.init import init_weights_
+from wn.models.noise import Dropout, GaussianNoise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -20,10 +20,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build_mlp(config: MLP, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def build_mlp(config: MLPConfig, shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """``[batch, *shape]`` to logits ``[batch, classes]`` through the hidden layers ``config.widths``.
 
-    Weights are drawn by ``config.draw`` (:func:`wn.models.draw.drawn`); biases are zero.
+    Weights are drawn by ``config.weight_init``, biases are zero.
     """
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
@@ -31,10 +31,10 @@ def build_mlp(config: MLP, shape: tuple[int, ...], classes: int) -> nn.Sequentia
         network.add_module("noise", GaussianNoise(config.noise))
     inputs = math.prod(shape)
     for i, width in enumerate(config.widths, start=1):
-        network.add_module(f"hidden{i}", drawn(nn.Linear(inputs, width), config.draw))
+        network.add_module(f"hidden{i}", init_weights_(nn.Linear(inputs, width), config.weight_init))
         network.add_module(f"activation{i}", ACTIVATIONS[config.activation]())
         if config.dropout:
             network.add_module(f"dropout{i}", Dropout(config.dropout))
         inputs = width
-    network.add_module("logits", drawn(nn.Linear(inputs, classes), config.draw))
+    network.add_module("logits", init_weights_(nn.Linear(inputs, classes), config.weight_init))
     return network

@@ -1,4 +1,4 @@
-"""Variational autoencoders of one layer of latents: the convolutional one of section 5.2, a small MLP."""
+"""Variational autoencoders with one layer of latents: the convolutional one of section 5.2, a small MLP."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wn.config import MLPVAE, VAE, ConvVAE, Draw
+from wn.config import ConvVAEConfig, MLPVAEConfig, VAEConfig, WeightInit
 from wn.models.convnet import ChannelsLast
-from wn.models.draw import drawn
 from wn.models.flow import Posterior
+from wn.models.init import init_weights_
 from wn.models.likelihood import Bernoulli, DiscretizedLogistic, log_standard_normal
-from wn.noise import Sampler
+from wn.models.noise import Sampler
 
 
-class Autoencoder(nn.Module):
-    """The evidence lower bound of a latent variable model, estimated with one draw of the latents.
+class VAEBase(nn.Module):
+    """Base of VAEs: the ELBO of a latent variable model, estimated with one sample of the latents.
 
-    A subclass says what the latents are: :meth:`infer` and :meth:`imagine`.
+    Subclasses define the latents: :meth:`infer` and :meth:`decode_prior`.
 
     Args:
-        config: ``likelihood``, ``free_bits``, ``warm_up_steps``.
+        config: ``likelihood``, ``free_bits``, ``kl_warmup_steps``.
         channels: of an image.
     """
 
     steps: Tensor
 
-    def __init__(self, config: VAE, channels: int) -> None:
+    def __init__(self, config: VAEConfig, channels: int) -> None:
         super().__init__()
         self.config = config
         self.likelihood = Bernoulli() if config.likelihood == "bernoulli" else DiscretizedLogistic(channels)
         self.pixels = Sampler()
-        if config.warm_up_steps:
+        if config.kl_warmup_steps:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """From images to the decoder's output, and ``log q(z|x) - log p(z)`` of the latents drawn on the way,
-        added up within each group ``[batch, groups]``."""
+        """Images to the decoder's output, and ``log q(z|x) - log p(z)`` of the sampled latents, summed within
+        each group, ``[batch, groups]``."""
         raise NotImplementedError
 
-    def imagine(self, count: int) -> Tensor:
-        """The decoder's output for so many draws from the prior."""
+    def decode_prior(self, count: int) -> Tensor:
+        """The decoder's output for ``count`` samples of the prior."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is minimised, and minus the bound's two parts, of each image, in nats ``[batch]``.
+        """Loss, reconstruction and KL term of each image, in nats ``[batch]``.
 
-        The parts are ``-log p(x|z)`` and ``log q(z|x) - log p(z)``. In evaluation the first is their sum; in
-        training the latter counts in it as warm-up and free bits say (companion paper, C.8).
+        Reconstruction is ``-log p(x|z)``, the KL term ``log q(z|x) - log p(z)``. In evaluation the loss is
+        their sum, minus the ELBO; in training free bits and warm-up change the KL term (companion paper, C.8).
 
         Args:
             x: grey levels from 0 to 1, ``[batch, channels, height, width]``.
@@ -59,41 +59,41 @@ class Autoencoder(nn.Module):
         x = self.observe(x)
         output, divergence = self.infer(x)
         reconstruction, kl = -self.likelihood.log_prob(output, x), divergence.sum(1)
-        return reconstruction + self._cost(divergence, kl), reconstruction, kl
+        return reconstruction + self._kl_loss(divergence, kl), reconstruction, kl
 
     def observe(self, x: Tensor) -> Tensor:
-        """What the model is shown of grey levels: of a Bernoulli likelihood a draw of black and white."""
+        """The observation: dynamically binarised grey levels under a Bernoulli likelihood, else x."""
         return (self.pixels.draw(x.shape) < x).to(x.dtype) if self.likelihood.binary else x
 
-    def _cost(self, divergence: Tensor, kl: Tensor) -> Tensor:
-        """What the divergence costs: in evaluation itself."""
+    def _kl_loss(self, divergence: Tensor, kl: Tensor) -> Tensor:
+        """KL term of the loss: free bits and warm-up in training, the plain KL otherwise."""
         if not self.training:
             return kl
         if self.config.free_bits:
             kl = divergence.mean(0).clamp_min(self.config.free_bits).sum().expand_as(kl)
-        if self.config.warm_up_steps:
+        if self.config.kl_warmup_steps:
             self.steps.add_(1)
-            kl = kl * (self.steps / self.config.warm_up_steps).clamp_max(1)
+            kl = kl * (self.steps / self.config.kl_warmup_steps).clamp_max(1)
         return kl
 
-    def importance_bound(self, x: Tensor, samples: int) -> Tensor:
-        """The log of the mean ``p(x, z) / q(z|x)`` over so many draws of z, of each image ``[batch]``."""
+    def iwae_bound(self, x: Tensor, samples: int) -> Tensor:
+        """IWAE bound: log mean of ``p(x, z) / q(z|x)`` over ``samples`` of z, per image ``[batch]``."""
         x = self.observe(x).repeat_interleave(samples, 0)
         output, divergence = self.infer(x)
         log_weights = self.likelihood.log_prob(output, x) - divergence.sum(1)
         return torch.logsumexp(log_weights.view(-1, samples), 1) - math.log(samples)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x|z) with z drawn from q(z|x): grey levels of the shape of ``x``."""
+        """The mean of p(x|z) with z sampled from q(z|x): grey levels of the shape of ``x``."""
         return self.likelihood.mean(self.infer(self.observe(x))[0])
 
     def generate(self, x: Tensor) -> Tensor:
-        """The mean of p(x|z) with z drawn from the prior, as many as there are images in ``x``."""
-        return self.likelihood.mean(self.imagine(len(x)))
+        """The mean of p(x|z) with z sampled from the prior, one for each image in ``x``."""
+        return self.likelihood.mean(self.decode_prior(len(x)))
 
 
-class OneLayer(Autoencoder):
-    """Latents of one layer, with a standard normal prior. The groups are the latents.
+class GaussianVAE(VAEBase):
+    """One layer of latents with a standard normal prior; each latent is a group.
 
     Args:
         config: of the model.
@@ -104,62 +104,62 @@ class OneLayer(Autoencoder):
     """
 
     def __init__(
-        self, config: VAE, channels: int, encoder: nn.Module, features: int, decoder: nn.Module
+        self, config: VAEConfig, channels: int, encoder: nn.Module, features: int, decoder: nn.Module
     ) -> None:
         super().__init__(config, channels)
         self.encoder, self.decoder = encoder, decoder
-        self.moments = drawn(nn.Linear(features, 2 * config.latents), config.draw)
+        self.posterior_params = init_weights_(nn.Linear(features, 2 * config.latents), config.weight_init)
         self.posterior = Posterior(config, context=features)
         self.prior = Sampler()
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Autoencoder.infer`."""
+        """See :meth:`VAEBase.infer`."""
         features = self.encoder(x)
-        mean, log_variance = self.moments(features).chunk(2, 1)
+        mean, log_variance = self.posterior_params(features).chunk(2, 1)
         z, log_q = self.posterior(mean, log_variance, features)
         return self.decoder(z), log_q - log_standard_normal(z)
 
-    def imagine(self, count: int) -> Tensor:
-        """See :meth:`Autoencoder.imagine`."""
+    def decode_prior(self, count: int) -> Tensor:
+        """See :meth:`VAEBase.decode_prior`."""
         weight = next(self.decoder.parameters())
         z = self.prior.normal(torch.Size((count, self.config.latents))).to(weight.dtype)
         output: Tensor = self.decoder(z)
         return output
 
 
-def build_mlp_vae(config: MLPVAE, shape: tuple[int, int, int]) -> OneLayer:
+def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, int, int]) -> GaussianVAE:
     """An encoder of hidden layers ``config.widths``, and a decoder that mirrors them."""
 
     def layers(sizes: Sequence[int]) -> list[nn.Module]:
         pairs = itertools.pairwise(sizes)
-        return [m for a, b in pairs for m in (drawn(nn.Linear(a, b), config.draw), nn.ELU())]
+        return [m for a, b in pairs for m in (init_weights_(nn.Linear(a, b), config.weight_init), nn.ELU())]
 
     pixels = math.prod(shape)
     encoder = nn.Sequential(nn.Flatten(), *layers([pixels, *config.widths]))
     hidden = layers([config.latents, *reversed(config.widths)])
-    last = drawn(nn.Linear(config.widths[0], pixels), config.draw)
+    last = init_weights_(nn.Linear(config.widths[0], pixels), config.weight_init)
     decoder = nn.Sequential(*hidden, last, nn.Unflatten(1, shape))
-    return OneLayer(config, shape[0], encoder, config.widths[-1], decoder)
+    return GaussianVAE(config, shape[0], encoder, config.widths[-1], decoder)
 
 
 class ResidualBlock(nn.Module):
     """``shortcut(x) + conv(elu(conv(elu(x))))``, 3x3; where a shape changes, the shortcut is a convolution.
 
     Args:
-        inputs: maps.
-        outputs: maps.
+        inputs: channels.
+        outputs: channels.
         scale: 1 keeps the image's size, 2 halves it (by stride).
         up: whether 2 doubles it instead (by transposed convolution).
-        law: of the initial weights.
+        scheme: of the initial weights.
     """
 
-    def __init__(self, inputs: int, outputs: int, scale: int, up: bool, law: Draw) -> None:
+    def __init__(self, inputs: int, outputs: int, scale: int, up: bool, scheme: WeightInit) -> None:
         super().__init__()
         hidden = max(inputs, outputs)
-        self.first = _conv(inputs, hidden, scale, up, law)
-        self.second = _conv(hidden, outputs, 1, False, law)
+        self.first = _conv(inputs, hidden, scale, up, scheme)
+        self.second = _conv(hidden, outputs, 1, False, scheme)
         changes = scale > 1 or inputs != outputs
-        self.shortcut = _conv(inputs, outputs, scale, up, law) if changes else nn.Identity()
+        self.shortcut = _conv(inputs, outputs, scale, up, scheme) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [batch, inputs, height, width]``."""
@@ -167,40 +167,42 @@ class ResidualBlock(nn.Module):
         return y
 
 
-def _conv(inputs: int, outputs: int, scale: int, up: bool, law: Draw) -> nn.Module:
+def _conv(inputs: int, outputs: int, scale: int, up: bool, scheme: WeightInit) -> nn.Module:
     """A 3x3 convolution, strided or transposed."""
     if up and scale > 1:
-        return drawn(nn.ConvTranspose2d(inputs, outputs, 3, scale, padding=1, output_padding=scale - 1), law)
-    return drawn(nn.Conv2d(inputs, outputs, 3, scale, padding=1), law)
+        return init_weights_(
+            nn.ConvTranspose2d(inputs, outputs, 3, scale, padding=1, output_padding=scale - 1), scheme
+        )
+    return init_weights_(nn.Conv2d(inputs, outputs, 3, scale, padding=1), scheme)
 
 
-def build_conv_vae(config: ConvVAE, shape: tuple[int, int, int]) -> OneLayer:
+def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, int, int]) -> GaussianVAE:
     """The network of section 5.2 for MNIST.
 
-    Two residual blocks for each of ``config.maps``, the second of which halves the image except in the last
-    pair; a linear layer of ``config.hidden`` units. The decoder is the same backwards.
+    Two residual blocks for each of ``config.channels``, the second of which halves the image except in the
+    last pair; a linear layer of ``config.hidden`` units. The decoder is the same backwards.
     """
     channels, height, width = shape
-    last = len(config.maps) - 1
+    last = len(config.channels) - 1
     plan: list[tuple[int, int, int]] = []  # inputs, outputs, scale
-    for i, (before, maps) in enumerate(zip((channels, *config.maps), config.maps, strict=False)):
-        plan += [(before, maps, 1), (maps, maps, 1 if i == last else 2)]
-    small = (config.maps[-1], height // 2**last, width // 2**last)
+    for i, (before, width) in enumerate(zip((channels, *config.channels), config.channels, strict=False)):
+        plan += [(before, width, 1), (width, width, 1 if i == last else 2)]
+    small = (config.channels[-1], height // 2**last, width // 2**last)
     features = math.prod(small)
     encoder = nn.Sequential(
         ChannelsLast(),
-        *(ResidualBlock(a, b, scale, False, config.draw) for a, b, scale in plan),
+        *(ResidualBlock(a, b, scale, False, config.weight_init) for a, b, scale in plan),
         nn.ELU(),
         nn.Flatten(),
-        drawn(nn.Linear(features, config.hidden), config.draw),
+        init_weights_(nn.Linear(features, config.hidden), config.weight_init),
         nn.ELU(),
     )
     decoder = nn.Sequential(
-        drawn(nn.Linear(config.latents, config.hidden), config.draw),
+        init_weights_(nn.Linear(config.latents, config.hidden), config.weight_init),
         nn.ELU(),
-        drawn(nn.Linear(config.hidden, features), config.draw),
+        init_weights_(nn.Linear(config.hidden, features), config.weight_init),
         nn.Unflatten(1, small),
         ChannelsLast(),
-        *(ResidualBlock(b, a, scale, True, config.draw) for a, b, scale in reversed(plan)),
+        *(ResidualBlock(b, a, scale, True, config.weight_init) for a, b, scale in reversed(plan)),
     )
-    return OneLayer(config, channels, encoder, config.hidden, decoder)
+    return GaussianVAE(config, channels, encoder, config.hidden, decoder)

@@ -112,7 +112,7 @@ def display(table: Any, experiment: Experiment) -> list[list[list[str]]]:
 
 
 def _headings(experiment: Experiment) -> dict[str, str]:
-    images = experiment.setting("trainer.importance_images")
+    images = experiment.setting("trainer.iwae_images")
     some = f", {images} images" if images else ""
     return {
         "row": "row",
@@ -123,7 +123,7 @@ def _headings(experiment: Experiment) -> dict[str, str]:
         "test_bound_sd": "sd",
         "above_normal": "above normal",
         "p_vs_normal": "p",
-        "importance_bound": f"IW bound, k = {experiment.setting('trainer.importance_samples')}{some}",
+        "iwae_bound": f"IW bound, k = {experiment.setting('trainer.iwae_samples')}{some}",
         "reconstruction": "reconstruction",
         "kl": "KL",
         "bits_per_dim": "bits/dim",
@@ -148,7 +148,7 @@ def _cells(facts: dict[str, Any], experiment: Experiment) -> dict[str, str]:
         "test_bound_sd": _spread(facts["test_bound_sd"], facts["n"], digits + 1),
         "above_normal": _number(facts["above_normal"], digits, "+"),
         "p_vs_normal": probability(facts["p_vs_normal"]),
-        "importance_bound": interval(facts["importance_bound"], facts["importance_bound_half_width"], digits),
+        "iwae_bound": interval(facts["iwae_bound"], facts["importance_bound_half_width"], digits),
         "reconstruction": _number(facts["reconstruction"], digits),
         "kl": _number(facts["kl"], digits),
         "bits_per_dim": _number(facts["bits_per_dim"], 3),

@@ -30,7 +30,7 @@ NUMBERS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
 TABLE_COLUMNS = [
     *("row", "norm", "lr", "declared", "chosen", "paper", "runs", "planned", "diverged", "n"),
     *("test_bound", "test_bound_half_width", "test_bound_sd"),
-    *("importance_bound", "importance_bound_half_width", "reconstruction", "kl", "bits_per_dim"),
+    *("iwae_bound", "importance_bound_half_width", "reconstruction", "kl", "bits_per_dim"),
     *("above_normal", "p_vs_normal"),
     *(f"{what}_{epoch}" for what in ("gap", "sd", "above_normal") for epoch in EPOCHS),
 ]
@@ -64,7 +64,7 @@ def table(rows: Any, experiment: Experiment) -> Any:
 
     ``paper``: the published bound after the last epoch; ``runs`` (done) of ``planned``, ``diverged`` of them.
     Over the ``n`` finished ones, of the last epoch: ``test_bound``, the half-width of its interval, the
-    standard deviation over the seeds; ``importance_bound`` likewise; ``reconstruction`` (E log p(x|z)) and
+    standard deviation over the seeds; ``iwae_bound`` likewise; ``reconstruction`` (E log p(x|z)) and
     ``kl``, whose difference is the bound; ``bits_per_dim``; ``above_normal``, the mean difference to
     :data:`BASELINE` by seed, and its p. After each of :data:`EPOCHS`: ``gap`` to the published bound, ``sd``
     over the seeds, ``above_normal``.
@@ -105,7 +105,7 @@ def _means(own: Any, bounds: dict[int, float], experiment: Experiment) -> dict[s
     """Over a line's finished runs. An importance-weighted bound counts if taken as the heading says."""
     scale, values = scale_of(experiment), np.array(list(bounds.values()))
     samples, images = (experiment.setting(f"trainer.importance_{what}") for what in ("samples", "images"))
-    as_said = own["importance_samples"].eq(samples) & own["importance_images"].fillna(0).eq(images or 0)
+    as_said = own["iwae_samples"].eq(samples) & own["iwae_images"].fillna(0).eq(images or 0)
     tight = statistics.estimate((scale.shift - own["test_nll"][as_said]).to_numpy(dtype=float))
     test = statistics.estimate(values)
     return {
@@ -113,7 +113,7 @@ def _means(own: Any, bounds: dict[int, float], experiment: Experiment) -> dict[s
         "test_bound": test.mean,
         "test_bound_half_width": test.half_width,
         "test_bound_sd": float(values.std(ddof=1)) if test.n > 1 else np.nan,
-        "importance_bound": tight.mean,
+        "iwae_bound": tight.mean,
         "importance_bound_half_width": tight.half_width,
         "reconstruction": scale.shift - own["test_reconstruction"].mean(),
         "kl": own["test_kl"].mean(),

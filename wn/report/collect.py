@@ -220,7 +220,7 @@ def _run_row(record: Record, cell: Cell, experiment: Experiment) -> Row:
         **final,
         **{f"initial_{name}": number for name, number in initial.items()},
         **{f"best_{name}": number for name, number in best.items()},
-        **{key: trainer.get(key) for key in ("importance_samples", "importance_images")},
+        **{key: trainer.get(key) for key in ("iwae_samples", "iwae_images")},
         "status": content["status"],
         "epochs": last.get("epoch"),
         "steps": last.get("step"),

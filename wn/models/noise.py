@@ -1,7 +1,7 @@
-"""Gaussian noise, dropout and samples whose draws are a function of (seed, layer, step), on any device.
+"""Noise, dropout and samples by a counter-based RNG: a function of (seed, layer, step) on any device.
 
-A layer carries a key, which counts its training passes, as a buffer. A draw is a hash of key and
-position: nothing is drawn from a hidden generator, so a run that is resumed, or trained in a stack
+The key, which counts training passes, is a buffer, and a number is a hash of key and position. There is
+no hidden generator, so a run that is resumed, or trained in a stack
 (:mod:`wn.stack`), or captured in a CUDA graph meets the same noise as the run alone.
 """
 
@@ -41,8 +41,8 @@ def _shift(x: Tensor, places: int) -> Tensor:
     return (x >> places) & ((1 << (32 - places)) - 1)
 
 
-class _Keyed(nn.Module):
-    """What draws. Each training pass moves the key on."""
+class CounterBased(nn.Module):
+    """Base of layers that use random numbers; the key advances once per training pass."""
 
     key: Tensor
 
@@ -56,13 +56,13 @@ class _Keyed(nn.Module):
         self.key.fill_(seed)
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """The pass's uniform numbers; the key moves on by an odd constant, so no key comes back."""
+        """The pass's uniform numbers. The increment is odd, hence a period of 2^64."""
         self.key.add_(0x1E3779B97F4A7C15)
         return uniform(self.key, shape)
 
 
-class Sampler(_Keyed):
-    """Numbers that a model draws in evaluation as well: then a function of (seed, layer, step, place).
+class Sampler(CounterBased):
+    """Random numbers in evaluation as well: there a function of (seed, layer, step, pass).
 
     The place is how many passes came before in this evaluation, which ``evaluations`` counts; whoever begins
     an evaluation sets it to zero (:meth:`wn.stack.Stack.train`). So looking at a model, however often,
@@ -92,7 +92,7 @@ def normal(uniform: Tensor) -> Tensor:
     return torch.erfinv(2 * uniform - 1) * math.sqrt(2)
 
 
-class _Noise(_Keyed):
+class _Noise(CounterBased):
     """Noise of a ``strength``, a buffer, so that the members of a stack may differ in it."""
 
     strength: Tensor

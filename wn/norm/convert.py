@@ -2,7 +2,7 @@
 
 ::
 
-    model = normalize(model, weight="weight_norm", init="data")   # any net of Linear and Conv layers
+    model = normalize(model, direction="row", init="data")   # any net of Linear and Conv layers
     model.load_state_dict(state)                                  # plain, or of torch's weight_norm
     plain = fold(model)                                           # ordinary layers, the same function
 """
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wn.norm import KINDS, NormalizedLayer, kind_of, normalized, normalized_layers
+from wn.norm.kinds import KINDS, kind_of
+from wn.norm.layer import NormalizedLayer, normalized_layers
+from wn.norm.weight import normalized
 
 
 def normalize(model: nn.Module, **choices: Any) -> nn.Module:
@@ -27,7 +29,7 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
 
     Args:
         model: any module; one that is such a layer itself is replaced as a whole.
-        choices: as for :class:`NormalizedLayer`: ``weight``, ``stats``, ``init``, ``eps``, ...
+        choices: as for :class:`NormalizedLayer`: ``direction``, ``gain``, ``statistics``, ...
 
     Raises:
         TypeError: a layer pads with anything but zeros, or is reparameterised already.
@@ -35,9 +37,9 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
     Returns:
         The model (or its replacement). Parameters stay the same objects, under new names.
 
-    >>> normalize(nn.Sequential(nn.Linear(3, 2)), weight="weight_norm")
+    >>> normalize(nn.Sequential(nn.Linear(3, 2)), direction="row")
     Sequential(
-      (0): NormalizedLayer(Linear 2x3, weight=weight_norm, stats=none, init=default)
+      (0): NormalizedLayer(Linear 2x3, direction=row, gain=free, statistics=none, init=default)
     )
     """
 
@@ -65,9 +67,9 @@ def fold(model: nn.Module) -> nn.Module:
 def _fold_layer(layer: NormalizedLayer) -> nn.Module:
     weight = layer.effective_weight().clone()
     bias = None if layer.bias is None else layer.bias.clone()
-    if layer.stats != "none":
+    if layer.statistics != "none":
         shift = -layer.running_mean
-        if layer.stats == "batch":
+        if layer.statistics == "batch":
             scale = layer.g * torch.rsqrt(layer.running_var + layer.eps)
             layer.scale_units(weight, scale)
             shift = shift * scale
@@ -81,7 +83,7 @@ def _fold_layer(layer: NormalizedLayer) -> nn.Module:
 
 def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
     """A plain layer of the same kind and shape, without values yet; draws no random number."""
-    first, second, *kernel = layer.direction.shape
+    first, second, *kernel = layer.raw_weight.shape
     groups = layer.options.get("groups", 1)
     inputs, outputs = (first, second * groups) if layer.transposed else (second * groups, first)
     size = [tuple(kernel)] if kernel else []
@@ -132,9 +134,9 @@ def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str,
     if source is None:
         return
     v, g, w = source
-    if not layer.weight_normalized:
+    if layer.direction == "plain":
         state[prefix + "weight"] = w
-        if layer.weight_choice == "scaled":
+        if layer.has_gain and layer.statistics != "batch":
             state[prefix + "g"] = torch.ones_like(layer.g)
     elif g is not None and g.numel() == layer.g.numel() == g.shape[1 if layer.transposed else 0]:
         state[prefix + "v"], state[prefix + "g"] = v, g.flatten()

@@ -1,0 +1,81 @@
+"""Presets and dotted values to a configuration, without Hydra: a learning rate stays the float that it is.
+
+``configs/train.yaml`` says which preset of each group is the default; ``configs/<group>/<name>.yaml`` says
+what differs from the defaults of :mod:`wn.config`. A test compares the result with Hydra's own composition.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wn.config import Config, UserError, nearest, parse
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+Value = str | int | float | bool | None
+
+
+def compose(settings: Mapping[str, Any]) -> Config:
+    """The configuration with these settings.
+
+    Args:
+        settings: a preset's name for a group (``norm``), a value for a dotted field (``optim.lr``).
+
+    Raises:
+        UserError: no such preset, key or value.
+
+    >>> compose({"norm": "batch_norm", "optim.lr": 0.5}).norm.statistics
+    'batch'
+    """
+    defaults, tree = _train()
+    groups = {**defaults, **{key: settings[key] for key in defaults if key in settings}}
+    tree = {**tree, **{group: preset(group, str(name)) for group, name in groups.items()}}
+    for key, value in settings.items():
+        if key not in groups:
+            set_value(tree, key, value)
+    return parse(tree)
+
+
+def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a tree of dictionaries."""
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{key}: {section} is a value and has no keys")
+    tree[last] = value
+
+
+def preset(group: str, name: str) -> dict[str, Any]:
+    """What a preset says, its own defaults list followed within the group; a copy."""
+    return copy.deepcopy(_preset(group, name))
+
+
+@functools.cache
+def _preset(group: str, name: str) -> dict[str, Any]:
+    path = CONFIGS / group / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")
+    own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    tree: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        if isinstance(base, str) and not base.startswith("_"):  # _self_, and the schema's nodes (wn.train)
+            tree |= _preset(group, base)
+    return tree | own
+
+
+@functools.cache
+def _train() -> tuple[dict[str, str], dict[str, Any]]:
+    """The default preset of every group, and the values of ``train.yaml`` itself."""
+    tree: dict[str, Any] = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
+    chosen = [item for item in tree.pop("defaults") if isinstance(item, dict)]
+    groups = {key: value for item in chosen for key, value in item.items() if " " not in key}
+    del tree["hydra"]
+    return groups, tree

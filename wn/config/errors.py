@@ -1,0 +1,66 @@
+"""Mistakes of the user's, each in one line that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+import pydantic
+
+
+class UserError(Exception):
+    """Something the user can mend; its text is the one line that the user is shown."""
+
+
+def explain(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
+    """All of pydantic's findings about a configuration tree, in one line."""
+    return "; ".join(_finding(root, found) for found in error.errors())
+
+
+def _finding(root: type[pydantic.BaseModel], error: Any) -> str:
+    section, *rest = map(str, error["loc"]) or ("configuration",)
+    if section == "model":
+        rest = rest[1:]  # pydantic names the member of the union first
+    key = ".".join([section, *rest])
+    if error["type"] == "extra_forbidden":
+        return explain_key(root, key)
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.name={error['ctx']['tag']}: should be one of {error['ctx']['expected_tags']}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    return f"{key}={error['input']}: {error['msg']}"
+
+
+def explain_key(root: type[pydantic.BaseModel], key: str) -> str:
+    """Why there is no such dotted key below ``root``, in one line."""
+    section: Any = root
+    for part in key.split("."):
+        fields = _fields(section)
+        if part not in fields:
+            owners = [name for name, f in root.model_fields.items() if part in _fields(f.annotation)]
+            if section is root and owners:
+                return f"{key}: unknown key; did you mean {' or '.join(f'{o}.{part}' for o in owners)}?"
+            return f"{key}: unknown key{nearest(part, list(fields))}"
+        models = [model for model in get_args(section) if part in _fields(model)]
+        if len(models) < len(get_args(section)):
+            return f"{key}: a key of model={' or '.join(model().name for model in models)} alone"
+        section = fields[part].annotation
+    return f"{key}: there already; write {key}=... without a plus sign"
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    """The fields of a section, or of every member of a union; none of a plain value."""
+    fields: dict[str, Any] = dict(getattr(section, "model_fields", {}))
+    for model in get_args(section):
+        fields |= _fields(model)
+    return fields
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest known word, or the list of known words.
+
+    >>> nearest("sede", ["seed", "norm"])
+    "; did you mean 'seed'?"
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"

@@ -1,0 +1,76 @@
+"""The layers that can be normalised, and the values that each choice of a norm has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Direction = Literal["plain", "row"]
+Gain = Literal["none", "free", "fixed"]
+Hold = Literal["free"]
+Statistics = Literal["none", "batch", "mean_only"]
+Init = Literal["default", "data"]
+Correction = Literal["images", "samples"]
+
+_CONV = ("stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
+OPERATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.Linear: (F.linear, ()),
+    nn.Conv1d: (F.conv1d, _CONV),
+    nn.Conv2d: (F.conv2d, _CONV),
+    nn.Conv3d: (F.conv3d, _CONV),
+    nn.ConvTranspose1d: (F.conv_transpose1d, _TRANSPOSED),
+    nn.ConvTranspose2d: (F.conv_transpose2d, _TRANSPOSED),
+    nn.ConvTranspose3d: (F.conv_transpose3d, _TRANSPOSED),
+}
+
+KINDS = tuple(OPERATIONS)
+"""The layers that can be normalised."""
+
+
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """Which of :data:`KINDS` a layer is, None if it is none.
+
+    A masked layer, a subclass with a buffer ``mask`` of its weight's shape (as in autoregressive networks),
+    is what its base class is.
+    """
+    kind = type(layer).__base__ if "mask" in layer._buffers else type(layer)
+    return kind if kind in OPERATIONS else None
+
+
+def check_choices(direction: str, gain: str, hold: str, statistics: str, init: str, correction: str) -> None:
+    """Refuse what is no choice of a norm.
+
+    Raises:
+        ValueError: a value that does not exist, or a combination without meaning.
+    """
+    choices = {
+        "direction": (direction, Direction),
+        "gain": (gain, Gain),
+        "hold": (hold, Hold),
+        "statistics": (statistics, Statistics),
+        "init": (init, Init),
+        "correction": (correction, Correction),
+    }
+    for name, (value, known) in choices.items():
+        if value not in get_args(known):
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(get_args(known))}")
+    if gain == "none" and (direction == "row" or statistics == "batch"):
+        raise ValueError("direction='row' and statistics='batch' need gain='free' or 'fixed'")
+
+
+def kind_to_normalize(layer: nn.Module) -> type[nn.Module]:
+    """The layer's kind.
+
+    Raises:
+        TypeError: it cannot be normalised.
+    """
+    if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+        raise TypeError(f"{layer} is reparameterised already: normalise the plain layer and load its state")
+    kind = kind_of(layer)
+    if kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
+        raise TypeError(f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros")
+    return kind

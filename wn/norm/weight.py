@@ -1,0 +1,46 @@
+"""The weight ``w = g v / ||v||`` as a function of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    r"""The weight ``w = g v / ||v||`` (section 2, equation 2), one gain per output unit.
+
+    A zero row gives a zero weight and finite gradients; rows of any finite size have exact norms.
+
+    Args:
+        v: directions, ``[..., units, ...]`` with the output units along ``dim``.
+        g: gains, ``[units]``.
+        dim: the axis of v that counts output units: 0 for linear and convolutional layers.
+
+    Returns:
+        w, of v's shape, with ``||w|| = |g|`` per unit.
+
+    >>> w = weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([10.0]))
+    >>> w.tolist()
+    [[6.0, 8.0]]
+    """
+    dim %= v.dim()
+    others = [d for d in range(v.dim()) if d != dim]
+    return normalized(v, others, g.reshape([-1 if d == dim else 1 for d in range(v.dim())]))
+
+
+def normalized(v: Tensor, dims: list[int], gain: Tensor | float = 1.0) -> Tensor:
+    """``gain * v / ||v||`` with the norm over ``dims``; ``gain`` broadcasts against v."""
+    # Squares of entries beyond 1e19 overflow float32, so each row is first divided by its largest entry.
+    # That scale is detached: the quotient does not depend on it, so its gradient, of any order, is zero.
+    u = v / largest(v, dims)
+    return u * (gain * torch.rsqrt(nonzero((u * u).sum(dims, keepdim=True))))
+
+
+def largest(v: Tensor, dims: list[int]) -> Tensor:
+    """The largest magnitude over ``dims``, which are kept; one where all is zero."""
+    return nonzero(v.detach().abs().amax(dims, keepdim=True))
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """``x`` with its zeros replaced by ones."""
+    return x.masked_fill(x == 0, 1)
