@@ -25,14 +25,15 @@ from wn.data import sources
 SHARED = Path(os.environ.get("WN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def published(name, tmp_path, files="*.parquet"):
-    """Bytes of the published files, where they are at hand."""
+def published(name, tmp_path, files="*.parquet", **changes):
+    """What is read from the published files, where they are at hand."""
     found = list((SHARED / name).glob(files))
     if not found:
         pytest.skip("the published files are not here")
     for path in found:
-        (tmp_path / path.name).symlink_to(path)
-    return sources.official(DataConfig(name=name, root=str(tmp_path), download=False))
+        link = tmp_path / path.name
+        link.is_symlink() or link.symlink_to(path)
+    return sources.official(DataConfig(name=name, root=str(tmp_path), download=False, **changes))
 
 
 def load(name, root, dtype=None, **changes):
