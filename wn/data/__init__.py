@@ -1,7 +1,7 @@
 """Data sets as tensors on the device, and the order in which an epoch visits them.
 
-Every data set takes one way: found or downloaded, read into bytes, checked against what was published
-(:mod:`wn.data.sources`), whitened where that is configured (:mod:`wn.data.whitening`), divided, scaled.
+Files are found or downloaded, read into bytes, checked against what was published (:mod:`wn.data.sources`),
+whitened where that is configured (:mod:`wn.data.whitening`), divided and scaled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
+        """(C, H, W) of an image."""
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
 
@@ -71,9 +71,8 @@ def load(
         unit: grey levels from 0 to 1, as a VAE takes them, instead of standardised ones.
 
     Raises:
-        UserError: the files are missing, corrupt or of another data set, cannot be downloaded, a fraction
-            leaves a split with fewer images than there are classes, or images are to be whitened that are
-            digits, a VAE's or binarised.
+        UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
+            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images.
     """
     if config.whiten and (config.name == "digits" or config.binarize or unit):
         raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")

@@ -36,22 +36,23 @@ class Unusable(Exception):
 
 
 def read_idx(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """MNIST's format: one file of images, which have no axis of channels, and one of labels."""
-    images, labels = files
-    return Arrays(_read_idx(images, 3)[:, None], _read_idx(labels, 1).astype(np.int64))
+    """MNIST's format: a file of images [N, H, W] and one of labels [N].
 
-
-def _read_idx(path: Path, dimensions: int) -> Bytes:
-    """Magic number (0, 0, 8 for bytes, dimensions), sizes as big-endian int32, values."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = bytearray(file.read())  # writable, as torch.from_numpy wants it
-        if content[:4] != bytes((0, 0, 8, dimensions)):
-            raise ValueError(f"not an idx file of bytes in {dimensions} dimensions")
-        sizes = np.frombuffer(content, ">u4", count=dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise Unusable(f"{path}: cannot be read ({error})") from None
+    Each: magic number (0, 0, 8 for bytes, number of dimensions), sizes as big-endian int32, values.
+    """
+    arrays = []
+    for path, dimensions in zip(files, (3, 1), strict=True):
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+                content = bytearray(file.read())  # writable, as torch.from_numpy wants it
+            if content[:4] != bytes((0, 0, 8, dimensions)):
+                raise ValueError(f"not an idx file of bytes in {dimensions} dimensions")
+            sizes = np.frombuffer(content, ">u4", count=dimensions, offset=4)
+            arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise Unusable(f"{path}: cannot be read ({error})") from None
+    images, labels = arrays
+    return Arrays(images[:, None], labels.astype(np.int64))
 
 
 def read_cifar10(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
@@ -85,18 +86,16 @@ def read_parquet(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
 
 
 def _read_shard(path: Path, shape: tuple[int, int, int]) -> Arrays:
-    """Hugging Face calls the column of the images ``image``, or ``img``."""
+    """Columns ``image`` or ``img``, a structure with the bytes of a file, and ``label``, as Hugging Face has."""
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             image = "img" if "img" in file.schema_arrow.names else "image"
             table = file.read(columns=[f"{image}.bytes", "label"]).flatten()
         contents, labels = table[f"{image}.bytes"].to_pylist(), table["label"].to_numpy()
-    except KeyError:
-        raise Unusable(f"{path}: lacks the columns image.bytes or img.bytes (PNG) and label") from None
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        if labels.dtype.kind not in "iu":  # integers with gaps arrive as floats
+            raise ValueError("labels that are missing or not integers")
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
         raise Unusable(f"{path}: cannot be read ({error})") from None
-    if labels.dtype.kind not in "iu":  # integers with gaps arrive as floats
-        raise Unusable(f"{path}: has labels that are missing or not integers")
     images = np.empty((len(contents), *shape), dtype=np.uint8)
     for row, content in enumerate(contents):
         try:

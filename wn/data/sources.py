@@ -6,13 +6,15 @@ files have a format of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import http.client
+import math
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +23,7 @@ from wn.data import formats
 from wn.data.formats import Arrays, Unusable
 from wn.data.whitening import whiten_once
 
-TIMEOUT = 20.0
-"""Seconds to wait for a silent server: some networks drop packets instead of refusing them."""
+TIMEOUT = 20.0  # seconds to wait for a silent server: some networks drop packets instead of refusing them
 
 
 class Layout(NamedTuple):
@@ -33,14 +34,13 @@ class Layout(NamedTuple):
     test: tuple[str, ...]
 
 
-def _idx(mark: str) -> Layout:
-    kinds = (f"images{mark}idx3-ubyte", f"labels{mark}idx1-ubyte")
-    return Layout(
-        formats.read_idx, *(tuple(f"{part}-{kind}" for kind in kinds) for part in ("train", "t10k"))
+IDX = tuple(  # LeCun's spelling, and that of other copies
+    Layout(
+        formats.read_idx,
+        *((f"{part}-images{mark}idx3-ubyte", f"{part}-labels{mark}idx1-ubyte") for part in ("train", "t10k")),
     )
-
-
-IDX = (_idx("-"), _idx("."))  # LeCun's spelling, and that of other copies
+    for mark in "-."
+)
 BATCHES = Layout(formats.read_cifar10, tuple(f"data_batch_{k}" for k in range(1, 6)), ("test_batch",))
 PARQUET = Layout(formats.read_parquet, ("train-*.parquet",), ("test-*.parquet",))
 
@@ -107,15 +107,10 @@ def official(config: DataConfig) -> tuple[Arrays, Arrays]:
             found = _find(root, official)
         if found is None:
             raise UserError(f"data.root={root}: no complete {official.name} there; {official.ways}")
-        layout, train, test = found
-
-        def read() -> tuple[Arrays, Arrays]:
-            return _read(layout, train, official, official.train), _read(
-                layout, test, official, official.test
-            )
-
+        read = functools.partial(_read, official, *found)
         if not config.whiten:
             return read()
+        _, train, test = found
         return whiten_once(train[0].parent / f"{official.name}-whitened.npz", train + test, read)
     except (Unusable, OSError) as error:
         line = " ".join(str(error).split())
@@ -139,27 +134,29 @@ def _matches(folder: Path, name: str) -> list[Path]:
     return plain or zipped
 
 
-def _read(layout: Layout, files: list[Path], official: Official, counts: tuple[int, ...]) -> Arrays:
-    """One part, in the common order, if it is what was published."""
-    part = layout.read(files, official.shape)
-    shape, found = part.images.shape, tuple(int((part.labels == k).sum()) for k in range(len(counts)))
-    if shape != (sum(counts), *official.shape) or len(part.labels) != shape[0] or found != counts:
-        source = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
-        raise Unusable(f"{source}: not {official.name}, but images of shape {shape} in classes of {found}")
-    if not official.reorder:
-        return part
-    # By the bytes of the images, which are all different: the same order whatever the layout.
-    rows = part.images.reshape(len(part.images), -1)
-    order = np.argsort(rows.view(f"S{rows.shape[1]}").ravel())
-    return Arrays(part.images[order], part.labels[order])
+def _read(official: Official, layout: Layout, train: list[Path], test: list[Path]) -> tuple[Arrays, Arrays]:
+    """Both parts, if they are what was published."""
+    parts = []
+    for files, counts in ((train, official.train), (test, official.test)):
+        part = layout.read(files, official.shape)
+        shape, found = part.images.shape, tuple(int((part.labels == k).sum()) for k in range(len(counts)))
+        if shape != (sum(counts), *official.shape) or len(part.labels) != shape[0] or found != counts:
+            source = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
+            raise Unusable(f"{source}: not {official.name}, but images {shape} in classes of {found}")
+        if official.reorder:  # by the images' bytes, which all differ
+            order = np.argsort(
+                part.images.reshape(len(part.images), -1).view(f"S{math.prod(shape[1:])}")[:, 0]
+            )
+            part = Arrays(part.images[order], part.labels[order])
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 def _download(root: Path, official: Official) -> None:
     """Have torchvision download, verify and unpack the files, then move them to where it looks for them.
 
-    It works in a folder of its own: a killed download leaves no half file in the user's folder, another
-    process cannot meet one, and a file that is already there stays as it is. An archive that lies in the
-    root is unpacked without any network.
+    A folder of its own keeps half files of a killed download from the user and from other processes. What is
+    there already stays as it is, and an archive that lies in the root is unpacked without any network.
     """
     import torchvision.datasets  # slow to import
 
@@ -171,19 +168,12 @@ def _download(root: Path, official: Official) -> None:
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
             if not official.archive:
                 published(scratch, download=True)
-            elif not (archive := root / official.archive).exists():
-                torchvision.datasets.utils.download_and_extract_archive(
-                    published.url, scratch, md5=published.tgz_md5
-                )
-            elif torchvision.datasets.utils.check_integrity(archive, published.tgz_md5):
-                torchvision.datasets.utils.extract_archive(archive, scratch)
-            else:
-                raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")
-            target = root / official.folder
-            target.mkdir(parents=True, exist_ok=True)
+            else:  # not by the class, which would unpickle
+                _unpack(published, root / official.archive, scratch)
+            (root / official.folder).mkdir(parents=True, exist_ok=True)
             for path in (Path(scratch) / official.folder).iterdir():
-                if not (target / path.name).exists():
-                    path.rename(target / path.name)
+                if not (target := root / official.folder / path.name).exists():
+                    path.rename(target)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         # torchvision names each mirror and what it answered on a line of its own.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -192,3 +182,14 @@ def _download(root: Path, official: Official) -> None:
         ) from None
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _unpack(published: Any, archive: Path, scratch: str) -> None:
+    from torchvision.datasets import utils
+
+    if not archive.exists():
+        utils.download_and_extract_archive(published.url, scratch, md5=published.tgz_md5)
+    elif utils.check_integrity(archive, published.tgz_md5):
+        utils.extract_archive(archive, scratch)
+    else:
+        raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")

@@ -27,7 +27,7 @@ EPS = 1e-5  # added to each eigenvalue, as in the authors' code
 SCALE = 128  # divides each byte, as in the authors' code: EPS is meant for this scale
 CHUNK = 5000  # images that are floats at a time: all of CIFAR-10 in float64 would be 1.5 GB
 RECIPE = f"ZCA of (byte - 127.5) / {SCALE}, regularisation {EPS}"  # change it when the numbers change
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")  # in the cache
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 log = logging.getLogger(__name__)
 
