@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import pickle
@@ -16,7 +15,7 @@ from wn import data
 from wn.config import DataConfig, UserError
 from wn.data import sources
 
-TINY = dataclasses.replace(sources.OFFICIAL["cifar10"], shape=(3, 4, 6), train=(12, 9, 14), test=(3, 5, 4))
+TINY = sources.OFFICIAL["cifar10"]._replace(shape=(3, 4, 6), train=(12, 9, 14), test=(3, 5, 4))
 FOLDER = "cifar-10-batches-py"
 cifar10, refused = (functools.partial(f, "cifar10") for f in (cases.load, cases.refused))
 
@@ -105,7 +104,7 @@ def test_every_layout_gives_the_same_images_in_the_same_order(layout, tmp_path):
 @pytest.mark.filterwarnings("ignore:dtype")  # how the published pickles spell False
 def test_torchvision_reads_the_same_batches(tmp_path, monkeypatch):
     shape = (3, 32, 32)
-    monkeypatch.setitem(sources.OFFICIAL, "cifar10", dataclasses.replace(TINY, shape=shape))
+    monkeypatch.setitem(sources.OFFICIAL, "cifar10", TINY._replace(shape=shape))
     publish(monkeypatch, batches(shape))
     write_batches(tmp_path, shape=shape)
     parts = sources.official(DataConfig(name="cifar10", root=str(tmp_path), download=False))

@@ -18,7 +18,6 @@ from wn.data import sources
 from wn.data.formats import Arrays
 
 SPLIT_STATE = 0  # of every split and draw: a run's seed never decides which images are trained on
-DIGITS_TEST_FRACTION = 0.2  # the digits come without an official test set
 DIGITS_WHITE = 16  # maximum pixel value of digits
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -59,16 +58,10 @@ def load(
     fifth of all images to the test; the others keep their official test set. Of the remaining images
     ``config.train_fraction`` is used, and of these ``config.valid_fraction`` is held out.
 
-    Images are standardised by the mean and the standard deviation of all pixels of the training split: two
-    numbers for the whole data set, not two per position. With ``config.whiten`` they are whitened instead,
-    by the statistics of all official training images whatever the fractions are. Whitening is unsupervised,
-    so fitting it on the held-out images leaks no labels.
-
-    Args:
-        config: which data set, where its files are, how much of it is used and held out, how it is scaled.
-        device: where the tensors live.
-        dtype: floating-point type of the images; whitening is done in float32 whatever it is.
-        unit: grey levels from 0 to 1, as a VAE takes them, instead of standardised ones.
+    Images are standardised by the mean and standard deviation of all pixels of the training split, two
+    numbers in all; with ``unit`` they are left from 0 to 1, as a VAE takes them. With ``config.whiten`` they
+    are whitened (in float32 whatever ``dtype`` is) by the statistics of all official training images.
+    Whitening is unsupervised, so fitting it on the held-out images leaks no labels.
 
     Raises:
         UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
@@ -156,5 +149,5 @@ def _digits() -> tuple[Arrays, Arrays]:
 
     bunch = sklearn.datasets.load_digits()
     whole = Arrays(bunch.images[:, None].astype(np.uint8), bunch.target.astype(np.int64))
-    rest, test = _divide(whole.labels, DIGITS_TEST_FRACTION, "test_fraction")
+    rest, test = _divide(whole.labels, 0.2, "test_fraction")  # there is no official test set
     return _take(whole, rest), _take(whole, test)

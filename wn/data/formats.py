@@ -1,7 +1,5 @@
-"""Readers of the files that data sets come in: idx, torchvision's CIFAR-10 and parquet.
-
-Each takes the files of one part (training or test) and returns bytes. What is wrong with a file is an
-:class:`Unusable` whose text begins with its path.
+"""Readers of idx files, of torchvision's CIFAR-10 and of parquet: files of one part (training or test) and
+the shape (C, H, W) of an image -> bytes. Bad files raise :class:`Unusable`.
 """
 
 from __future__ import annotations
@@ -76,33 +74,31 @@ def read_cifar10(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
     return _joined(parts)
 
 
+def read_parquet(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
+    """Hugging Face's shards: columns ``image.bytes`` or ``img.bytes``, a PNG or WebP each, and ``label``."""
+    parts = []
+    for path in files:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                image = "img" if "img" in file.schema_arrow.names else "image"
+                table = file.read(columns=[f"{image}.bytes", "label"]).flatten()
+            contents, labels = table[f"{image}.bytes"].to_pylist(), table["label"].to_numpy()
+            if labels.dtype.kind not in "iu":  # integers with gaps arrive as floats
+                raise ValueError("labels that are missing or not integers")
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+            raise Unusable(f"{path}: cannot be read ({error})") from None
+        images = np.empty((len(contents), *shape), dtype=np.uint8)
+        for row, content in enumerate(contents):
+            try:
+                images[row] = _decode(content or b"", shape)
+            except Exception as error:  # what Pillow raises on a bad file has no common base
+                raise Unusable(f"{path}: row {row} is not a usable image ({error})") from None
+        parts.append(Arrays(images, labels.astype(np.int64)))
+    return _joined(parts)
+
+
 def _joined(parts: Sequence[Arrays]) -> Arrays:
     return Arrays(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
-
-
-def read_parquet(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """Images and labels of all shards, in the order of their names."""
-    return _joined([_read_shard(path, shape) for path in files])
-
-
-def _read_shard(path: Path, shape: tuple[int, int, int]) -> Arrays:
-    """Columns ``image`` or ``img``, a structure with the bytes of a file, and ``label``, as Hugging Face has."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            image = "img" if "img" in file.schema_arrow.names else "image"
-            table = file.read(columns=[f"{image}.bytes", "label"]).flatten()
-        contents, labels = table[f"{image}.bytes"].to_pylist(), table["label"].to_numpy()
-        if labels.dtype.kind not in "iu":  # integers with gaps arrive as floats
-            raise ValueError("labels that are missing or not integers")
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-        raise Unusable(f"{path}: cannot be read ({error})") from None
-    images = np.empty((len(contents), *shape), dtype=np.uint8)
-    for row, content in enumerate(contents):
-        try:
-            images[row] = _decode(content or b"", shape)
-        except Exception as error:  # what Pillow raises on a bad file has no common base
-            raise Unusable(f"{path}: row {row} is not a usable image ({error})") from None
-    return Arrays(images, labels.astype(np.int64))
 
 
 def _decode(content: bytes, shape: tuple[int, int, int]) -> Bytes:

@@ -5,7 +5,6 @@ files have a format of their own.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import http.client
 import math
@@ -45,45 +44,44 @@ BATCHES = Layout(formats.read_cifar10, tuple(f"data_batch_{k}" for k in range(1,
 PARQUET = Layout(formats.read_parquet, ("train-*.parquet",), ("test-*.parquet",))
 
 
-@dataclasses.dataclass(frozen=True)
-class Official:
+class Official(NamedTuple):
     """What was published. The number of images of each class tells one data set from another."""
 
     name: str  # torchvision's class
     folder: str  # where torchvision keeps the files, below the root
     hub: str  # where Hugging Face's repository does: the name of its configuration
-    layouts: tuple[Layout, ...]  # torchvision's
     shape: tuple[int, int, int]
     train: tuple[int, ...]
     test: tuple[int, ...]
+    layouts: tuple[Layout, ...]  # torchvision's
     archive: str | None = None  # torchvision's download, where it is a single one
     reorder: bool = False  # layouts differ in the order of the images, so a common one is chosen
 
     @property
     def ways(self) -> str:
         """How to provide the files, for an error message."""
+        torchvision = f"{self.folder}/ or {self.archive}" if self.archive else f"{self.folder}/"
         return (
             "let it be downloaded (data.download=true), or name with data.root=... a folder that holds "
-            f"{self.folder}/{f' or {self.archive}' if self.archive else ''} (torchvision's layout), or "
-            "train-*.parquet and test-*.parquet (Hugging Face's)"
+            f"{torchvision} (torchvision's layout), or train-*.parquet and test-*.parquet (Hugging Face's)"
         )
 
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
 OFFICIAL = {
-    "mnist": Official("MNIST", "MNIST/raw", "mnist", IDX, (1, 28, 28), MNIST_TRAIN, MNIST_TEST),
+    "mnist": Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX),
     "fashion_mnist": Official(
-        "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", IDX, (1, 28, 28), (6000,) * 10, (1000,) * 10
+        "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
     ),
     "cifar10": Official(
-        "CIFAR10",
-        "cifar-10-batches-py",
-        "plain_text",
-        (BATCHES,),
-        (3, 32, 32),
+        name="CIFAR10",
+        folder="cifar-10-batches-py",
+        hub="plain_text",
+        shape=(3, 32, 32),
         train=(5000,) * 10,
         test=(1000,) * 10,
+        layouts=(BATCHES,),
         archive="cifar-10-python.tar.gz",
         reorder=True,
     ),
