@@ -52,15 +52,6 @@ def test_against_the_singular_values_of_the_images(monkeypatch):
         assert np.array_equal(z.labels, part.labels)
 
 
-def test_covariance_of_whitened_images():
-    train = draw(500)
-    covariance = np.cov(scaled(train.images).T, bias=True)
-    z = whitening.whiten(train, train)[0].images.reshape(-1, SIZE).astype(np.float64)
-    expected = np.linalg.solve(covariance + 1e-5 * np.eye(SIZE), covariance)
-    np.testing.assert_allclose(z.T @ z / len(z), expected, atol=1e-5)
-    np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
-
-
 def test_the_order_of_the_images_decides_no_digit(monkeypatch):
     images = draw(300).images
     mean, matrix = whitening.fit(images)
