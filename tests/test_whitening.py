@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pickle
 import threading
-from pathlib import Path
 
+import data_cases as cases
 import numpy as np
 import pytest
 
-from wn.data import sources, whitening
+from wn.data import whitening
 from wn.data.formats import Arrays
 
 SHAPE = (3, 2, 4)
 SIZE = 24
-SHARED = Path(os.environ.get("WN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def draw(count, seed=0):
@@ -52,15 +52,6 @@ def test_against_the_singular_values_of_the_images(monkeypatch):
         assert np.array_equal(z.labels, part.labels)
 
 
-def test_covariance_of_whitened_images():
-    train = draw(500)
-    covariance = np.cov(scaled(train.images).T, bias=True)
-    z = whitening.whiten(train, train)[0].images.reshape(-1, SIZE).astype(np.float64)
-    expected = np.linalg.solve(covariance + 1e-5 * np.eye(SIZE), covariance)
-    np.testing.assert_allclose(z.T @ z / len(z), expected, atol=1e-5)
-    np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
-
-
 def test_the_order_of_the_images_decides_no_digit(monkeypatch):
     images = draw(300).images
     mean, matrix = whitening.fit(images)
@@ -72,14 +63,8 @@ def test_the_order_of_the_images_decides_no_digit(monkeypatch):
 
 @pytest.mark.slow
 def test_published_cifar10(tmp_path):
-    files = list((SHARED / "cifar10").glob("*.parquet"))
-    if not files:
-        pytest.skip("the published files are not here")
-    for path in files:
-        (tmp_path / path.name).symlink_to(path)
-    source = sources._find(tmp_path, sources.OFFICIAL["cifar10"])
-    train, _ = source.read()
-    z = source.whitened()[0].images.reshape(50000, -1)
+    train, _ = cases.published("cifar10", tmp_path)
+    z = cases.published("cifar10", tmp_path, whiten=True)[0].images.reshape(50000, -1)
     direction = np.random.default_rng(0).normal(size=(3072, 8))
     direction /= np.linalg.norm(direction, axis=0)
     covariance = np.cov(scaled(train.images.astype(np.float32)).T, bias=True)
@@ -123,20 +108,16 @@ def test_what_is_kept_is_what_was_made(folder):
     assert equal(once(folder), made)
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
-def test_other_files_are_whitened_anew(folder, name):
+@pytest.mark.parametrize("changed", ["train", "test", "recipe"])
+def test_another_origin_is_whitened_anew(changed, folder, monkeypatch):
     once(folder, PARTS)
-    (folder / name).write_bytes(b"3")
+    if changed == "recipe":
+        monkeypatch.setattr(whitening, "RECIPE", "another")
+    else:
+        (folder / changed).write_bytes(b"3")
     others = draw(90, seed=2), draw(20, seed=3)
     assert equal(once(folder, others), whitening.whiten(*others))
     assert equal(once(folder), whitening.whiten(*others))
-
-
-def test_another_recipe_whitens_anew(folder, monkeypatch):
-    once(folder, PARTS)
-    monkeypatch.setattr(whitening, "RECIPE", "another")
-    others = draw(90, seed=2), draw(20, seed=3)
-    assert equal(once(folder, others), whitening.whiten(*others))
 
 
 def flip(content):
@@ -164,21 +145,18 @@ def test_a_damaged_cache_is_named_and_made_anew(damage, folder, caplog):
 
 
 class Intruder:
-    def __init__(self, trace):
-        self.trace = trace
-
     def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
+        return os.mkdir, (f"{self.folder}/trace",)
 
 
-def test_a_cache_with_objects_runs_nothing(folder, tmp_path):
-    cache, trace = folder / "cache.npz", tmp_path / "trace"
+def test_a_cache_with_objects_runs_nothing(folder):
     once(folder, PARTS)
-    with np.load(cache) as file:
+    with np.load(folder / "cache.npz") as file:
         arrays = dict(file)
-    np.savez(cache, **arrays | {"test_images": np.array([Intruder(trace)], dtype=object)})
+    Intruder.folder = folder
+    np.savez(folder / "cache.npz", **arrays | {"test_images": np.array([Intruder()], dtype=object)})
     assert equal(once(folder, PARTS), whitening.whiten(*PARTS))
-    assert not trace.exists()
+    assert not (folder / "trace").exists()
 
 
 def test_a_full_disk_costs_the_cache_alone(folder, monkeypatch, caplog):
@@ -193,22 +171,17 @@ def test_a_full_disk_costs_the_cache_alone(folder, monkeypatch, caplog):
 
 
 def test_two_at_once(folder):
-    meeting, results = threading.Barrier(2, timeout=30), []
+    meeting = threading.Barrier(2, timeout=30)
 
     def read():
         meeting.wait()  # both have found no cache
         return PARTS
 
-    def run():
-        files = (folder / "train", folder / "test")
-        results.append(whitening.whiten_once(folder / "cache.npz", files, read))
+    def run(_):
+        return whitening.whiten_once(folder / "cache.npz", (folder / "train", folder / "test"), read)
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(run, range(2)))
     assert equal(results[0], results[1])
     assert equal(once(folder), results[0])
     assert sorted(path.name for path in folder.iterdir()) == ["cache.npz", "test", "train"]

@@ -1,7 +1,7 @@
 """Data sets as tensors on the device, and the order in which an epoch visits them.
 
-Every data set takes one way: found or downloaded, read into bytes, checked against what was published
-(:mod:`wn.data.sources`), whitened where that is configured (:mod:`wn.data.whitening`), divided, scaled.
+Files are found or downloaded, read into bytes, checked against what was published (:mod:`wn.data.sources`),
+whitened where that is configured (:mod:`wn.data.whitening`), divided and scaled.
 """
 
 from __future__ import annotations
@@ -17,15 +17,8 @@ from wn.config import DataConfig, UserError
 from wn.data import sources
 from wn.data.formats import Arrays
 
-SPLIT_STATE = 0
-"""Random state of every split: a run's seed never decides which images are trained on."""
-
-DIGITS_TEST_FRACTION = 0.2
-"""The digits come without an official test set."""
-
-DIGITS_WHITE = 16
-"""Their lightest grey level."""
-
+SPLIT_STATE = 0  # of every split and draw: a run's seed never decides which images are trained on
+DIGITS_WHITE = 16  # maximum pixel value of digits
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -48,7 +41,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
+        """(C, H, W) of an image."""
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
 
@@ -61,41 +54,38 @@ def load(
 ) -> Dataset:
     """Load a data set, divide it and scale it.
 
-    The splits are stratified by label and always the same. ``digits`` (embedded in scikit-learn, so
-    ``config.root`` is not looked at) gives a fifth of all images to the test; the others keep their
-    official test set. Of the remaining images ``config.train_fraction`` is used; 1 uses all. Of these
-    ``config.valid_fraction`` is held out; 0 trains on all.
+    The splits are stratified by label and always the same. ``digits`` (embedded in scikit-learn) gives a
+    fifth of all images to the test; the others keep their official test set. Of the remaining images
+    ``config.train_fraction`` is used, and of these ``config.valid_fraction`` is held out.
 
-    From every pixel the mean of all pixels of the training split is subtracted, and the difference is
-    divided by their standard deviation: two numbers for the whole data set, not two per place. With
-    ``config.whiten`` the images are whitened instead, with the statistics of all official training images
-    whatever the fractions are: they are statistics without labels, and a learning rate is so chosen on
-    the very images that the final run is trained on. With ``unit`` they are left as they are, from 0 to 1;
-    of binarised images those are the two values.
-
-    Args:
-        config: which data set, where its files are, how much of it is used and held out, how it is scaled.
-        device: where the tensors shall live.
-        dtype: floating-point type of the images; whitening is done in float32 whatever it is.
-        unit: whether the model takes grey levels from 0 to 1, as a VAE does, and not standardised ones.
+    Images are standardised by the mean and standard deviation of all pixels of the training split, two
+    numbers in all; with ``unit`` they are left from 0 to 1, as a VAE takes them. With ``config.whiten`` they
+    are whitened (in float32 whatever ``dtype`` is) by the statistics of all official training images.
+    Whitening is unsupervised, so fitting it on the held-out images leaks no labels.
 
     Raises:
-        UserError: the files are missing, corrupt or of another data set, cannot be downloaded, a fraction
-            leaves a split with fewer images than there are classes, or digits, a VAE's or binarised images
-            shall be whitened.
+        UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
+            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images.
     """
-    if config.whiten and (unit or config.binarize):
-        raise UserError("data.whiten=true: a VAE's images and binarised ones are not whitened; give false")
-    rest, test = _digits(config) if config.name == "digits" else sources.official(config)
+    if config.whiten and (config.name == "digits" or config.binarize or unit):
+        raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
+    rest, test = _digits() if config.name == "digits" else sources.official(config)
     white = DIGITS_WHITE if config.name == "digits" else 255
     if config.binarize:
         rest, test = (_binarized(part, white, stream) for stream, part in enumerate((rest, test)))
         white = 1
-    train, valid = (_take(rest, chosen) for chosen in _splits(config, rest.labels))
+    used = np.arange(len(rest.labels))
+    if config.train_fraction < 1:
+        _, used = _divide(rest.labels, config.train_fraction, "train_fraction")
+    held_out = used[:0]
+    if config.valid_fraction > 0:
+        kept, drawn = _divide(rest.labels[used], config.valid_fraction, "valid_fraction")
+        used, held_out = used[kept], used[drawn]
+    train, valid = _take(rest, used), _take(rest, held_out)
     if unit:
         mean, std = 0.0, float(white)
     else:
-        mean, std = (0.0, 1.0) if config.whiten else _moments(train.images)
+        mean, std = (0.0, 1.0) if config.whiten else _mean_std(train.images)
 
     def split(part: Arrays) -> Split:
         # Bytes travel to the device and become floats there: a quarter of the traffic.
@@ -129,22 +119,11 @@ def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
     return Arrays((level < part.images).astype(np.uint8), part.labels)
 
 
-def _splits(config: DataConfig, labels: Indices) -> tuple[Indices, Indices]:
-    """Which images are trained on, and which are held out."""
-    used = np.arange(len(labels))
-    if config.train_fraction < 1:
-        _, used = _divide(labels, config.train_fraction, "train_fraction")
-    if config.valid_fraction == 0:
-        return used, used[:0]
-    train, valid = _divide(labels[used], config.valid_fraction, "valid_fraction")
-    return used[train], used[valid]
-
-
 def _divide(labels: Indices, fraction: float, setting: str) -> tuple[Indices, Indices]:
     """The others, and a fraction of all, stratified by label."""
-    try:
-        import sklearn.model_selection  # slow to import, and not needed to say that data are missing
+    import sklearn.model_selection  # slow to import, and not needed to say that data are missing
 
+    try:
         others, drawn = sklearn.model_selection.train_test_split(
             np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=SPLIT_STATE
         )
@@ -156,8 +135,8 @@ def _divide(labels: Indices, fraction: float, setting: str) -> tuple[Indices, In
     return others, drawn
 
 
-def _moments(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels, from their histogram: exact in whatever order they come."""
+def _mean_std(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels, from their histogram: exact, so independent of the order."""
     counts = torch.bincount(torch.from_numpy(images).flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64)
     mean = (counts @ values) / counts.sum()
@@ -165,13 +144,10 @@ def _moments(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]
     return mean.item(), variance.sqrt().item()
 
 
-def _digits(config: DataConfig) -> tuple[Arrays, Arrays]:
-    """The embedded digits: grey levels are whole numbers from 0 to 16, which whitening is not meant for."""
-    if config.whiten:
-        raise UserError("data.whiten=true: digits has grey levels of 0 to 16 and is not whitened; give false")
+def _digits() -> tuple[Arrays, Arrays]:
     import sklearn.datasets  # slow to import
 
     bunch = sklearn.datasets.load_digits()
     whole = Arrays(bunch.images[:, None].astype(np.uint8), bunch.target.astype(np.int64))
-    rest, test = _divide(whole.labels, DIGITS_TEST_FRACTION, "test_fraction")
+    rest, test = _divide(whole.labels, 0.2, "test_fraction")  # there is no official test set
     return _take(whole, rest), _take(whole, test)

@@ -1,15 +1,14 @@
-"""Readers of the files that data sets come in: idx, parquet, and CIFAR's batches of two kinds.
-
-Each takes the files of one part (training or test) and returns bytes. None trusts what it reads: a file
-is data, and whatever is wrong with it is an :class:`Unusable` that begins with its path.
+"""Readers of idx files, of torchvision's CIFAR-10 and of parquet: files of one part (training or test) and
+the shape (C, H, W) of an image -> bytes. Bad files raise :class:`Unusable`.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
-import math
 import pickle
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,50 +34,66 @@ class Unusable(Exception):
 
 
 def read_idx(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """A file of images and one of labels; images without channels, as MNIST's are."""
-    images, labels = files
-    return Arrays(_read_idx(images, 3)[:, None], _read_idx(labels, 1).astype(np.int64))
+    """MNIST's format: a file of images [N, H, W] and one of labels [N].
 
-
-def _read_idx(path: Path, dimensions: int) -> Bytes:
-    """An idx file of bytes: magic number, sizes as big-endian int32, values.
-
-    torchvision reads these too, but neither gzipped nor with a check that survives ``python -O``.
+    Each: magic number (0, 0, 8 for bytes, number of dimensions), sizes as big-endian int32, values.
     """
-    content = _content(path)
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise Unusable(f"{path}: not an idx file of bytes in {dimensions} dimensions")
-    shape = [int(n) for n in np.frombuffer(content[4:start], dtype=">u4")]
-    if len(content) - start != math.prod(shape):
-        raise Unusable(f"{path}: {len(content) - start} bytes of values, where its header says {shape}")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    arrays = []
+    for path, dimensions in zip(files, (3, 1), strict=True):
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+                content = bytearray(file.read())  # writable, as torch.from_numpy wants it
+            if content[:4] != bytes((0, 0, 8, dimensions)):
+                raise ValueError(f"not an idx file of bytes in {dimensions} dimensions")
+            sizes = np.frombuffer(content, ">u4", count=dimensions, offset=4)
+            arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes))
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise Unusable(f"{path}: cannot be read ({error})") from None
+    images, labels = arrays
+    return Arrays(images[:, None], labels.astype(np.int64))
 
 
-def _content(path: Path) -> bytearray:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return bytearray(file.read())
-    except (OSError, EOFError, zlib.error) as error:
-        raise Unusable(f"{path}: cannot be read ({error})") from None
+def read_cifar10(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
+    """The batches that torchvision unpacks: pickles of ``data``, bytes [N, C H W], and ``labels``.
 
+    A pickle can run code, so only bytes with the MD5 that torchvision's class lists are unpickled. The class
+    checks them too, but names no file, and opens the files again between its check and its unpickling.
+    """
+    from torchvision.datasets import CIFAR10  # slow to import
 
-def read_binary_batches(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """CIFAR's binary version: an image is a byte of label, then its channels, each row by row."""
-    size = 1 + math.prod(shape)
+    published = dict([*CIFAR10.train_list, *CIFAR10.test_list])
     parts = []
     for path in files:
-        content = _content(path)
-        if len(content) % size:
-            raise Unusable(f"{path}: {len(content)} bytes, which is no multiple of an image's {size}")
-        parts.append(np.frombuffer(content, dtype=np.uint8).reshape(-1, size))
-    rows = np.concatenate(parts)
-    return Arrays(rows[:, 1:].reshape(-1, *shape), rows[:, 0].astype(np.int64))
+        content = path.read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != published.get(path.name):
+            raise Unusable(f"{path}: not as published (MD5), and so not unpickled")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "dtype")  # the pickles spell False as 0
+            batch = pickle.loads(content, encoding="latin1")
+        parts.append(Arrays(batch["data"].reshape(-1, *shape), np.array(batch["labels"])))
+    return _joined(parts)
 
 
-def read_pickled_batches(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """CIFAR's Python version, which torchvision downloads."""
-    parts = [_read_pickle(path, shape) for path in files]
+def read_parquet(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
+    """Hugging Face's shards: columns ``image.bytes`` or ``img.bytes``, a PNG or WebP each, and ``label``."""
+    parts = []
+    for path in files:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                image = "img" if "img" in file.schema_arrow.names else "image"
+                table = file.read(columns=[f"{image}.bytes", "label"]).flatten()
+            contents, labels = table[f"{image}.bytes"].to_pylist(), table["label"].to_numpy()
+            if labels.dtype.kind not in "iu":  # integers with gaps arrive as floats
+                raise ValueError("labels that are missing or not integers")
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+            raise Unusable(f"{path}: cannot be read ({error})") from None
+        images = np.empty((len(contents), *shape), dtype=np.uint8)
+        for row, content in enumerate(contents):
+            try:
+                images[row] = _decode(content or b"", shape)
+            except Exception as error:  # what Pillow raises on a bad file has no common base
+                raise Unusable(f"{path}: row {row} is not a usable image ({error})") from None
+        parts.append(Arrays(images, labels.astype(np.int64)))
     return _joined(parts)
 
 
@@ -86,78 +101,8 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
     return Arrays(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
 
 
-class _Noted:
-    """Stands in for all that NumPy has in a pickled array, and does nothing but note what it is given.
-
-    NumPy's own classes would do: an array's state can claim that its bytes are pointers to objects.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the three names of an array of NumPy, and reaches the code of none."""
-
-    ADMITTED = (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-
-    def find_class(self, module: str, name: str) -> type[_Noted]:
-        """What a pickle may call."""
-        if (module, name) not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _Noted
-
-
-def _read_pickle(path: Path, shape: tuple[int, int, int]) -> Arrays:
-    """A batch: a dictionary that holds ``data``, bytes [N, C H W], and ``labels``, a list of integers."""
-    content = _content(path)
-    try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        _version, size, dtype, by_columns, values = batch[b"data"].state
-        if dtype.args[0] != b"u1" or by_columns or not isinstance(values, bytes):
-            raise TypeError("its data are no array of bytes")
-        images = np.frombuffer(values, dtype=np.uint8).reshape(size).reshape(-1, *shape)
-        labels = np.array(batch[b"labels"])
-        if labels.shape != images.shape[:1] or labels.dtype != np.int64:
-            raise TypeError("its labels are not an integer per image")
-    except Exception as error:  # what a bad pickle raises has no common base
-        reason = str(error) or type(error).__name__
-        raise Unusable(f"{path}: not a batch of {'x'.join(map(str, shape))} images ({reason})") from None
-    return Arrays(images, labels)
-
-
-def read_parquet(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """Images and labels of all shards, in the order of their names."""
-    return _joined([_read_shard(path, shape) for path in files])
-
-
-def _read_shard(path: Path, shape: tuple[int, int, int]) -> Arrays:
-    """Hugging Face calls the column of the images ``image``, or ``img``."""
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            image = "img" if "img" in file.schema_arrow.names else "image"
-            columns = [f"{image}.bytes", "label"]
-            table = file.read(columns=columns).flatten()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise Unusable(f"{path}: cannot be read ({error})") from None
-    if table.column_names != columns or not pyarrow.types.is_integer(table["label"].type):
-        raise Unusable(f"{path}: lacks the columns image.bytes or img.bytes (PNG) and label (integer)")
-    if table["label"].null_count:
-        raise Unusable(f"{path}: has rows without a label")
-    images = np.empty((table.num_rows, *shape), dtype=np.uint8)
-    for row, content in enumerate(table[columns[0]].to_pylist()):
-        try:
-            images[row] = _decode(content or b"", shape)
-        except Exception as error:  # what Pillow raises on a bad file has no common base
-            raise Unusable(f"{path}: row {row} is not a usable image ({error})") from None
-    return Arrays(images, table["label"].to_numpy().astype(np.int64))
-
-
 def _decode(content: bytes, shape: tuple[int, int, int]) -> Bytes:
-    """The pixels [C, H, W] of a PNG, or of a WebP that says it lost none."""
+    """Pixels [C, H, W] of a PNG or a lossless WebP."""
     if content[8:12] == b"WEBP" and content[12:16] != b"VP8L":
         raise ValueError("a WebP that is not lossless")
     channels, height, width = shape

@@ -1,4 +1,4 @@
-"""ZCA whitening as in the authors' code, and the cache that makes it a matter of once.
+"""ZCA whitening as in the authors' code, and its cache.
 
 With x = (byte - 127.5) / 128 an image of D numbers, m and C the mean and the covariance (divided by N) of
 the training images, and C = U S U' its eigenvalues and eigenvectors,
@@ -23,30 +23,20 @@ import numpy as np
 
 from wn.data.formats import Arrays, Bytes
 
-REGULARISATION = 1e-5
-"""Added to each eigenvalue, as in the authors' code."""
-
-SCALE = 128
-"""What a byte is divided by, as in the authors' code: 1e-5 is meant for this scale."""
-
-CHUNK = 5000
-"""Images that are floats at a time."""
-
-RECIPE = f"ZCA of (byte - 127.5) / {SCALE}, regularisation {REGULARISATION}"
-"""What a cache was made by, beside the files it was made from. Change it when the numbers change."""
-
+EPS = 1e-5  # added to each eigenvalue, as in the authors' code
+SCALE = 128  # divides each byte, as in the authors' code: EPS is meant for this scale
+CHUNK = 5000  # images that are floats at a time: all of CIFAR-10 in float64 would be 1.5 GB
+RECIPE = f"ZCA of (byte - 127.5) / {SCALE}, regularisation {EPS}"  # change it when the numbers change
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")  # in the cache
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
-
 log = logging.getLogger(__name__)
 
 
 def whiten(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays]:
     """Whiten both parts with the statistics of the first: float32 images, the same labels."""
     mean, matrix = fit(train.images)
-    return (
-        Arrays(apply(train.images, mean, matrix), train.labels),
-        Arrays(apply(test.images, mean, matrix), test.labels),
-    )
+    train, test = (Arrays(apply(part.images, mean, matrix), part.labels) for part in (train, test))
+    return train, test
 
 
 def fit(images: Bytes) -> tuple[Floats, Floats]:
@@ -64,7 +54,7 @@ def fit(images: Bytes) -> tuple[Floats, Floats]:
     mean = total / len(images)
     covariance = (products / len(images) - np.outer(mean, mean)) / SCALE**2
     values, vectors = np.linalg.eigh(covariance)
-    return mean, (vectors / np.sqrt(values + REGULARISATION)) @ vectors.T
+    return mean, (vectors / np.sqrt(values + EPS)) @ vectors.T
 
 
 def apply(images: Bytes, mean: Floats, matrix: Floats) -> Floats:
@@ -77,7 +67,6 @@ def apply(images: Bytes, mean: Floats, matrix: Floats) -> Floats:
 
 
 def _chunks(images: np.ndarray[Any, np.dtype[Any]]) -> Iterator[np.ndarray[Any, np.dtype[Any]]]:
-    """The images as rows, some at a time: views of them."""
     rows = images.reshape(len(images), -1)
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
@@ -85,37 +74,30 @@ def _chunks(images: np.ndarray[Any, np.dtype[Any]]) -> Iterator[np.ndarray[Any, 
 def whiten_once(
     cache: Path, files: Sequence[Path], read: Callable[[], tuple[Arrays, Arrays]]
 ) -> tuple[Arrays, Arrays]:
-    """What ``cache`` holds if it was made from these files, else what ``read`` returns, whitened and kept.
+    """The cached images if they were made from these files, else those that ``read`` returns, whitened.
 
     A cache that is damaged or of other files is made anew. Where it cannot be written, a warning says so.
     """
-    made_from = _checksum(files)
-    kept = _load(cache, made_from)
-    if kept is None:
-        kept = whiten(*read())
-        _save(cache, made_from, kept)
-    return kept
-
-
-def _checksum(files: Sequence[Path]) -> str:
-    """SHA-256 over the recipe and the files' contents."""
-    whole = hashlib.sha256(RECIPE.encode())
+    checksum = hashlib.sha256(RECIPE.encode())
     for path in files:
         with open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
+            checksum.update(hashlib.file_digest(file, "sha256").digest())
+    made_from = checksum.hexdigest()
+    if (kept := _load(cache, made_from)) is not None:
+        return kept
+    parts = whiten(*read())
+    _save(cache, made_from, parts)
+    return parts
 
 
 def _load(cache: Path, made_from: str) -> tuple[Arrays, Arrays] | None:
-    """The cache's content; None where it is of no use. Each array in the file has a checksum of its own."""
+    """None where the cache is of no use. NumPy verifies a checksum of each array in it."""
     try:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as kept:
             if kept["made_from"] != made_from:
                 return None
-            return (
-                Arrays(kept["train_images"], kept["train_labels"]),
-                Arrays(kept["test_images"], kept["test_labels"]),
-            )
+            arrays = [kept[name] for name in ARRAYS]
+            return Arrays(*arrays[:2]), Arrays(*arrays[2:])
     except FileNotFoundError:
         return None
     except Exception as error:  # what a damaged archive raises has no common base
@@ -124,18 +106,11 @@ def _load(cache: Path, made_from: str) -> tuple[Arrays, Arrays] | None:
 
 
 def _save(cache: Path, made_from: str, parts: tuple[Arrays, Arrays]) -> None:
-    """Written elsewhere and moved: another process sees a whole cache or none."""
-    train, test = parts
-    arrays: dict[str, Any] = {
-        "made_from": np.array(made_from),
-        "train_images": train.images,
-        "train_labels": train.labels,
-        "test_images": test.images,
-        "test_labels": test.labels,
-    }
+    """Atomic: another process sees a whole cache or none."""
+    arrays: dict[str, Any] = dict(zip(ARRAYS, (*parts[0], *parts[1]), strict=True))
     try:
         with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".whitening-") as scratch:
-            np.savez(Path(scratch) / "whole.npz", **arrays)
+            np.savez(Path(scratch) / "whole.npz", made_from=np.array(made_from), **arrays)
             os.replace(Path(scratch) / "whole.npz", cache)
     except OSError as error:
         reason = error.strerror or type(error).__name__
