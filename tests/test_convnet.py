@@ -192,7 +192,7 @@ def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
         Config(
             model=ConvNetConfig(width=3, depth=2),
             norm=NORMS[norm],
-            optim=OptimConfig(lr=lr),
+            optim=OptimConfig(lr=lr, momentum=0),
             trainer=settings,
             seed=i,
         )
