@@ -18,6 +18,7 @@ if [ $# -eq 0 ]; then
 fi
 status=0
 .venv/bin/python -m pytest "$@" || status=$?
+[ "$status" -ne 2 ] || exit 2 # Ctrl-C
 if ! wait "$mypy"; then
     cat "$types" >&2
     exit 1
