@@ -8,13 +8,13 @@ export PYTHONDONTWRITEBYTECODE='' # importing torch and W&B without their byteco
 .venv/bin/python -m ruff check
 .venv/bin/python -m ruff format --check
 
-# mypy works beside the tests, which leave a core idle at times; its findings come after theirs.
+# mypy runs beside the tests, which leave a core idle at times; its findings are printed after theirs.
 types=$(mktemp)
 .venv/bin/python -m mypy >"$types" 2>&1 &
 mypy=$!
 trap 'kill "$mypy" 2>/dev/null || true; rm -f "$types"' EXIT
 if [ $# -eq 0 ]; then
-    set -- --numprocesses=auto --dist=worksteal # whoever is done first takes from the others' rest
+    set -- --numprocesses=auto --maxprocesses=8 --dist=worksteal # an idle worker takes tests from a busy one
 fi
 status=0
 .venv/bin/python -m pytest "$@" || status=$?

@@ -146,6 +146,11 @@ WEIGHT_NORM = having(direction="row", gain="free", statistics="none")
 TRACKED = having(statistics="batch") + having(statistics="mean_only")
 
 
+def modes(norm: str) -> list[bool]:
+    """Training, and evaluation where running averages make it another function."""
+    return [True, False] if norm in TRACKED else [True]
+
+
 def unit_axis(plain: nn.Module) -> int:
     return -1 if isinstance(plain, nn.Linear) else 1
 

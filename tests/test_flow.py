@@ -88,7 +88,7 @@ def test_mean_and_gate_do_not_see_their_own_number(spatial: bool) -> None:
 
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_the_posterior_s_density_is_that_of_its_draws(spatial: bool, steps: int) -> None:
+def test_the_posterior_s_density_is_that_of_its_samples(spatial: bool, steps: int) -> None:
     """log q(z) = log N(noise) - log |dz/dnoise|, with the derivative taken through the whole chain."""
     mean, context = inputs(spatial, batch=1)
     log_variance = 0.3 * mean.flip(1) - 0.5

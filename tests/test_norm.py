@@ -6,57 +6,37 @@ import copy
 import io
 import pickle
 import warnings
-from typing import Any
 
 import norm_cases as cases
 import pytest
 import torch
-from norm_cases import BOTH, GRAMMAR, LAYERS, NORMS, PRESET_NAMES, WEIGHT_NORM, every_case, make
+from norm_cases import BOTH, NORMS, PRESET_NAMES, WEIGHT_NORM, every_case, make
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from wn.config import NormConfig, UserError, parse
-from wn.config.compose import CONFIGS, compose
 from wn.norm import NormalizedLayer, normalized_layers, weight_norm
-from wn.norm.kinds import KINDS
-from wn.presets import DEFAULTS, PRESETS
 
 WITH_V = cases.having(direction="row")
-
-
-def test_the_suite_covers_every_preset_and_kind() -> None:
-    assert set(PRESETS) <= set(NORMS)
-    assert len(NORMS) == sum(map(cases.has_meaning, GRAMMAR)) == 28  # no two have one label
-    assert {kind for kind, *_ in LAYERS.values()} == set(KINDS)
-
-
-def test_presets_are_those_of_the_configuration_files() -> None:
-    assert {path.stem for path in (CONFIGS / "norm").glob("*.yaml")} == set(PRESETS)
-    for name, preset in PRESETS.items():
-        assert compose({"norm": name}).norm == NormConfig.model_validate(preset)
-        assert compose({"norm": name}).norm.label == name
-        assert NORMS[name] == {key: value for key, value in (DEFAULTS | preset).items() if key != "hold"}
 
 
 # 1-2: the function
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @every_case()
-def test_output_and_gradients_are_the_papers(
-    norm: str, name: str, dtype: torch.dtype, training: bool
-) -> None:
-    case = make(norm, name, dtype)
-    case.layer.train(training)
-    x = case.x.requires_grad_()
-    expected = cases.reference(case, x)
-    y = case.layer(x)
-    torch.testing.assert_close(y, expected, **case.tolerance)
-    weights = torch.randn_like(y)
-    ours = cases.gradients(y, weights, case.layer, x)
-    theirs = cases.gradients(expected, weights, case.layer, x)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e3 * case.tolerance["rtol"], atol=10 * case.tolerance["atol"])
+def test_output_and_gradients_are_the_papers(norm: str, name: str, dtype: torch.dtype) -> None:
+    for training in cases.modes(norm):
+        case = make(norm, name, dtype)
+        case.layer.train(training)
+        x = case.x.requires_grad_()
+        expected = cases.reference(case, x)
+        y = case.layer(x)
+        torch.testing.assert_close(y, expected, **case.tolerance)
+        weights = torch.randn_like(y)
+        ours = cases.gradients(y, weights, case.layer, x)
+        theirs = cases.gradients(expected, weights, case.layer, x)
+        tolerance = {"rtol": 1e3 * case.tolerance["rtol"], "atol": 10 * case.tolerance["atol"]}
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, **tolerance)
 
 
 @every_case(WITH_V)
@@ -149,7 +129,7 @@ def test_forward_changes_no_parameter(norm: str, name: str, dtype: torch.dtype) 
         assert torch.equal(parameter, before[parameter_name])
 
 
-@every_case(dtypes=["float64"])
+@every_case(layers=["conv2d", *BOTH], dtypes=["float64"])
 def test_gradients_of_first_and_second_order_and_forward_mode(
     norm: str, name: str, dtype: torch.dtype
 ) -> None:
@@ -168,7 +148,7 @@ def test_gradients_of_first_and_second_order_and_forward_mode(
 # 5: extreme lengths of v
 
 
-@every_case(WITH_V)
+@every_case(WITH_V, BOTH)
 @pytest.mark.parametrize("length", [0.0, 1e-25, 1e25])
 def test_extreme_rows_stay_finite(norm: str, name: str, dtype: torch.dtype, length: float) -> None:
     case = make(norm, name, dtype)
@@ -293,36 +273,6 @@ def test_channels_last_is_only_a_layout(norm: str, name: str, dtype: torch.dtype
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e2 * case.tolerance["rtol"], atol=10 * case.tolerance["atol"])
     assert results[1][0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_errors_name_the_mistake() -> None:
-    layer = nn.Linear(2, 2)
-    for choice, known in {
-        "direction": "plain, row",
-        "gain": "none, free, fixed",
-        "hold": "free",
-        "statistics": "none, batch, mean_only",
-        "init": "default, data",
-        "correction": "images, samples",
-    }.items():
-        with pytest.raises(ValueError, match=f"^{choice}='rwo': expected one of {known}$"):
-            NormalizedLayer(layer, **{choice: "rwo"})
-    with pytest.raises(TypeError, match="cannot normalise Bilinear"):
-        NormalizedLayer(nn.Bilinear(2, 2, 2))
-    with pytest.raises(TypeError, match="padded with zeros"):
-        NormalizedLayer(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))
-
-
-@pytest.mark.parametrize("norm", GRAMMAR, ids=lambda norm: "+".join(norm.values()))
-def test_layer_and_configuration_refuse_the_same_combinations(norm: dict[str, Any]) -> None:
-    if cases.has_meaning(norm):
-        assert NormConfig(**norm).label in NORMS
-        NormalizedLayer(nn.Linear(2, 2), **norm)
-        return
-    with pytest.raises(ValueError, match=r"^[^\n]*need gain='free' or 'fixed'$"):
-        NormalizedLayer(nn.Linear(2, 2), **norm)
-    with pytest.raises(UserError, match=r"^norm: [^\n]*add norm\.gain=free, or fixed$"):
-        parse({"norm": norm})
 
 
 def test_layers_are_found_by_name_in_order() -> None:

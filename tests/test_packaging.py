@@ -1,4 +1,4 @@
-"""The house is in order: dependencies agree, locks are complete, and modules know only whom they may know."""
+"""Dependencies agree, locks are complete, scripts run, and modules import only what they may."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def joint(model: GaussianVAE, x: Tensor, z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("posterior", ["diagonal", "iaf"])
 @torch.no_grad()
-def test_the_bound_against_numerical_integration(posterior: str) -> None:
+def test_the_elbo_against_numerical_integration(posterior: str) -> None:
     model, x = toy(posterior), torch.tensor([[[[0.0, 1.0], [1.0, 1.0]]]], dtype=torch.float64)
     points, area = grid()
     log_evidence = torch.logsumexp(joint(model, x, points) + math.log(area), 0)
@@ -104,7 +104,7 @@ def test_the_bound_against_numerical_integration(posterior: str) -> None:
         assert abs(tight.mean() - log_evidence) < 5 * tight.std() / 20**0.5 < 0.05
 
 
-def test_the_importance_bound_of_one_sample_is_the_bound() -> None:
+def test_the_iwae_bound_of_one_sample_is_the_elbo() -> None:
     model, x = make("mlp_vae").eval(), images("mlp_vae")
     before = keys(model)
     bound = model.iwae_bound(x, 1)
@@ -112,7 +112,7 @@ def test_the_importance_bound_of_one_sample_is_the_bound() -> None:
     torch.testing.assert_close(-bound, model(x)[0])
 
 
-def test_all_samples_of_an_importance_bound_see_the_same_black_and_white() -> None:
+def test_all_samples_of_an_iwae_bound_see_the_same_black_and_white() -> None:
     """A decoder that ignores z gives every sample the same weight, so that its bound is the likelihood."""
     model, x = make("mlp_vae", "none").eval(), images("mlp_vae")
     for layer in normalized_layers(model.decoder).values():  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def test_free_bits_by_hand() -> None:
     torch.testing.assert_close(loss - reconstruction, torch.full_like(loss, cost))
 
 
-def test_the_divergence_warms_up_step_by_step() -> None:
+def test_the_kl_term_warms_up_step_by_step() -> None:
     model, x = make("mlp_vae", kl_warmup_steps=4).train(), images("mlp_vae")
     shares = []
     for _ in range(6):
@@ -223,17 +223,19 @@ def test_members_of_a_stack_are_the_models_alone(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_looking_changes_no_training_and_sees_the_same_twice(name: str) -> None:
+def test_evaluating_changes_no_training_and_is_the_same_twice(name: str) -> None:
     stack, x = Stack([make(name)]), images(name)
     training = {k: b.clone() for k, b in stack.buffers.items() if k.endswith("key")}
-    looks = [stack.train(False)(x, shared=True) for _ in range(2)]
-    for first, second in zip(*looks, strict=True):
+    evaluations = [stack.train(False)(x, shared=True) for _ in range(2)]
+    for first, second in zip(*evaluations, strict=True):
         assert torch.equal(first, second)
-    other = stack(x, shared=True)  # a second pass of the same look draws anew
-    assert not torch.equal(other[0], looks[0][0])
+    other = stack(x, shared=True)  # a second pass of the same evaluation draws anew
+    assert not torch.equal(other[0], evaluations[0][0])
     assert all(torch.equal(stack.buffers[k], key) for k, key in training.items())
     stack.train()(x, shared=True)
-    assert not torch.equal(stack.train(False)(x, shared=True)[0], looks[0][0])  # a later step's look
+    assert not torch.equal(
+        stack.train(False)(x, shared=True)[0], evaluations[0][0]
+    )  # evaluated after a later step
 
 
 @pytest.mark.parametrize("name", MODELS)
