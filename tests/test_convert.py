@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import norm_cases as cases
 import pytest
 import torch
-from norm_cases import LAYERS, NORMS, every_case, make, make_plain
+from norm_cases import BOTH, NORMS, every_case, make, make_plain
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -40,25 +39,24 @@ def source_layer(name: str, source: str, seed: int = 0) -> tuple[nn.Module, Tens
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("norm", cases.PRESET_NAMES)
-def test_state_dicts_of_others_load(norm: str, name: str, source: str) -> None:
-    theirs, x = source_layer(name, source)
-    ours = normalize(nn.Sequential(make_plain(name, seed=1)[0], nn.Tanh()), **NORMS[norm], eps=1e-14)
-    state = theirs.state_dict()
-    kept = copy.deepcopy(state)
-    ours.load_state_dict(state)
-    assert state.keys() == kept.keys()
-    torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9)
-    data_dependent_init(ours, x)  # what was trained is not initialised again
-    torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9)
-    layer = ours[0]
-    if source == "parametrization-units" and layer.direction == "row" and "groups" not in name:
-        assert torch.equal(layer.v, state["0.parametrizations.weight.original1"])
+@every_case(layers=BOTH, dtypes=["float64"])
+def test_state_dicts_of_others_load(norm: str, name: str, dtype: torch.dtype) -> None:
+    for source in SOURCES:
+        theirs, x = source_layer(name, source)
+        ours = normalize(nn.Sequential(make_plain(name, seed=1)[0], nn.Tanh()), **NORMS[norm], eps=1e-14)
+        state = theirs.state_dict()
+        kept = copy.deepcopy(state)
+        ours.load_state_dict(state)
+        assert state.keys() == kept.keys()
+        torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9, msg=source)
+        data_dependent_init(ours, x)  # what was trained is not initialised again
+        torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9, msg=source)
+        layer = ours[0]
+        if source == "parametrization-units" and layer.direction == "row" and "groups" not in name:
+            assert torch.equal(layer.v, state["0.parametrizations.weight.original1"])
 
 
-@every_case(dtypes=["float64"])
+@every_case(layers=BOTH, dtypes=["float64"])
 def test_own_state_dicts_load_into_a_normalised_model(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
     model = normalize(make_plain(name, seed=1)[0], **NORMS[norm])
@@ -102,7 +100,7 @@ def test_folded_layers_are_torchs_with_equal_outputs(norm: str, name: str, dtype
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-@every_case(cases.PRESET_NAMES, dtypes=["float64"])
+@every_case(layers=BOTH, dtypes=["float64"])
 def test_folding_then_normalising_is_a_round_trip(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
     again = normalize(fold(case.layer), direction="row", gain="free")

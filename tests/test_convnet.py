@@ -59,7 +59,7 @@ def test_width_depth_noise_and_dropout_are_settings() -> None:
     assert not kinds(noise=0)["GaussianNoise"]
     assert not kinds(dropout=0)["Dropout"]
     assert kinds(depth=1)["NormalizedLayer"] == 4
-    channels = [layer.direction.shape[0] for layer in normalized_layers(make("none")).values()]
+    channels = [layer.raw_weight.shape[0] for layer in normalized_layers(make("none")).values()]
     assert channels == [4] * 3 + [8] * 6 + [10]
 
 
@@ -131,15 +131,15 @@ def test_outputs_and_gradients_are_those_of_torchs_layers(norm: str) -> None:
 # Initial draw, and data-dependent initialisation
 
 
-def test_weights_are_drawn_by_the_papers_law_or_glorots() -> None:
-    """The deviations of Glorot's law in this network, from the first layer to the logits."""
+def test_weights_are_drawn_by_the_papers_scheme_or_glorots() -> None:
+    """Glorot's deviations in this network, from the first layer to the logits."""
     glorot = [0.0474, 0.0340, 0.0340, 0.0278, 0.0241, 0.0241, 0.0241, 0.0722, 0.0722, 0.0995]
-    for law, stds in (("paper", [0.05] * 10), ("glorot", glorot)):
-        model = build(ConvNetConfig(draw=law), NORMS["none"], CIFAR, classes=10, seed=0)  # type: ignore[arg-type]
+    for scheme, stds in (("paper", [0.05] * 10), ("glorot", glorot)):
+        model = build(ConvNetConfig(weight_init=scheme), NORMS["none"], CIFAR, classes=10, seed=0)  # type: ignore[arg-type]
         for layer, std in zip(normalized_layers(model).values(), stds, strict=True):
             weight = layer.weight.detach()
             assert float(weight.std()) == pytest.approx(std, rel=0.002 + 4 / (2 * weight.numel()) ** 0.5)
-            if law == "glorot":
+            if scheme == "glorot":
                 assert float(weight.abs().max()) == pytest.approx(3**0.5 * std, rel=0.02)
             assert layer.bias is not None
             assert not bool(layer.bias.any())
@@ -192,7 +192,7 @@ def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
         Config(
             model=ConvNetConfig(width=3, depth=2),
             norm=NORMS[norm],
-            optim=OptimConfig(lr=lr),
+            optim=OptimConfig(lr=lr, momentum=0),
             trainer=settings,
             seed=i,
         )

@@ -17,18 +17,18 @@ from wn.presets import PRESETS
 NORMS = [NormConfig.model_validate(preset) for preset in PRESETS.values()]
 CONTEXT = 3
 SHAPES: dict[bool, tuple[int, ...]] = {False: (4,), True: (3, 2, 3)}
-"""Of z, by whether it is maps."""
+"""Of z, by whether it is spatial."""
 
 
-def settings(maps: bool, **changes: Any) -> MLPVAEConfig | ResNetVAEConfig:
-    latents, *_ = SHAPES[maps]
-    kind = ResNetVAEConfig if maps else MLPVAEConfig
+def settings(spatial: bool, **changes: Any) -> MLPVAEConfig | ResNetVAEConfig:
+    latents, *_ = SHAPES[spatial]
+    kind = ResNetVAEConfig if spatial else MLPVAEConfig
     return kind(posterior="iaf", latents=latents, flow_width=7, weight_init="he", **changes)
 
 
-def inputs(maps: bool, batch: int = 5) -> tuple[Tensor, Tensor]:
+def inputs(spatial: bool, batch: int = 5) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    shape = SHAPES[maps]
+    shape = SHAPES[spatial]
     z = torch.randn(batch, *shape, generator=draw, dtype=torch.float64)
     context = torch.randn(batch, CONTEXT, *shape[1:], generator=draw, dtype=torch.float64)
     return z, context
@@ -52,21 +52,21 @@ def jacobian(function: Any, z: Tensor) -> Tensor:
 
 
 def place(shape: tuple[int, ...], reverse: bool) -> Tensor:
-    """The place of each number in the order: by row, by column, and last by map."""
+    """The place of each number in the order: by row, by column, and last by channel."""
     order = torch.arange(torch.Size(shape).numel()).view(*shape[1:], shape[0]).movedim(-1, 0).flatten()
     return order.max() - order if reverse else order
 
 
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.label)
-@pytest.mark.parametrize(("maps", "reverse"), list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize(("spatial", "reverse"), list(itertools.product([False, True], repeat=2)))
 def test_a_step_keeps_the_order_and_knows_its_determinant(
-    maps: bool, reverse: bool, norm: NormConfig
+    spatial: bool, reverse: bool, norm: NormConfig
 ) -> None:
-    z, context = inputs(maps)
-    step = prepared(AutoregressiveStep(settings(maps), CONTEXT, maps, reverse), norm, z, context)
+    z, context = inputs(spatial)
+    step = prepared(AutoregressiveStep(settings(spatial), CONTEXT, spatial, reverse), norm, z, context)
     one, its_context = z[:1], context[:1]
     matrix = jacobian(lambda z: step(z, its_context)[0], one)
-    order = place(SHAPES[maps], reverse)
+    order = place(SHAPES[spatial], reverse)
     later = order[None, :] > order[:, None]
     assert (matrix[later] == 0).all(), "a number depends on a later one"
     earlier = matrix[order[None, :] < order[:, None]]
@@ -75,27 +75,27 @@ def test_a_step_keeps_the_order_and_knows_its_determinant(
     torch.testing.assert_close(torch.linalg.slogdet(matrix).logabsdet, log_derivative.sum())
 
 
-@pytest.mark.parametrize("maps", [False, True])
-def test_mean_and_gate_do_not_see_their_own_number(maps: bool) -> None:
-    z, context = inputs(maps, batch=1)
-    step = AutoregressiveStep(settings(maps), CONTEXT, maps, reverse=False).double()
+@pytest.mark.parametrize("spatial", [False, True])
+def test_mean_and_gate_do_not_see_their_own_number(spatial: bool) -> None:
+    z, context = inputs(spatial, batch=1)
+    step = AutoregressiveStep(settings(spatial), CONTEXT, spatial, reverse=False).double()
     moved = jacobian(lambda z: step(z, context)[1], z)
-    order = place(SHAPES[maps], reverse=False)
+    order = place(SHAPES[spatial], reverse=False)
     assert (moved[order[None, :] >= order[:, None]] == 0).all()
     first = order == 0
     assert (moved[first] == 0).all()
 
 
-@pytest.mark.parametrize("maps", [False, True])
+@pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_the_posterior_s_density_is_that_of_its_draws(maps: bool, steps: int) -> None:
+def test_the_posterior_s_density_is_that_of_its_samples(spatial: bool, steps: int) -> None:
     """log q(z) = log N(noise) - log |dz/dnoise|, with the derivative taken through the whole chain."""
-    mean, context = inputs(maps, batch=1)
+    mean, context = inputs(spatial, batch=1)
     log_variance = 0.3 * mean.flip(1) - 0.5
-    config = settings(maps, flow_steps=max(steps, 1))
+    config = settings(spatial, flow_steps=max(steps, 1))
     if not steps:
         config = config.model_copy(update={"posterior": "diagonal"})
-    posterior = Posterior(config, CONTEXT, maps).double()
+    posterior = Posterior(config, CONTEXT, spatial).double()
     noise = torch.randn(mean.shape, dtype=torch.float64)
 
     def draw(noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def test_the_posterior_s_density_is_that_of_its_draws(maps: bool, steps: int) ->
 
 
 def test_one_latent_has_nothing_before_it() -> None:
-    step = AutoregressiveStep(MLPVAEConfig(latents=1, flow_width=3), CONTEXT, maps=False, reverse=False)
+    step = AutoregressiveStep(MLPVAEConfig(latents=1, flow_width=3), CONTEXT, spatial=False, reverse=False)
     z, context = torch.randn(4, 1), torch.randn(4, CONTEXT)
     step(z, context)[1].sum().backward()
     assert (step.hidden.weight.grad == 0).all()  # type: ignore[operator]

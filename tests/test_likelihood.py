@@ -15,35 +15,35 @@ BYTES = torch.arange(256, dtype=torch.float64) / 255
 @pytest.mark.parametrize("log_scale", [-9.0, -5.0, -2.3, 0.0, 3.0])
 @pytest.mark.parametrize("output", [-30.0, -3.0, 0.2, 30.0])
 def test_the_discretised_logistic_sums_to_one(log_scale: float, output: float) -> None:
-    law = DiscretizedLogistic(1).double()
-    law.log_scale.data.fill_(log_scale)
+    likelihood = DiscretizedLogistic(1).double()
+    likelihood.log_scale.data.fill_(log_scale)
     x = BYTES.view(-1, 1, 1, 1)
-    mass = law.log_prob(torch.full_like(x, output), x).exp()
+    mass = likelihood.log_prob(torch.full_like(x, output), x).exp()
     assert mass.sum().item() == pytest.approx(1, abs=1e-9)
 
 
 def test_the_discretised_logistic_is_a_difference_of_distribution_functions() -> None:
-    law = DiscretizedLogistic(3).double()
-    law.log_scale.data.copy_(torch.tensor([-3.0, -2.0, -1.0]).view(3, 1, 1))
+    likelihood = DiscretizedLogistic(3).double()
+    likelihood.log_scale.data.copy_(torch.tensor([-3.0, -2.0, -1.0]).view(3, 1, 1))
     torch.manual_seed(0)
     byte = torch.randint(1, 255, (4, 3, 2, 2))
     output = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    scale, mean = law.log_scale.exp(), torch.sigmoid(output)
+    scale, mean = likelihood.log_scale.exp(), torch.sigmoid(output)
     upper, lower = (torch.sigmoid((edge / 256 - mean) / scale) for edge in (byte + 1, byte))
     expected = torch.log(upper - lower).flatten(1).sum(1)
-    torch.testing.assert_close(law.log_prob(output, byte / 255), expected)
+    torch.testing.assert_close(likelihood.log_prob(output, byte / 255), expected)
 
 
 def test_the_discretised_logistic_s_gradients_stay_finite_far_away_and_in_float32() -> None:
-    law = DiscretizedLogistic(1)
-    law.log_scale.data.fill_(-9.0)
+    likelihood = DiscretizedLogistic(1)
+    likelihood.log_scale.data.fill_(-9.0)
     output = torch.tensor([-50.0, 0.0, 50.0]).repeat_interleave(256).view(-1, 1, 1, 1).requires_grad_()
     x = BYTES.float().repeat(3).view(-1, 1, 1, 1)
-    total = law.log_prob(output, x).sum()
+    total = likelihood.log_prob(output, x).sum()
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(output.grad).all()  # type: ignore[arg-type]
-    assert torch.isfinite(law.log_scale.grad).all()  # type: ignore[arg-type]
+    assert torch.isfinite(likelihood.log_scale.grad).all()  # type: ignore[arg-type]
 
 
 def test_bernoulli_and_normal_are_torch_s() -> None:
@@ -64,9 +64,9 @@ def test_eight_bits_of_a_logit_are_widened_before_they_are_summed() -> None:
 
 
 def test_the_outermost_bytes_have_what_lies_beyond_them() -> None:
-    """A law much wider than the pixels' range puts half of its mass on each end."""
-    law = DiscretizedLogistic(1).double()
-    law.log_scale.data.fill_(math.log(1e6))
+    """A distribution much wider than the pixels' range puts half of its mass on each end."""
+    likelihood = DiscretizedLogistic(1).double()
+    likelihood.log_scale.data.fill_(math.log(1e6))
     x = BYTES.view(-1, 1, 1, 1)
-    mass = law.log_prob(torch.zeros_like(x), x).exp()
+    mass = likelihood.log_prob(torch.zeros_like(x), x).exp()
     torch.testing.assert_close(mass[[0, -1]], torch.full((2,), 0.5, dtype=torch.float64), atol=1e-5, rtol=0)

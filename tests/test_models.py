@@ -1,4 +1,4 @@
-"""Models: what is drawn from a seed, by which law, and what the layers are called."""
+"""Models: what is drawn from a seed, by which scheme, and what the layers are called."""
 
 from __future__ import annotations
 
@@ -26,47 +26,45 @@ def make(
     return build(model, norm, shape, classes=5, seed=seed)
 
 
-def init_weights_(model: nn.Module) -> dict[str, list[Any]]:
-    """Everything that was drawn: directions or weights, biases, and the keys of the noise."""
+def drawn(model: nn.Module) -> dict[str, list[Any]]:
+    """Everything that was drawn: v or weights, biases, and the keys of the noise."""
     layers = normalized_layers(model)
-    found = {name: [layer.direction.tolist(), layer.bias.tolist()] for name, layer in layers.items()}  # type: ignore[union-attr]
+    found = {name: [layer.raw_weight.tolist(), layer.bias.tolist()] for name, layer in layers.items()}  # type: ignore[union-attr]
     return found | {name: [int(b)] for name, b in model.named_buffers() if name.endswith(".key")}
 
 
 def test_the_draw_is_equal_under_every_norm() -> None:
-    draws = [init_weights_(make(norm=norm)) for norm in NORMS]
+    draws = [drawn(make(norm=norm)) for norm in NORMS]
     assert len(draws[0]) == 3 + 3  # layers, and layers of noise
     assert all(draw == draws[0] for draw in draws)
 
 
 def test_the_draw_follows_seed_model_and_shape() -> None:
-    first = init_weights_(make())
-    assert init_weights_(make()) == first
+    first = drawn(make())
+    assert drawn(make()) == first
     others = [
         make(seed=1),
         make(MLPConfig(widths=(12, 8), noise=0.1, dropout=0.2)),
         make(MLPConfig(widths=(12, 7), noise=0.1, dropout=0.2, weight_init="paper")),
         make(shape=(13,)),
     ]
-    assert all(
-        init_weights_(other)["hidden1"] != first["hidden1"] for other in others if other is not others[1]
-    )
-    assert all(init_weights_(other)["hidden2"] != first["hidden2"] for other in others)
+    assert all(drawn(other)["hidden1"] != first["hidden1"] for other in others if other is not others[1])
+    assert all(drawn(other)["hidden2"] != first["hidden2"] for other in others)
 
 
 def test_strength_and_activation_decide_no_draw() -> None:
     """So that a comparison of strengths starts from one point."""
-    first = init_weights_(make())
-    assert init_weights_(make(MLPConfig(widths=(12, 7), noise=0.3, dropout=0.1, activation="tanh"))) == first
+    first = drawn(make())
+    assert drawn(make(MLPConfig(widths=(12, 7), noise=0.3, dropout=0.1, activation="tanh"))) == first
 
 
 def test_the_global_generator_is_neither_read_nor_moved() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = init_weights_(make())
+    first = drawn(make())
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert init_weights_(make()) == first
+    assert drawn(make()) == first
 
 
 @pytest.mark.gpu
@@ -77,12 +75,12 @@ def test_the_generator_of_cuda_is_not_moved() -> None:
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("draw", ["he", "paper"])
-def test_weights_are_normal_with_the_named_deviation(draw: str) -> None:
-    model = make(MLPConfig(widths=(300, 200), draw=draw), shape=(1, 20, 20))
+@pytest.mark.parametrize("scheme", ["he", "paper"])
+def test_weights_are_normal_with_the_named_deviation(scheme: Any) -> None:
+    model = make(MLPConfig(widths=(300, 200), weight_init=scheme), shape=(1, 20, 20))
     for layer in normalized_layers(model).values():
-        weight = layer.direction.detach().double().flatten()
-        std = (2 / layer.direction.shape[1]) ** 0.5 if draw == "he" else 0.05
+        weight = layer.raw_weight.detach().double().flatten()
+        std = (2 / layer.raw_weight.shape[1]) ** 0.5 if scheme == "he" else 0.05
         n = weight.numel()
         assert float(weight.std()) == pytest.approx(std, rel=5 / (2 * n) ** 0.5)
         assert abs(float(weight.mean())) < 5 * std / n**0.5
@@ -132,7 +130,7 @@ def test_the_function_is_an_mlp(activation: str, function: Any, norm: NormConfig
     model = make(MLPConfig(widths=(12, 7), activation=activation), norm).eval()
     x = torch.randn(6, 1, 3, 4)
     hidden = x.reshape(6, 12)
-    *inner, last = (layer.direction.T for layer in normalized_layers(model).values())
+    *inner, last = (layer.raw_weight.T for layer in normalized_layers(model).values())
     for weight in inner:
         hidden = function(hidden @ weight)
     torch.testing.assert_close(model(x), hidden @ last)

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from wn import noise
+from wn.models import noise
 from wn.models.noise import Dropout, GaussianNoise, uniform
 
 BITS = 23

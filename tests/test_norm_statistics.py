@@ -5,7 +5,7 @@ from __future__ import annotations
 import norm_cases as cases
 import pytest
 import torch
-from norm_cases import TRACKED, every_case, make
+from norm_cases import BOTH, TRACKED, every_case, make
 from torch import Tensor, nn
 
 from wn.norm import NormalizedLayer
@@ -15,7 +15,7 @@ MEAN_ONLY = cases.having(statistics="mean_only")
 
 
 @pytest.mark.parametrize("correction", ["images", "samples"])
-@every_case(TRACKED)
+@every_case(TRACKED, BOTH)
 def test_running_averages_move_by_the_given_constants(
     norm: str, name: str, dtype: torch.dtype, correction: str
 ) -> None:
@@ -64,9 +64,9 @@ def test_batch_statistics_are_torchs_with_its_constants(norm: str, name: str, dt
         expected = torchs.train(training)(cases.per_unit(case.plain, t))
         rows = cases.per_unit(case.plain, y)
         torch.testing.assert_close(rows, expected, **case.tolerance)
-        direction = torch.randn_like(rows)
-        (ours,) = torch.autograd.grad((rows * direction).sum(), x)
-        (theirs,) = torch.autograd.grad((expected * direction).sum(), x)
+        weights = torch.randn_like(rows)
+        (ours,) = torch.autograd.grad((rows * weights).sum(), x)
+        (theirs,) = torch.autograd.grad((expected * weights).sum(), x)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=20 * case.tolerance["atol"])
         torch.testing.assert_close(layer.running_mean, torchs.running_mean, **case.tolerance)
         torch.testing.assert_close(layer.running_var, torchs.running_var, **case.tolerance)
@@ -98,7 +98,7 @@ def test_mean_only_gradients_have_no_mean_over_batch_and_space() -> None:
     assert bool((slope.mean((2, 3)).abs() > 1e-3).any())  # it is batch and space together
 
 
-@every_case(TRACKED)
+@every_case(TRACKED, ["linear-sequence", *BOTH])
 def test_a_batch_of_one_and_no_batch_at_all(norm: str, name: str, dtype: torch.dtype) -> None:
     single, bare = make(norm, name, dtype), make(norm, name, dtype)
     y = single.layer(single.x[:1])
@@ -112,8 +112,8 @@ def test_a_batch_of_one_and_no_batch_at_all(norm: str, name: str, dtype: torch.d
 
 def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
     torch.manual_seed(0)
-    for stats in ("mean_only", "batch"):
-        layer = NormalizedLayer(nn.Linear(8, 4), statistics=stats, momentum=1.0)
+    for statistics in ("mean_only", "batch"):
+        layer = NormalizedLayer(nn.Linear(8, 4), statistics=statistics, momentum=1.0)
         x = torch.randn(4096, 8)
         with torch.autocast("cpu", torch.bfloat16):
             layer(x)
@@ -122,10 +122,10 @@ def test_statistics_of_bfloat16_are_taken_in_float32() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["mean_only", "batch"])
-def test_no_sum_overflows_in_float16(stats: str) -> None:
+def test_no_sum_overflows_in_float16(statistics: str) -> None:
     """Its largest number is 65504, and a channel's sum is larger."""
     torch.manual_seed(0)
-    layer = NormalizedLayer(nn.Linear(8, 4), statistics=stats)  # type: ignore[arg-type]
+    layer = NormalizedLayer(nn.Linear(8, 4), statistics=statistics)  # type: ignore[arg-type]
     x = torch.randn(50_000, 8) + 10
     with torch.autocast("cpu", torch.float16):
         y = layer(x)

@@ -1,4 +1,4 @@
-"""The variational autoencoders: bounds against integrals, and what the house asks of every model."""
+"""The variational autoencoders: the ELBO against integrals, and the contract of every model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from wn.config import ConvVAEConfig, MLPVAEConfig, NormConfig, ResNetVAEConfig, UserError, parse
 from wn.models import build, check
 from wn.models.vae import GaussianVAE, VAEBase
-from wn.norm import KINDS, NormalizedLayer, data_dependent_init, kind_of, normalized_layers
+from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
+from wn.norm.kinds import kind_of
 from wn.presets import PRESETS
 from wn.stack import Stack
 
@@ -20,8 +21,8 @@ NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.ite
 SMALL: dict[str, Any] = {"latents": 3, "flow_width": 6, "posterior": "iaf"}
 MODELS = {
     "mlp_vae": (MLPVAEConfig(widths=(9, 5), **SMALL), (1, 4, 4)),
-    "conv_vae": (ConvVAEConfig(maps=(3, 4, 4), hidden=7, **SMALL), (1, 8, 8)),
-    "resnet_vae": (ResNetVAEConfig(maps=5, depth=2, **SMALL), (3, 6, 4)),
+    "conv_vae": (ConvVAEConfig(channels=(3, 4, 4), hidden=7, **SMALL), (1, 8, 8)),
+    "resnet_vae": (ResNetVAEConfig(channels=5, depth=2, **SMALL), (3, 6, 4)),
 }
 TOY = MLPVAEConfig(widths=(6,), latents=2, flow_steps=2, flow_width=5, weight_init="glorot")
 
@@ -47,7 +48,7 @@ def put_back(model: nn.Module, before: dict[str, Tensor]) -> None:
         model.get_buffer(name).copy_(buffer)
 
 
-# The bound
+# The ELBO
 
 
 def toy(posterior: str) -> GaussianVAE:
@@ -70,7 +71,7 @@ def joint(model: GaussianVAE, x: Tensor, z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("posterior", ["diagonal", "iaf"])
 @torch.no_grad()
-def test_the_bound_against_numerical_integration(posterior: str) -> None:
+def test_the_elbo_against_numerical_integration(posterior: str) -> None:
     model, x = toy(posterior), torch.tensor([[[[0.0, 1.0], [1.0, 1.0]]]], dtype=torch.float64)
     points, area = grid()
     log_evidence = torch.logsumexp(joint(model, x, points) + math.log(area), 0)
@@ -81,7 +82,7 @@ def test_the_bound_against_numerical_integration(posterior: str) -> None:
 
     sampler, model.posterior.sampler.normal = model.posterior.sampler.normal, fixed  # type: ignore[method-assign]
     features = model.encoder(x)
-    mean, log_variance = (t.expand(len(points), -1) for t in model.moments(features).chunk(2, 1))
+    mean, log_variance = (t.expand(len(points), -1) for t in model.posterior_params(features).chunk(2, 1))
     z, log_q = model.posterior(mean, log_variance, features.expand(len(points), -1))
     weights = torch.distributions.Normal(0, 1).log_prob(points).sum(1).exp() * area
     bound = (weights * (joint(model, x, z) - log_q.sum(1))).sum()
@@ -103,7 +104,7 @@ def test_the_bound_against_numerical_integration(posterior: str) -> None:
         assert abs(tight.mean() - log_evidence) < 5 * tight.std() / 20**0.5 < 0.05
 
 
-def test_the_importance_bound_of_one_sample_is_the_bound() -> None:
+def test_the_iwae_bound_of_one_sample_is_the_elbo() -> None:
     model, x = make("mlp_vae").eval(), images("mlp_vae")
     before = keys(model)
     bound = model.iwae_bound(x, 1)
@@ -111,14 +112,14 @@ def test_the_importance_bound_of_one_sample_is_the_bound() -> None:
     torch.testing.assert_close(-bound, model(x)[0])
 
 
-def test_all_samples_of_an_importance_bound_see_the_same_black_and_white() -> None:
+def test_all_samples_of_an_iwae_bound_see_the_same_black_and_white() -> None:
     """A decoder that ignores z gives every sample the same weight, so that its bound is the likelihood."""
     model, x = make("mlp_vae", "none").eval(), images("mlp_vae")
     for layer in normalized_layers(model.decoder).values():  # type: ignore[arg-type]
         layer.weight.data.zero_()
         layer.bias.data.normal_()  # type: ignore[union-attr]
-    model.moments.weight.data.zero_()  # type: ignore[union-attr,operator]
-    model.moments.bias.data.zero_()  # type: ignore[union-attr,operator]
+    model.posterior_params.weight.data.zero_()  # type: ignore[union-attr,operator]
+    model.posterior_params.bias.data.zero_()  # type: ignore[union-attr,operator]
     model.posterior.flow = nn.ModuleList()  # type: ignore[union-attr]
     before = keys(model)
     bound = model.iwae_bound(x, 7)
@@ -149,7 +150,7 @@ def test_free_bits_by_hand() -> None:
     torch.testing.assert_close(loss - reconstruction, torch.full_like(loss, cost))
 
 
-def test_the_divergence_warms_up_step_by_step() -> None:
+def test_the_kl_term_warms_up_step_by_step() -> None:
     model, x = make("mlp_vae", kl_warmup_steps=4).train(), images("mlp_vae")
     shares = []
     for _ in range(6):
@@ -160,14 +161,14 @@ def test_the_divergence_warms_up_step_by_step() -> None:
     torch.testing.assert_close(loss, reconstruction + kl)
 
 
-# What the house asks of every model
+# The contract of every model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_of_every_kind_is_normalised(name: str) -> None:
     for preset in NORMS:
         model = make(name, preset)
-        assert not [m for m in model.modules() if kind_of(m) in KINDS and not isinstance(m, NormalizedLayer)]
+        assert not [m for m in model.modules() if kind_of(m) and not isinstance(m, NormalizedLayer)]
         loss, *_ = model.train()(images(name))
         grads = torch.autograd.grad(loss.sum(), list(model.parameters()))  # all of them are used
         assert all(torch.isfinite(grad).all() for grad in grads)
@@ -199,7 +200,7 @@ def test_initialisation_goes_through_encoder_draw_and_decoder(name: str, norm: s
         if norm != "weight_norm_mean_only_bn_init":
             assert (mean[varies].abs() < 1e-9).all()
     assert checked > 0.7 * sum(
-        layer.direction.shape[1 if layer.transposed else 0] for layer in layers.values()
+        layer.raw_weight.shape[1 if layer.transposed else 0] for layer in layers.values()
     )
 
 
@@ -222,17 +223,19 @@ def test_members_of_a_stack_are_the_models_alone(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_looking_changes_no_training_and_sees_the_same_twice(name: str) -> None:
+def test_evaluating_changes_no_training_and_is_the_same_twice(name: str) -> None:
     stack, x = Stack([make(name)]), images(name)
     training = {k: b.clone() for k, b in stack.buffers.items() if k.endswith("key")}
-    looks = [stack.train(False)(x, shared=True) for _ in range(2)]
-    for first, second in zip(*looks, strict=True):
+    evaluations = [stack.train(False)(x, shared=True) for _ in range(2)]
+    for first, second in zip(*evaluations, strict=True):
         assert torch.equal(first, second)
-    other = stack(x, shared=True)  # a second pass of the same look draws anew
-    assert not torch.equal(other[0], looks[0][0])
+    other = stack(x, shared=True)  # a second pass of the same evaluation draws anew
+    assert not torch.equal(other[0], evaluations[0][0])
     assert all(torch.equal(stack.buffers[k], key) for k, key in training.items())
     stack.train()(x, shared=True)
-    assert not torch.equal(stack.train(False)(x, shared=True)[0], looks[0][0])  # a later step's look
+    assert not torch.equal(
+        stack.train(False)(x, shared=True)[0], evaluations[0][0]
+    )  # evaluated after a later step
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -260,12 +263,12 @@ def test_black_and_white_are_drawn_with_the_grey_level_as_probability() -> None:
 def test_the_network_of_section_5_2() -> None:
     model: Any = build(ConvVAEConfig(), NORMS["weight_norm"], (1, 28, 28), classes=10, seed=0)
     layers = normalized_layers(model)
-    convolutions = [layer for layer in layers.values() if layer.direction.dim() == 4]
+    convolutions = [layer for layer in layers.values() if layer.raw_weight.dim() == 4]
     blocks = [name for name, _ in model.named_modules() if name.endswith(".first")]
     assert len(blocks) == 2 * 3 * 2  # two in each of three sequences, encoder and decoder
     assert sum(layer.transposed for layer in convolutions) == 2 * 2  # two blocks double, and their shortcuts
-    assert layers["moments"].direction.shape == (64, 450)
-    assert model.decoder[0].direction.shape == (450, 32)
+    assert layers["posterior_params"].raw_weight.shape == (64, 450)
+    assert model.decoder[0].raw_weight.shape == (450, 32)
     loss, *_ = model(torch.rand(2, 1, 28, 28))
     assert loss.shape == (2,)
 
@@ -288,7 +291,7 @@ def test_images_that_cannot_be_halved_are_refused(name: str, shape: tuple[int, .
         check(config, shape)
 
 
-@pytest.mark.parametrize("tree", [{"name": "mlp_vae", "widths": []}, {"name": "conv_vae", "maps": []}])
+@pytest.mark.parametrize("tree", [{"name": "mlp_vae", "widths": []}, {"name": "conv_vae", "channels": []}])
 def test_a_vae_has_a_layer_at_least(tree: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"model\.(widths|maps)=\[\]: .* at least 1 item"):
+    with pytest.raises(UserError, match=r"model\.(widths|channels)=\[\]: .* at least 1 item"):
         parse({"model": tree})

@@ -2,61 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
-from wn.config import (
-    ConvNetConfig,
-    ConvVAEConfig,
-    MLPConfig,
-    MLPVAEConfig,
-    Model,
-    NormConfig,
-    ResNetVAEConfig,
-    UserError,
-)
+from wn.config import ConvNetConfig, ConvVAEConfig, Model, NormConfig, ResNetVAEConfig, UserError
 from wn.models.convnet import build_convnet, check_shape
 from wn.models.mlp import build_mlp
 from wn.models.resnet_vae import ResNetVAE
 from wn.models.vae import build_conv_vae, build_mlp_vae
 from wn.norm import normalize
 
+BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
+    "mlp": build_mlp,
+    "convnet": build_convnet,
+    "mlp_vae": lambda config, shape, classes: build_mlp_vae(config, shape),
+    "conv_vae": lambda config, shape, classes: build_conv_vae(config, shape),
+    "resnet_vae": lambda config, shape, classes: ResNetVAE(config, shape),
+}
+"""A model's name (:data:`wn.config.Model`) to what builds it from settings, input shape and classes."""
+
 
 def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """A model with its norm; the initial draw is a function of the model, the shape and the seed alone.
+    """A normalised model. Its initial weights depend on model, shape and seed alone, not on the norm.
 
     Args:
         model: the architecture.
-        norm: how its layers are normalised.
-        shape: of one input, without the batch axis; of a model of images (channels, height, width).
-        classes: how many logits a classifier has.
-        seed: of the initial draw. The global generator is left as it was.
+        norm: of its layers.
+        shape: of one input, without the batch axis; for models of images (channels, height, width).
+        classes: number of a classifier's logits.
+        seed: of the initial weights; the global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
-        network = _network(model, shape, classes)
+        network = BUILDERS[model.name](model, shape, classes)
     return normalize(network, **norm.model_dump())
 
 
-def _network(model: Model, shape: tuple[int, ...], classes: int) -> nn.Module:
-    if isinstance(model, MLPConfig):
-        return build_mlp(model, shape, classes)
-    if isinstance(model, ConvNetConfig):
-        return build_convnet(model, shape, classes)
-    channels, height, width = shape
-    if isinstance(model, MLPVAEConfig):
-        return build_mlp_vae(model, (channels, height, width))
-    if isinstance(model, ConvVAEConfig):
-        return build_conv_vae(model, (channels, height, width))
-    return ResNetVAE(model, channels, (height, width))
-
-
 def check(model: Model, shape: tuple[int, ...]) -> None:
-    """Refuse a model that cannot take inputs of this shape.
-
-    Raises:
-        UserError: the images are too small for the network, or cannot be halved as often as it halves them.
-    """
+    """Raise UserError if images of this shape are too small, or cannot be halved as often as needed."""
     if isinstance(model, ConvNetConfig):
         check_shape(shape)
     halvings = int(isinstance(model, ResNetVAEConfig))

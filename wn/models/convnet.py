@@ -9,20 +9,20 @@ from wn.models.init import init_weights_
 from wn.models.noise import Dropout, GaussianNoise
 
 SLOPE = 0.1
-"""Of the leaky ReLU behind every layer but the logits."""
+"""Negative slope of the leaky ReLU after every layer but the logits."""
 
 SMALLEST = 12
-"""Side of the smallest image: two poolings leave the 3x3 places that the valid convolution needs."""
+"""Side of the smallest image: two poolings leave 3x3 positions for the valid convolution."""
 
 
 class ChannelsLast(nn.Module):
-    """The same numbers, the channels of a place side by side in memory.
+    """Moves ``[batch, channels, height, width]`` to the channels-last memory format, which later layers keep.
 
-    What follows keeps the layout. Convolutions in bfloat16 are fastest in it, on the CPU and the GPU.
+    bfloat16 convolutions are fastest in it, on the CPU and on the GPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [batch, channels, height, width]``. (vmap has no rule for ``memory_format``.)"""
+        # Not x.contiguous(memory_format=...), for which vmap has no rule.
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -30,9 +30,8 @@ def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -
     """``[batch, channels, height, width]`` to logits ``[batch, classes]``.
 
     Noise; two blocks of 3x3 convolutions, each followed by 2x2 max-pooling and dropout; a block of one
-    valid 3x3 convolution and 1x1 convolutions; the mean over all positions; a linear layer. A block has
-    ``config.depth`` convolutions, of ``config.width`` channels in the first and twice as many in the
-    others. Weights are drawn by ``config.weight_init``, biases are zero.
+    valid 3x3 convolution and 1x1 convolutions; global average pooling; a linear layer. A block has
+    ``config.depth`` convolutions, of ``config.width`` channels in the first and twice as many later.
     """
     network = nn.Sequential()
     if config.noise:
@@ -41,13 +40,12 @@ def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -
     kernels = [(3, 1)] * 2 * config.depth + [(3, 0)] + [(1, 0)] * (config.depth - 1)
     inputs = shape[0]
     for i, (size, padding) in enumerate(kernels, start=1):
-        block, place = divmod(i - 1, config.depth)
+        block, index = divmod(i - 1, config.depth)
         width = config.width if block == 0 else 2 * config.width
-        network.add_module(
-            f"conv{i}", init_weights_(nn.Conv2d(inputs, width, size, padding=padding), config.weight_init)
-        )
+        conv = nn.Conv2d(inputs, width, size, padding=padding)
+        network.add_module(f"conv{i}", init_weights_(conv, config.weight_init))
         network.add_module(f"activation{i}", nn.LeakyReLU(SLOPE))
-        if block < 2 and place == config.depth - 1:
+        if block < 2 and index == config.depth - 1:
             network.add_module(f"pool{block + 1}", nn.MaxPool2d(2))
             if config.dropout:
                 network.add_module(f"dropout{block + 1}", Dropout(config.dropout))
@@ -59,11 +57,7 @@ def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Refuse images that the network's two poolings and its valid convolution leave nothing of.
-
-    Raises:
-        UserError: an image of ``shape`` (channels, height, width) is smaller than 12x12.
-    """
+    """Raise UserError if images of ``shape`` (channels, height, width) are smaller than 12x12."""
     _, height, width = shape
     if min(height, width) < SMALLEST:
         raise UserError(

@@ -12,11 +12,11 @@ from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
 
 GATE_BIAS = 2.0
-"""Added before the sigmoid: at first a transformation changes little (section 4 of that paper: +1 or +2)."""
+"""Added before the sigmoid, so that a step starts near the identity (section 4 of that paper: +1 or +2)."""
 
 
 class MaskedLinear(nn.Linear):
-    """A masked linear layer; weights count where ``mask`` is 1."""
+    """A linear layer whose weights are multiplied by ``mask``."""
 
     mask: Tensor
 
@@ -25,12 +25,11 @@ class MaskedLinear(nn.Linear):
         self.register_buffer("mask", torch.ones_like(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [batch, inputs]`` through the masked weights."""
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A masked 3x3 convolution that keeps the size."""
+    """A 3x3 convolution of stride 1, zero-padded, whose weights are multiplied by ``mask``."""
 
     mask: Tensor
 
@@ -39,16 +38,14 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", torch.ones_like(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [batch, inputs, height, width]`` through the masked weights."""
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=1)
 
 
 class AutoregressiveStep(nn.Module):
-    """``z <- s z + (1 - s) m`` with m and s of each latent a function of those before it (equation 14).
+    """``z <- s z + (1 - s) m``, where each latent's m and s depend on earlier latents only (equation 14).
 
-    Latents are ordered by index; spatial ones first by position, in raster order, then by channel. m and s
-    come from a network of one hidden layer whose masks keep the order (MADE, PixelCNN), conditioned on the
-    encoder's ``context``.
+    Latents are ordered by index; spatial ones by position in raster order, then by channel. m and s come
+    from a network with one masked hidden layer (MADE, PixelCNN), conditioned on the encoder's ``context``.
 
     Args:
         config: ``latents`` (units or channels) and ``flow_width`` (hidden units or channels).
@@ -67,7 +64,9 @@ class AutoregressiveStep(nn.Module):
         )
         self.out = init_weights_(masked(width, 2 * latents), config.weight_init)
         position = torch.arange(latents).flip(0) if reverse else torch.arange(latents)
-        between = torch.arange(width) % max(latents - 1, 1)  # a hidden unit sees the latents up to this one
+        # MADE: hidden unit k sees latents up to its degree, and feeds outputs of later latents only. The
+        # last latent is seen by none, hence latents - 1 degrees.
+        between = torch.arange(width) % max(latents - 1, 1)
         _mask(self.hidden, position <= between[:, None], reverse)
         _mask(self.out, (between < position[:, None]).repeat(2, 1), reverse)
 
@@ -80,10 +79,9 @@ class AutoregressiveStep(nn.Module):
 
 
 def _mask(layer: MaskedLinear | MaskedConv2d, same_position: Tensor, reverse: bool) -> None:
-    """Let a layer see ``same_position [outputs, inputs]`` at its own position of an image, and everything at
-    earlier positions (later ones in reverse order)."""
+    """Mask inputs: ``same_position [outputs, inputs]`` at the output's own position, all at earlier ones."""
     if isinstance(layer, MaskedConv2d):
-        kernel = torch.arange(9).view(3, 3)
+        kernel = torch.arange(9).view(3, 3)  # raster order: below 4 is above or left of the centre
         layer.mask.copy_(kernel > 4 if reverse else kernel < 4)
         layer.mask[:, :, 1, 1] = same_position.to(layer.mask)
     else:
@@ -91,12 +89,12 @@ def _mask(layer: MaskedLinear | MaskedConv2d, same_position: Tensor, reverse: bo
 
 
 class Posterior(nn.Module):
-    """Samples of q(z|x): a diagonal Gaussian and, with ``config.posterior=iaf``, the flow after it.
+    """Samples of q(z|x): a diagonal Gaussian and, with ``config.posterior=iaf``, a flow.
 
     Args:
         config: latents, flow_steps, flow_width, posterior.
-        context: features or channels that the flow is conditioned on.
-        spatial: whether z has channels and positions instead of units.
+        context: as for :class:`AutoregressiveStep`.
+        spatial: likewise.
     """
 
     def __init__(self, config: VAEConfig, context: int, spatial: bool = False) -> None:
@@ -108,12 +106,9 @@ class Posterior(nn.Module):
         )
 
     def forward(self, mean: Tensor, log_variance: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """A sample z and ``log q(z|x)`` elementwise (equation 11), of the shape of ``mean``.
+        """A sample z and, elementwise, ``log q(z|x)`` (equation 11), each ``[batch, latents, ...]``.
 
-        Args:
-            mean: of the Gaussian, ``[batch, latents, ...]``.
-            log_variance: of the Gaussian, of that shape.
-            context: ``[batch, context, ...]``.
+        ``mean`` and ``log_variance`` are the Gaussian's; ``context`` is ``[batch, context, ...]``.
         """
         mean, log_variance = at_least_float32(mean), at_least_float32(log_variance)
         noise = self.sampler.normal(mean.shape).to(mean.dtype)

@@ -1,4 +1,4 @@
-"""Schemes of the initial weights."""
+"""Initial weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
 def init_weights_(layer: Layer, scheme: WeightInit) -> Layer:
-    """The layer with weights drawn anew by ``scheme`` and a bias of zero.
+    """The layer, its weights drawn anew by ``scheme`` and its bias zero.
 
     ``he``: normal(0, sqrt(2/fan_in)). ``paper``: normal(0, 0.05) (section 3). ``glorot``: uniform with
-    variance 2/(fan_in + fan_out), where a fan counts channels times the positions of the kernel.
+    variance 2/(fan_in + fan_out). A fan counts channels times kernel positions.
     """
     weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
-    fan_in = weight[0].numel()  # of a transposed convolution, what an unstrided one would have
+    fan_in = weight[0].numel()  # for a transposed convolution, as if its stride were 1
     if scheme == "glorot":
         nn.init.xavier_uniform_(layer.weight)
     else:

@@ -1,4 +1,8 @@
-"""Likelihoods of images given a decoder's output, in nats and at least float32."""
+"""Likelihoods of images given a decoder's output, in nats and at least float32.
+
+``log_prob(output, x)`` is ``log p(x)`` summed over an image, ``[batch]``; ``output`` has the shape of x.
+``mean(output)`` is the mean of p(x), from 0 to 1.
+"""
 
 from __future__ import annotations
 
@@ -17,36 +21,23 @@ def at_least_float32(t: Tensor) -> Tensor:
 
 
 class Bernoulli(nn.Module):
-    """Black and white pixels: the output is the logit of white."""
+    """Binary pixels: the output is the logit of a 1."""
 
     binary = True
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """``log p(x)`` summed over an image's pixels.
-
-        Args:
-            output: logits ``[batch, ...]``.
-            x: 0 or 1, of the same shape.
-
-        Returns:
-            ``[batch]``.
-        """
         each = F.binary_cross_entropy_with_logits(at_least_float32(output), x, reduction="none")
         return -each.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The probability of white: the picture of an image."""
         return torch.sigmoid(at_least_float32(output))
 
 
 class DiscretizedLogistic(nn.Module):
-    """Bytes: the mass of a logistic distribution between a byte's edges; the edge bins extend to infinity.
+    """Bytes: a logistic distribution's mass in each of 256 bins; the edge bins extend to infinity.
 
-    Its mean is the sigmoid of the output, so that it lies in the range of pixels; its scale is learned, one
-    for each channel (Kingma et al., 2016, appendix C.5).
-
-    Args:
-        channels: of an image.
+    The mean is the sigmoid of the output, hence in the range of pixels; the scale is learned, one per
+    channel (Kingma et al., 2016, appendix C.5).
     """
 
     binary = False
@@ -56,33 +47,22 @@ class DiscretizedLogistic(nn.Module):
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """``log p(x)`` summed over an image's numbers: :math:`log(F(k+1) - F(k))`, in units of 1/256.
-
-        With a and b the edges' distances from the mean, in scales, and s the sigmoid: ``s(b) - s(a) = s(b)
-        s(-a) (1 - exp(a - b))``, whose logarithm keeps its digits where the mass is tiny.
-
-        Args:
-            output: ``[batch, channels, height, width]``.
-            x: bytes / 255, of the same shape.
-
-        Returns:
-            ``[batch]``.
-        """
+        # With a, b = (edges - mean) / scale and s the sigmoid, a bin's mass is
+        #   s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)),
+        # whose logarithm keeps its precision where the mass is tiny and the difference itself rounds to 0.
         byte = torch.round(x * (BYTES - 1))
         inverse_scale = torch.exp(-self.log_scale)
         lower = (byte / BYTES - self.mean(output)) * inverse_scale
         width = inverse_scale / BYTES
-        below = F.logsigmoid(lower + width)  # of what lies below the upper edge
-        above = F.logsigmoid(-lower)
+        below = F.logsigmoid(lower + width)  # log mass below the upper edge
+        above = F.logsigmoid(-lower)  # log mass above the lower edge
         inner = below + above + torch.log(-torch.expm1(-width))
         each = torch.where(byte == 0, below, torch.where(byte == BYTES - 1, above, inner))
         return each.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """The mean, from 0 to 1."""
         return torch.sigmoid(at_least_float32(output))
 
 
 def log_standard_normal(x: Tensor) -> Tensor:
-    """Log density of the standard normal distribution, elementwise."""
     return -0.5 * (math.log(2 * math.pi) + x**2)

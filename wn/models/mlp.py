@@ -21,10 +21,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_mlp(config: MLPConfig, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """``[batch, *shape]`` to logits ``[batch, classes]`` through the hidden layers ``config.widths``.
-
-    Weights are drawn by ``config.weight_init``, biases are zero.
-    """
+    """``[batch, *shape]`` to logits ``[batch, classes]`` through the hidden layers ``config.widths``."""
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
     if config.noise:

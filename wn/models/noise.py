@@ -1,8 +1,9 @@
 """Noise, dropout and samples by a counter-based RNG: a function of (seed, layer, step) on any device.
 
-The key, which counts training passes, is a buffer, and a number is a hash of key and position. There is
-no hidden generator, so a run that is resumed, or trained in a stack
-(:mod:`wn.stack`), or captured in a CUDA graph meets the same noise as the run alone.
+The key, a buffer, counts training passes, and each number is a hash of key and position. There is no
+hidden generator, so a run that is resumed, trained in a stack (:mod:`wn.stack`) or captured in a CUDA graph
+sees the same noise as the run alone. (Under vmap, torch's own
+generator cannot give each member a stream of its own.)
 """
 
 from __future__ import annotations
@@ -14,14 +15,10 @@ from torch import Tensor, nn
 
 
 def uniform(key: Tensor, shape: torch.Size) -> Tensor:
-    """Uniform numbers in (0, 1), float32, with 23 random bits each (24 would let the largest round to 1).
+    """Uniform numbers in (0, 1), float32, of ``shape``, hashed from ``key``, an int64 scalar.
 
-    Two rounds of a 32-bit finaliser (xor-shift-multiply), the first over the position and half of the
-    key, the second over the result and the other half.
-
-    Args:
-        key: an int64 scalar.
-        shape: of the result.
+    Two rounds of a 32-bit finaliser (xor-shift-multiply): over the position and half of the key, then over
+    the result and the other half. 23 random bits each, since with 24 the largest would round to 1.
     """
     position = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)
     low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
@@ -37,7 +34,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, places: int) -> Tensor:
-    """Logical right shift: the sign bit does not come along."""
+    """Logical right shift (torch's ``>>`` is arithmetic: it copies the sign bit)."""
     return (x >> places) & ((1 << (32 - places)) - 1)
 
 
@@ -52,21 +49,19 @@ class CounterBased(nn.Module):
         self.seed(int(torch.randint(2**62, ()).item()))
 
     def seed(self, seed: int) -> None:
-        """Start the stream of draws that belongs to ``seed``, below 2**62."""
         self.key.fill_(seed)
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """The pass's uniform numbers. The increment is odd, hence a period of 2^64."""
-        self.key.add_(0x1E3779B97F4A7C15)
+        """This pass's uniform numbers in (0, 1), float32."""
+        self.key.add_(0x1E3779B97F4A7C15)  # odd increment, hence period 2^64
         return uniform(self.key, shape)
 
 
 class Sampler(CounterBased):
-    """Random numbers in evaluation as well: there a function of (seed, layer, step, pass).
+    """Random numbers in evaluation too, as a function of (seed, layer, step, pass).
 
-    The place is how many passes came before in this evaluation, which ``evaluations`` counts; whoever begins
-    an evaluation sets it to zero (:meth:`wn.stack.Stack.train`). So looking at a model, however often,
-    changes neither its training nor what another look sees.
+    ``evaluations`` counts the passes of the present evaluation; :meth:`wn.stack.Stack.train` resets it. So
+    evaluating a model, however often, changes neither its training nor another evaluation's numbers.
     """
 
     evaluations: Tensor
@@ -76,24 +71,22 @@ class Sampler(CounterBased):
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.int64))
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """Uniform numbers in (0, 1), float32."""
         if self.training:
             return super().draw(shape)
         self.evaluations.add_(1)
         return uniform(self.key + self.evaluations * 0x2545F4914F6CDD1D, shape)
 
     def normal(self, shape: torch.Size) -> Tensor:
-        """Standard normal numbers, float32."""
         return normal(self.draw(shape))
 
 
 def normal(uniform: Tensor) -> Tensor:
-    """The standard normal numbers that belong to uniform ones."""
+    """Uniform numbers in (0, 1) to standard normal ones, by the inverse distribution function."""
     return torch.erfinv(2 * uniform - 1) * math.sqrt(2)
 
 
 class _Noise(CounterBased):
-    """Noise of a ``strength``, a buffer, so that the members of a stack may differ in it."""
+    """``strength`` is a buffer, so that the members of a stack may differ in it."""
 
     strength: Tensor
 
@@ -106,7 +99,6 @@ class GaussianNoise(_Noise):
     """``x + strength * normal(0, 1)`` in training, ``x`` in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` of any shape."""
         if not self.training:
             return x
         return x + (self.strength * normal(self.draw(x.shape))).to(x.dtype)
@@ -116,7 +108,6 @@ class Dropout(_Noise):
     """Zero with probability ``strength``, else ``x / (1 - strength)``, in training; ``x`` in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` of any shape."""
         if not self.training:
             return x
         keep = self.draw(x.shape) >= self.strength

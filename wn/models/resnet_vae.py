@@ -16,12 +16,8 @@ from wn.models.vae import VAEBase
 
 
 class StochasticLayer(nn.Module):
-    """One stochastic layer: a bottom-up residual unit, and a top-down one some of whose hidden channels are
-    sampled (Kingma et al., 2016, figure 3 and appendix C).
-
-    Args:
-        config: of the model.
-        top: whether the bottom-up pass ends here.
+    """A bottom-up residual unit, and a top-down one some of whose hidden channels are sampled (Kingma et al.,
+    2016, figure 3 and appendix C). At the ``top`` the bottom-up pass ends.
     """
 
     def __init__(self, config: ResNetVAEConfig, top: bool) -> None:
@@ -31,36 +27,31 @@ class StochasticLayer(nn.Module):
         def conv(inputs: int, outputs: int) -> nn.Conv2d:
             return init_weights_(nn.Conv2d(inputs, outputs, 3, padding=1), config.weight_init)
 
-        self.up_sizes = [latents, latents, channels, channels]  # q's mean and log variance, context, hidden
-        self.down_sizes = [latents] * 4 + [
-            channels,
-            channels,
-        ]  # p's, then q's mean and log variance, context, hidden
+        # Channels of one convolution's parts. Up: q's mean and log variance, context, hidden; down: p's mean
+        # and log variance, q's, context, hidden.
+        self.up_sizes = [latents] * 2 + [channels] * 2
+        self.down_sizes = [latents] * 4 + [channels] * 2
         if top:
             del self.up_sizes[-1]
         else:
             self.up_second = conv(channels, channels)
         self.up_first = conv(channels, sum(self.up_sizes))
-        self.down_first, self.down_second = (
-            conv(channels, sum(self.down_sizes)),
-            conv(channels + latents, channels),
-        )
+        self.down_first = conv(channels, sum(self.down_sizes))
+        self.down_second = conv(channels + latents, channels)
         self.posterior = Posterior(config, context=channels, spatial=True)
         self.prior = Sampler()
 
     def up(self, h: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The next bottom-up activations, and what the posterior needs of this layer."""
+        """The next bottom-up activations, and q's mean, log variance and context from below."""
         posterior = list(self.up_first(F.elu(h)).split(self.up_sizes, 1))
         if len(posterior) == 4:
             h = h + self.up_second(F.elu(posterior.pop()))
         return h, posterior
 
     def down(self, h: Tensor, posterior: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The next top-down activations, and ``log q - log p`` summed within each channel of latents.
+        """The next top-down activations, and ``log q - log p`` ``[batch, latents]``, summed over positions.
 
-        Args:
-            h: ``[batch, channels, height, width]``.
-            posterior: of :meth:`up`; without it z is sampled from the prior, and the difference is zero.
+        Without a ``posterior`` (of :meth:`up`) z is sampled from the prior, and the difference is zero.
         """
         p_mean, p_log_variance, *q, context, hidden = self.down_first(F.elu(h)).split(self.down_sizes, 1)
         p_mean, p_log_variance = at_least_float32(p_mean), at_least_float32(p_log_variance)
@@ -70,9 +61,8 @@ class StochasticLayer(nn.Module):
         else:
             mean, log_variance, up_context = posterior
             z, log_q = self.posterior(mean + q[0], log_variance + q[1], context + up_context)
-            log_p = (
-                log_standard_normal((z - p_mean) * torch.exp(-0.5 * p_log_variance)) - 0.5 * p_log_variance
-            )
+            standardized = (z - p_mean) * torch.exp(-0.5 * p_log_variance)
+            log_p = log_standard_normal(standardized) - 0.5 * p_log_variance
             divergence = (log_q - log_p).flatten(2).sum(2)
         return h + self.down_second(F.elu(torch.cat([z.to(hidden.dtype), hidden], 1))), divergence
 
@@ -80,29 +70,23 @@ class StochasticLayer(nn.Module):
 class ResNetVAE(VAEBase):
     """``config.depth`` stochastic layers at half the image's size; each channel of latents is a group.
 
-    Args:
-        config: of the model.
-        channels: of an image.
-        size: height and width of an image, even.
+    ``shape`` is (channels, height, width) of an image, with even height and width.
     """
 
-    def __init__(self, config: ResNetVAEConfig, channels: int, size: tuple[int, int]) -> None:
+    def __init__(self, config: ResNetVAEConfig, shape: tuple[int, ...]) -> None:
+        channels, height, width = shape
         super().__init__(config, channels)
-        self.size = (size[0] // 2, size[1] // 2)
+        self.size = (height // 2, width // 2)
         self.channels_last = ChannelsLast()
-        self.encoder = init_weights_(
-            nn.Conv2d(channels, config.channels, 3, stride=2, padding=1), config.weight_init
-        )
+        encoder = nn.Conv2d(channels, config.channels, 3, stride=2, padding=1)
+        self.encoder = init_weights_(encoder, config.weight_init)
         top = config.depth - 1
         self.layers = nn.ModuleList(StochasticLayer(config, i == top) for i in range(config.depth))
         self.top = nn.Parameter(torch.zeros(config.channels, 1, 1))
-        self.decoder = init_weights_(
-            nn.ConvTranspose2d(config.channels, channels, 3, stride=2, padding=1, output_padding=1),
-            config.weight_init,
-        )
+        decoder = nn.ConvTranspose2d(config.channels, channels, 3, stride=2, padding=1, output_padding=1)
+        self.decoder = init_weights_(decoder, config.weight_init)
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`VAEBase.infer`."""
         h = self.encoder(self.channels_last(x) - 0.5)
         posteriors: list[list[Tensor]] = []
         for layer in self._layers():
@@ -115,7 +99,6 @@ class ResNetVAE(VAEBase):
         return self.decoder(F.elu(h)), torch.cat(divergences, 1)
 
     def decode_prior(self, count: int) -> Tensor:
-        """See :meth:`VAEBase.decode_prior`."""
         h = self._top(count)
         for layer in self._layers()[::-1]:
             h, _ = layer.down(h, None)

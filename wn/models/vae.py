@@ -19,13 +19,10 @@ from wn.models.noise import Sampler
 
 
 class VAEBase(nn.Module):
-    """Base of VAEs: the ELBO of a latent variable model, estimated with one sample of the latents.
+    """The ELBO of a latent variable model, estimated with one sample of the latents.
 
-    Subclasses define the latents: :meth:`infer` and :meth:`decode_prior`.
-
-    Args:
-        config: ``likelihood``, ``free_bits``, ``kl_warmup_steps``.
-        channels: of an image.
+    Subclasses define the latents: :meth:`infer` and :meth:`decode_prior`. Images are grey levels from 0 to 1,
+    ``[batch, channels, height, width]``.
     """
 
     steps: Tensor
@@ -39,8 +36,10 @@ class VAEBase(nn.Module):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images to the decoder's output, and ``log q(z|x) - log p(z)`` of the sampled latents, summed within
-        each group, ``[batch, groups]``."""
+        """The decoder's output, and ``log q(z|x) - log p(z)`` of the sampled latents ``[batch, groups]``.
+
+        Free bits apply to each group of latents.
+        """
         raise NotImplementedError
 
     def decode_prior(self, count: int) -> Tensor:
@@ -48,13 +47,10 @@ class VAEBase(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, reconstruction and KL term of each image, in nats ``[batch]``.
+        """Loss, reconstruction ``-log p(x|z)`` and KL term ``log q(z|x) - log p(z)``, in nats ``[batch]``.
 
-        Reconstruction is ``-log p(x|z)``, the KL term ``log q(z|x) - log p(z)``. In evaluation the loss is
-        their sum, minus the ELBO; in training free bits and warm-up change the KL term (companion paper, C.8).
-
-        Args:
-            x: grey levels from 0 to 1, ``[batch, channels, height, width]``.
+        In evaluation the loss is the sum of the two, minus the ELBO; in training free bits and warm-up change
+        the KL term (companion paper, C.8).
         """
         x = self.observe(x)
         output, divergence = self.infer(x)
@@ -62,7 +58,7 @@ class VAEBase(nn.Module):
         return reconstruction + self._kl_loss(divergence, kl), reconstruction, kl
 
     def observe(self, x: Tensor) -> Tensor:
-        """The observation: dynamically binarised grey levels under a Bernoulli likelihood, else x."""
+        """x, dynamically binarised under a Bernoulli likelihood."""
         return (self.pixels.draw(x.shape) < x).to(x.dtype) if self.likelihood.binary else x
 
     def _kl_loss(self, divergence: Tensor, kl: Tensor) -> Tensor:
@@ -95,12 +91,7 @@ class VAEBase(nn.Module):
 class GaussianVAE(VAEBase):
     """One layer of latents with a standard normal prior; each latent is a group.
 
-    Args:
-        config: of the model.
-        channels: of an image.
-        encoder: images to ``features`` activations.
-        features: how many.
-        decoder: latents to the output.
+    ``encoder`` maps images to ``[batch, features]``, ``decoder`` latents to the likelihood's parameters.
     """
 
     def __init__(
@@ -113,21 +104,19 @@ class GaussianVAE(VAEBase):
         self.prior = Sampler()
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`VAEBase.infer`."""
         features = self.encoder(x)
         mean, log_variance = self.posterior_params(features).chunk(2, 1)
         z, log_q = self.posterior(mean, log_variance, features)
         return self.decoder(z), log_q - log_standard_normal(z)
 
     def decode_prior(self, count: int) -> Tensor:
-        """See :meth:`VAEBase.decode_prior`."""
         weight = next(self.decoder.parameters())
         z = self.prior.normal(torch.Size((count, self.config.latents))).to(weight.dtype)
         output: Tensor = self.decoder(z)
         return output
 
 
-def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, int, int]) -> GaussianVAE:
+def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
     """An encoder of hidden layers ``config.widths``, and a decoder that mirrors them."""
 
     def layers(sizes: Sequence[int]) -> list[nn.Module]:
@@ -162,21 +151,18 @@ class ResidualBlock(nn.Module):
         self.shortcut = _conv(inputs, outputs, scale, up, scheme) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [batch, inputs, height, width]``."""
         y: Tensor = self.shortcut(x) + self.second(F.elu(self.first(F.elu(x))))
         return y
 
 
 def _conv(inputs: int, outputs: int, scale: int, up: bool, scheme: WeightInit) -> nn.Module:
-    """A 3x3 convolution, strided or transposed."""
     if up and scale > 1:
-        return init_weights_(
-            nn.ConvTranspose2d(inputs, outputs, 3, scale, padding=1, output_padding=scale - 1), scheme
-        )
+        transposed = nn.ConvTranspose2d(inputs, outputs, 3, scale, padding=1, output_padding=scale - 1)
+        return init_weights_(transposed, scheme)
     return init_weights_(nn.Conv2d(inputs, outputs, 3, scale, padding=1), scheme)
 
 
-def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, int, int]) -> GaussianVAE:
+def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
     """The network of section 5.2 for MNIST.
 
     Two residual blocks for each of ``config.channels``, the second of which halves the image except in the
@@ -185,8 +171,8 @@ def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, int, int]) -> Gaussi
     channels, height, width = shape
     last = len(config.channels) - 1
     plan: list[tuple[int, int, int]] = []  # inputs, outputs, scale
-    for i, (before, width) in enumerate(zip((channels, *config.channels), config.channels, strict=False)):
-        plan += [(before, width, 1), (width, width, 1 if i == last else 2)]
+    for i, (a, b) in enumerate(itertools.pairwise((channels, *config.channels))):
+        plan += [(a, b, 1), (b, b, 1 if i == last else 2)]
     small = (config.channels[-1], height // 2**last, width // 2**last)
     features = math.prod(small)
     encoder = nn.Sequential(

@@ -1,11 +1,4 @@
-"""Whole models: normalise every layer, fold the normalisation away again, load the weights of others.
-
-::
-
-    model = normalize(model, direction="row", init="data")   # any net of Linear and Conv layers
-    model.load_state_dict(state)                                  # plain, or of torch's weight_norm
-    plain = fold(model)                                           # ordinary layers, the same function
-"""
+"""Whole models: normalise every layer, fold the normalisation away, load foreign state dicts."""
 
 from __future__ import annotations
 
@@ -25,17 +18,14 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
     State dicts of the plain model, and of one under either of torch's weight normalisations, load
-    into the result.
+    into the result. Parameters stay the same objects, under new names.
 
     Args:
-        model: any module; one that is such a layer itself is replaced as a whole.
+        model: any module; if it is itself such a layer, its replacement is returned.
         choices: as for :class:`NormalizedLayer`: ``direction``, ``gain``, ``statistics``, ...
 
     Raises:
         TypeError: a layer pads with anything but zeros, or is reparameterised already.
-
-    Returns:
-        The model (or its replacement). Parameters stay the same objects, under new names.
 
     >>> normalize(nn.Sequential(nn.Linear(3, 2)), direction="row")
     Sequential(
@@ -49,17 +39,18 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
         return wrapped
 
     def wanted(layer: nn.Module) -> bool:
+        # torch's weight_norm changes a layer's type; it is included so that NormalizedLayer can refuse it.
         reparameterised = isinstance(layer, KINDS) and nn.utils.parametrize.is_parametrized(layer)
-        return kind_of(layer) is not None or reparameterised  # the latter to be refused, not passed over
+        return kind_of(layer) is not None or reparameterised
 
     return _replace(model, wanted, make)
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with ordinary layers, whose outputs are the model's in evaluation.
+    """A copy of ``model`` with ordinary layers and the same outputs in evaluation mode.
 
-    Weight normalisation goes into the weight; running averages go into weight and bias.
+    The effective weight becomes the weight; running averages are folded into weight and bias.
     """
     return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
 
@@ -82,7 +73,7 @@ def _fold_layer(layer: NormalizedLayer) -> nn.Module:
 
 
 def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
-    """A plain layer of the same kind and shape, without values yet; draws no random number."""
+    # On the meta device no initial weights are drawn, so the global generator stays where it was.
     first, second, *kernel = layer.raw_weight.shape
     groups = layer.options.get("groups", 1)
     inputs, outputs = (first, second * groups) if layer.transposed else (second * groups, first)
@@ -91,10 +82,9 @@ def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters by what they are, so that weight decay can leave gains and biases alone.
+    """Parameters by role: ``weight`` (v or plain), ``g``, ``bias``, and ``other`` (of other modules).
 
-    Returns:
-        ``weight`` (v or plain weights), ``g``, ``bias``, and ``other`` (those of other modules).
+    For instance to exempt gains and biases from weight decay.
 
     >>> {k: len(p) for k, p in parameter_groups(normalize(nn.Linear(3, 2))).items()}
     {'weight': 1, 'g': 1, 'bias': 1, 'other': 0}
@@ -111,25 +101,24 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def _replace(
     model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
 ) -> nn.Module:
-    """``model`` with every wanted module replaced by what ``make`` returns, the model itself included."""
     made = {module: make(module) for module in model.modules() if wanted(module)}
     for parent in model.modules():
-        for name, child in parent._modules.items():  # named_children would name a shared layer once
+        for name, child in parent._modules.items():  # named_children skips a layer's second occurrence
             if child in made:
                 setattr(parent, name, made[child])
     return made.get(model, model)
 
 
 def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rewrite the state of a plain layer, or of torch's weight normalisations, into this layer's names.
+    """Translate the state of a plain layer, or of torch's weight normalisations, to this layer's keys.
 
-    Where the source has a gain per output unit, its v and g are taken as they are. Elsewhere (torch
-    normalises a transposed convolution over its input channels) v is the weight that they make.
-    What the source lacks starts as in a new layer, and counts as initialised.
+    v and g are kept if the source has one gain per output unit. Otherwise (torch normalises a transposed
+    convolution over its input channels) v is the source's effective weight. Missing entries get the values
+    of a new layer, and the layer counts as initialised.
     """
     assert isinstance(layer, NormalizedLayer)
     if layer.init != "data":
-        state.pop(prefix + "initialized", None)  # of a model that waited for data and has had it
+        state.pop(prefix + "initialized", None)  # saved with init="data"; here nothing waits for data
     source = _take_weight(state, prefix)
     if source is None:
         return
@@ -148,7 +137,7 @@ def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str,
 
 
 def _take_weight(state: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor | None, Tensor] | None:
-    """Remove a foreign weight from ``state``: its v, its g (None if plain), and the weight they make."""
+    """Pop a foreign weight from ``state``: v, g (None if plain), and the effective weight."""
     parametrized = "parametrizations.weight.original"
     for v_name, g_name in (("weight_v", "weight_g"), (parametrized + "1", parametrized + "0")):
         if prefix + v_name in state:

@@ -14,7 +14,7 @@ from wn.norm.layer import normalized_layers
 
 @contextmanager
 def initializing(model: nn.Module) -> Iterator[None]:
-    """Within it a training forward pass sets the layers that wait for data, and tracks no averages."""
+    """Context in which a training pass initialises layers with ``init="data"`` and updates no averages."""
     layers = normalized_layers(model).values()
     for layer in layers:
         waits = layer.init == "data" and not bool(layer.initialized)
@@ -30,12 +30,9 @@ def initializing(model: nn.Module) -> Iterator[None]:
 def data_dependent_init(model: nn.Module, *inputs: Any) -> Any:
     """Set gains and biases so that each pre-activation has mean 0 and variance 1 on ``inputs`` (section 3).
 
-    Each layer sees what its predecessors give once they are initialised. Noise and dropout are on, as in
-    the authors' code. v and the running averages are left alone, and so are layers with ``init="default"``
-    and layers that have been initialised before.
-
-    Returns:
-        The model's output, which is that of the next forward pass on the same inputs.
+    Layer by layer: each sees the outputs of its initialised predecessors. Noise and dropout are on, as in
+    the authors' code. v, the running averages, layers with ``init="default"`` and layers initialised before
+    are unchanged. Returns the model's output, that of the next forward pass on the same inputs.
 
     >>> from wn.norm import NormalizedLayer
     >>> layer = NormalizedLayer(nn.Linear(3, 2), init="data")

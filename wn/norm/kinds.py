@@ -1,4 +1,4 @@
-"""The layers that can be normalised, and the values that each choice of a norm has."""
+"""The layers that can be normalised, and the values of each choice."""
 
 from __future__ import annotations
 
@@ -28,25 +28,19 @@ OPERATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]]
 }
 
 KINDS = tuple(OPERATIONS)
-"""The layers that can be normalised."""
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
-    """Which of :data:`KINDS` a layer is, None if it is none.
+    """The one of :data:`KINDS` that a layer is, or None.
 
-    A masked layer, a subclass with a buffer ``mask`` of its weight's shape (as in autoregressive networks),
-    is what its base class is.
+    A masked layer, i.e. a subclass with a buffer ``mask`` of its weight's shape, counts as its base class.
     """
     kind = type(layer).__base__ if "mask" in layer._buffers else type(layer)
     return kind if kind in OPERATIONS else None
 
 
 def check_choices(direction: str, gain: str, hold: str, statistics: str, init: str, correction: str) -> None:
-    """Refuse what is no choice of a norm.
-
-    Raises:
-        ValueError: a value that does not exist, or a combination without meaning.
-    """
+    """Raise ValueError for an unknown value or a meaningless combination."""
     choices = {
         "direction": (direction, Direction),
         "gain": (gain, Gain),
@@ -58,16 +52,13 @@ def check_choices(direction: str, gain: str, hold: str, statistics: str, init: s
     for name, (value, known) in choices.items():
         if value not in get_args(known):
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(get_args(known))}")
+    # Without a gain a row has norm 1, and an output variance 1, for good: no plain layer's function.
     if gain == "none" and (direction == "row" or statistics == "batch"):
         raise ValueError("direction='row' and statistics='batch' need gain='free' or 'fixed'")
 
 
 def kind_to_normalize(layer: nn.Module) -> type[nn.Module]:
-    """The layer's kind.
-
-    Raises:
-        TypeError: it cannot be normalised.
-    """
+    """:func:`kind_of`, or TypeError if the layer cannot be normalised."""
     if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         raise TypeError(f"{layer} is reparameterised already: normalise the plain layer and load its state")
     kind = kind_of(layer)

@@ -31,41 +31,40 @@ def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
 
 
 class NormalizedLayer(nn.Module):
-    r"""A linear or convolutional layer, normalised.
+    r"""A linear or convolutional layer with a norm.
 
-    With ``t = w * x`` (a matrix product or convolution), ``w = g d`` where d is the weight itself
-    (``direction="plain"``) or each output unit's ``v / ||v||`` (``"row"``), and mean and variance per output
-    unit over batch and space::
+    ``t = w * x`` (a matrix product or convolution) with ``w = g d``, where d is the weight itself
+    (``direction="plain"``) or ``v / ||v||`` per output unit (``"row"``). Mean and variance are per output
+    unit, over batch and space::
 
         statistics="none"        y = t + b                                  (equation 1)
         statistics="mean_only"   y = t - mean(t) + b                        (section 4, equation 11)
         statistics="batch"       y = g (t - mean(t)) / sqrt(var(t) + eps) + b
 
-    With batch statistics the gain acts after them and w is d. In evaluation, running averages stand in for
-    the statistics of the batch.
+    With batch statistics the gain acts after them and w = d. In evaluation, running averages replace the
+    statistics of the batch.
 
-    Parameters: ``weight`` (``v`` where the direction is row), ``g`` ``[units]`` where the gain is free, and
-    ``bias`` ``[units]`` where the source has one. Buffers: a fixed ``g``, ``running_mean``, ``running_var``
-    ``[units]``, and ``initialized``, a bool, where ``init="data"``. Norms of a masked layer are of the
-    unmasked entries.
+    Parameters: ``weight`` (``v`` if the direction is row), ``g`` ``[units]`` if the gain is free, ``bias``
+    ``[units]`` if the source has one. Buffers: a fixed ``g``, ``running_mean``, ``running_var`` ``[units]``,
+    and ``initialized``, a bool, with ``init="data"``. A masked layer's norms are over unmasked entries.
 
     Args:
-        layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d`` whose weight and bias are taken over.
+        layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d``; its weight and bias become this layer's.
         direction: ``plain`` or ``row``.
-        gain: ``none``, ``free`` (trained) or ``fixed`` (set once, by data or to its start). It starts at
-            ``||v||`` where the direction is row, else at 1, so that each norm starts as the function that it
-            replaces; after batch statistics at 1.
+        gain: ``none``, ``free`` (trained) or ``fixed`` (at its start, or where the initialisation puts it).
+            It starts at ``||v||`` for rows and at 1 for plain weights, so that the layer starts as the
+            function that it replaces; after batch statistics at 1.
         hold: ``free``: ||v|| is left to the optimiser.
         statistics: ``none``, ``batch`` or ``mean_only``.
         init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`.
         eps: added to the variance inside the root.
-        momentum: share of the newest batch in the running averages.
-        correction: the n of the running variance's n/(n-1): ``images``, as the authors have it, or
-            ``samples`` (images x positions), as torch has it.
+        momentum: weight of the newest batch in the running averages.
+        correction: the n of the running variance's n/(n-1): ``images`` (the authors' code) or ``samples``,
+            images x positions (torch).
 
     Raises:
         TypeError: the layer is of another type, pads with anything but zeros, or is reparameterised.
-        ValueError: a choice that does not exist, or a combination without meaning.
+        ValueError: an unknown choice, or a meaningless combination.
     """
 
     v: nn.Parameter
@@ -102,6 +101,7 @@ class NormalizedLayer(nn.Module):
 
         source: nn.Parameter = layer.weight  # type: ignore[assignment]
         self.register_parameter("v" if direction == "row" else "weight", source)
+        # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
         norm = self.unit_norm(self.masked(source.detach()))
         start = norm if direction == "row" and statistics != "batch" else torch.ones_like(norm)
@@ -119,20 +119,18 @@ class NormalizedLayer(nn.Module):
 
     @property
     def raw_weight(self) -> nn.Parameter:
-        """``v``, or the plain ``weight``: what the optimiser moves."""
+        """``v``, or the plain ``weight``: the trained tensor."""
         return self.v if self.direction == "row" else self.weight
 
     def masked(self, w: Tensor) -> Tensor:
-        """``w``, shaped as this layer's weight, with zeros where a mask hides it."""
         return w if self.mask is None else w * self.mask
 
     @property
     def has_gain(self) -> bool:
-        """Whether there is a ``g``, trained or fixed."""
         return self.gain != "none"
 
     def effective_weight(self) -> Tensor:
-        """w, the weight that the input meets."""
+        """The effective weight w."""
         raw = self.masked(self.raw_weight)
         scaled = self.has_gain and self.statistics != "batch"
         if self.direction == "plain" and not scaled:
@@ -143,11 +141,8 @@ class NormalizedLayer(nn.Module):
         return w.reshape(raw.shape)
 
     def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
-        """``w_norm`` and, where there is a g that is no part of w or v differs from w: ``g``, ``v_norm`` and
-        ``ratio`` = g/||v||, each ``[units]``.
-
-        Args:
-            w: the effective weight, if already computed.
+        """``w_norm``; with a gain ``g``; where v is not w ``v_norm``; for rows ``ratio`` = g/||v||. All
+        ``[units]``; ``w`` is the effective weight, if already computed.
         """
         norms = {"w_norm": self.unit_norm(self.effective_weight() if w is None else w)}
         if self.has_gain:
@@ -159,7 +154,6 @@ class NormalizedLayer(nn.Module):
         return norms
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` through the layer; running averages move in training alone."""
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
             return self.forward(x[None])[0]
         if self.phase == "initialize":
@@ -167,7 +161,7 @@ class NormalizedLayer(nn.Module):
         return self._forward(x, track=self.training and self.phase == "normal")
 
     def _product(self, x: Tensor) -> Tensor:
-        """``w * x``, and the bias with it where no statistics come between."""
+        """``w * x``, plus the bias if no statistics are taken in between."""
         operation, _ = OPERATIONS[self.kind]
         bias = self.bias if self.statistics == "none" else None
         return operation(*_autocast(x, self.effective_weight(), bias), **self.options)
@@ -199,7 +193,8 @@ class NormalizedLayer(nn.Module):
         """Batch normalisation by torch's fused kernel, whose statistics are float32 for a bfloat16 t."""
         samples = t.flatten(0, -2) if self.kind is nn.Linear else t
         if t.dtype != self.g.dtype and torch._C._functorch.is_batchedtensor(t):
-            samples = samples.to(self.g.dtype)  # torch's rule for vmap would take them in bfloat16
+            samples = samples.to(self.g.dtype)  # torch's vmap rule would compute statistics in bfloat16
+        # F.batch_norm would not return the mean and variance, which the authors' n/(n-1) is applied to.
         fixed_mean, fixed_var = (None, None) if self.training else (self.running_mean, self.running_var)
         y, mean, inverse_root = torch.native_batch_norm(
             samples, self.g, self.bias, fixed_mean, fixed_var, self.training, 0.0, self.eps
@@ -212,20 +207,20 @@ class NormalizedLayer(nn.Module):
         return y.view_as(t).to(t.dtype)
 
     def _average(self, running: Tensor, newest: Tensor) -> None:
-        """Move a running average in place (vmap has no rule for ``lerp_``)."""
+        # In place, and without lerp_, for which vmap has no rule.
         running.mul_(1 - self.momentum).add_(newest.detach(), alpha=self.momentum)
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> Tensor:
         r"""``g <- g / sigma``, ``b <- (b - mu) / sigma`` for the pre-activations of ``x`` (section 3, eq. 6).
 
-        A plain weight is scaled in place of g. With mean-only statistics the bias stays, as the mean
-        is the bias already. A unit that does not vary keeps its scale.
+        Without a gain the weight itself is scaled. With mean-only statistics the bias is left alone: the
+        mean is subtracted already. A unit without variance keeps its scale.
         """
         t, y = self._product(x), self._forward(x, track=False)
         dims, dtype = self._sample_dims(t), self.raw_weight.dtype
         sigma, mu = torch.std_mean(y.to(dtype), dims, correction=0)
-        # A unit whose output varies by no more than rounding would be scaled up to pure noise.
+        # Dividing by a sigma that is mere rounding would blow noise up to variance 1.
         rounding = 8 * torch.finfo(t.dtype).eps * t.abs().amax(dims)
         varies = t.to(dtype).std(dims, correction=0) > rounding
         sigma = torch.where(varies, sigma, torch.ones_like(sigma))
@@ -241,8 +236,8 @@ class NormalizedLayer(nn.Module):
     def _units(self, w: Tensor) -> tuple[Tensor, list[int]]:
         """A view of ``w`` with unit axes of its own, and the axes that make up one unit.
 
-        A transposed convolution stores ``[in, out/groups, ...]``: input channels come first, and the
-        units of group k are those that the k-th share of the input channels leads to.
+        A transposed convolution stores ``[in, out/groups, ...]``, input channels of group after group: viewed
+        as ``[groups, in/groups, out/groups, ...]``, axes 0 and 2 are the units.
         """
         if not self.transposed:
             return w, list(range(1, w.dim()))
@@ -255,31 +250,29 @@ class NormalizedLayer(nn.Module):
         return per_unit.reshape([1 if d in dims else s for d, s in enumerate(grouped.shape)])
 
     def scale_units(self, w: Tensor, factor: Tensor) -> None:
-        """Multiply each unit of ``w``, shaped as this layer's weight, by its factor ``[units]``, in place."""
+        """Multiply each unit of ``w`` (of the weight's shape) by its ``factor`` ``[units]``, in place."""
         self._units(w)[0].mul_(self._like_units(factor, w))
 
     def unit_norm(self, w: Tensor) -> Tensor:
-        """``||w||`` per output unit, ``[units]``, safe from overflow."""
+        """``||w||`` per output unit, ``[units]``, without overflow."""
         grouped, dims = self._units(w)
         scale = largest(grouped, dims)
         norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, keepdim=True) * scale
         return norm.flatten()
 
     def _sample_dims(self, t: Tensor) -> list[int]:
-        """All axes of an output but that of its units: the last of a linear layer's, else the second."""
+        """All axes of an output but the units': that is the last of a linear layer, else the second."""
         return [d for d in range(t.dim()) if d != t.dim() + 1 - self.raw_weight.dim()]
 
     def _broadcast(self, per_unit: Tensor) -> Tensor:
-        """``[units]`` viewed so that it broadcasts against an output."""
         return per_unit.view([-1] + [1] * (self.raw_weight.dim() - 2))
 
     def extra_repr(self) -> str:
-        """The choices that were made."""
         shape = "x".join(map(str, self.raw_weight.shape))
         choices = ("direction", "gain", "statistics", "init")
         return ", ".join([f"{self.kind.__name__} {shape}", *(f"{c}={getattr(self, c)}" for c in choices)])
 
 
 def normalized_layers(model: nn.Module) -> dict[str, NormalizedLayer]:
-    """The normalised layers of a model by name, in the order of definition."""
+    """By name, in the order of definition."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, NormalizedLayer)}

@@ -31,16 +31,15 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 def normalized(v: Tensor, dims: list[int], gain: Tensor | float = 1.0) -> Tensor:
     """``gain * v / ||v||`` with the norm over ``dims``; ``gain`` broadcasts against v."""
     # Squares of entries beyond 1e19 overflow float32, so each row is first divided by its largest entry.
-    # That scale is detached: the quotient does not depend on it, so its gradient, of any order, is zero.
+    # That scale may be detached: the result does not depend on it, so its gradient, of any order, is zero.
     u = v / largest(v, dims)
     return u * (gain * torch.rsqrt(nonzero((u * u).sum(dims, keepdim=True))))
 
 
 def largest(v: Tensor, dims: list[int]) -> Tensor:
-    """The largest magnitude over ``dims``, which are kept; one where all is zero."""
+    """``max |v|`` over ``dims`` (kept), or 1 where all entries are zero."""
     return nonzero(v.detach().abs().amax(dims, keepdim=True))
 
 
 def nonzero(x: Tensor) -> Tensor:
-    """``x`` with its zeros replaced by ones."""
     return x.masked_fill(x == 0, 1)
