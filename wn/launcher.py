@@ -49,7 +49,8 @@ class Jobs:
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
         loader: Any = context.config_loader
         load, self.config = loader.load_sweep_config, config
-        self.parse = functools.cache(OverridesParser.create(config_loader=loader).parse_override)
+        parser = OverridesParser.create(config_loader=loader)
+        self.parse = functools.cache(lambda text: parser.parse_overrides([text])[0])
         self.compose = functools.cache(lambda presets: load(config, list(presets)))
         self.tree = functools.cache(lambda presets: plain(self.compose(presets)))
         # Hydra's sweeper checks every job by composing it; here that means every choice of presets.
@@ -155,7 +156,7 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
     for override in overrides:
         key = override.key_or_group
         if override.is_delete():
-            raise UserError(f"{override.input_line}: nothing can be left out; write {key}=... with a value")
+            raise UserError(f"~{key}: nothing can be left out; write {key}=... with a value")
         if key in GROUPS and not isinstance(override.value(), str):
             raise UserError(f"{override.input_line}: {key}= takes the name of a preset")
     composed = parse(tree)
@@ -163,6 +164,9 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
         return [composed]
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
+    values = {
+        key: value for key, value in values.items() if key not in plan.fixed or plan.fixed[key] != value
+    }
     settings = {key: value for key, value in values.items() if decides(key) and key not in plan.axes}
     wanted = {key: value for key, value in values.items() if key in plan.axes}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})

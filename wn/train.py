@@ -133,9 +133,10 @@ EXPLANATIONS = {
     r"Ambiguous value for argument '([^']+)'": "{}: several values; to train each, add -m",
     r"Multiple values for ([\w/]+)\.": "{0}: chosen already; write {0}=... without a plus sign",
     r"An item is already at '([^']+)'": "{0}: there already; write {0}=... without a plus sign",
+    r"Sweep parameters '([^']+)'": "{}: several values; to train each, add -m",
+    rf"Could not override '({'|'.join(launcher.GROUPS)})'": "{}: takes the name of a preset, as in norm=weight_norm",
     r"does not support sweep type": "no values to try one by one; list them, as in optim.lr=0.01,0.1",
     r"^Config group override": "a group takes the name of a preset, as in norm=weight_norm",
-    r"(Interpolation key \S+ not found) full_key: (\S+)": "{1}: {0}",
 }
 """What Hydra and OmegaConf say of an override, and the line that the user gets instead."""
 
