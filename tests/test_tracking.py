@@ -399,7 +399,6 @@ def test_a_service_that_hangs_does_not_keep_the_process() -> None:
         "from wn import tracking\n"
         "from wn.config import TrackingConfig\n"
         "from wn.records import Record\n"
-        "tracking.PATIENCE['offline'] = 0.5\n"
         f"record = Record.read(Path({str(record.folder)!r}))\n"
         "live = tracking.open_live(record, TrackingConfig(mode='offline'))\n"
         "for line in subprocess.check_output(['ps', '-eo', 'pid=,ppid=,comm='], text=True).splitlines():\n"
@@ -407,6 +406,7 @@ def test_a_service_that_hangs_does_not_keep_the_process() -> None:
         "    if int(parent) == os.getpid() and 'wandb' in name:\n"
         "        os.kill(int(pid), signal.SIGSTOP)\n"
         "        print(pid)\n"
+        "live._connection._left['offline'] = 0.5\n"
         "live.finish(record)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(tracking.__file__).parent.parent)}
