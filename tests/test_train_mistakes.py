@@ -41,7 +41,7 @@ MISTAKES = {
     "norm=null": "a group takes the name of a preset",
     "norm=[none]": r"norm=\[none\]: norm= takes the name of a preset",
     "model=[mlp]": r"model=\[mlp\]: model= takes the name of a preset",
-    "'norm={weight: plain}'": "norm: takes the name of a preset",
+    "'norm={weight: plain}'": "norm: takes a preset's name",
     "'trainer={epochs: 3}'": r"trainer=\{epochs: 3\}: trainer= takes the name of a preset",
     "~norm": "~norm: nothing can be left out; write norm=... with a value",
     "~optim.lr": "~optim.lr: nothing can be left out",

@@ -109,24 +109,24 @@ class Connection:
             log.warning("W&B: %s; runs are kept offline, send them with `python -m wn.sync NAME`", why)
         else:
             log.warning("W&B: %s; runs are not mirrored, their records are complete", why)
-        end = threading.Thread(target=_tear_down, daemon=True)
+
+        def tear_down() -> None:
+            with contextlib.suppress(BaseException):
+                load_wandb().teardown()
+
+        end = threading.Thread(target=tear_down, daemon=True)
         end.start()
-        end.join(timeout=2.0)  # it waits for what hangs, and no longer holds up the end of the process
+        end.join(timeout=2.0)  # it waits for what hangs, but no longer holds up the end of the process
 
 
 class LiveMirror:
-    """One record's run on W&B while it trains. No method raises; after a failure they do nothing.
-
-    Attributes:
-        url: where to look at it; None offline.
-        state: ``online`` or ``offline``, where the finished copy is; None until then.
-    """
+    """One record's run on W&B while it trains. No method raises; after a failure they do nothing."""
 
     def __init__(self, record: Record, tracking: TrackingConfig, connection: Connection) -> None:
-        self.state: str | None = None
         self._connection = connection
         (self._run,) = connection.each([functools.partial(_begin, record, tracking)])
-        self.url: str | None = None if self._run is None or self._run.offline else self._run.url
+        if self._run is not None and not self._run.offline:
+            log.info("W&B: %s", self._run.url)
 
     def log(self, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
         """Send rows of ``metrics.jsonl`` and ``probes.jsonl``, none earlier than those sent before."""
@@ -134,32 +134,25 @@ class LiveMirror:
 
     def finish(self, record: Record) -> None:
         """Send the status and the results, and wait until W&B has everything."""
-        self.state = self._use(lambda run: _finish(run, record))
-        self._run = None
+        self._use(lambda run: _finish(run, record))
 
     def pause(self) -> None:
         """Leave the copy of a run that was preempted and is to go on."""
         self._use(_pause)
-        self._run = None
 
-    def _use(self, action: Callable[[Any], Any]) -> Any:
-        if (run := self._run) is None:
-            return None
-        (answer,) = self._connection.each([lambda _: action(run)], retry=False)
-        self._run = None if answer is None else run
-        return answer
+    def _use(self, action: Callable[[Any], Any]) -> None:
+        if (run := self._run) is not None:
+            (answer,) = self._connection.each([lambda _: action(run)], retry=False)
+            self._run = None if answer is None else run
 
 
 def open_live(record: Record, tracking: TrackingConfig) -> LiveMirror:
     """The copy of a run that is about to train or to go on; its record has begun."""
-    live = LiveMirror(record, tracking, connection(tracking.mode))
-    if live.url:
-        log.info("W&B: %s", live.url)
-    return live
+    return LiveMirror(record, tracking, connection(tracking.mode))
 
 
 def mirror_all(records: Iterable[Record], tracking: TrackingConfig) -> None:
-    """Copy records whole, in bulk: offline in 0.04 seconds each."""
+    """Copy records whole, in bulk: offline in 0.03 CPU seconds each, of which W&B's init takes half."""
     send([(record, tracking) for record in records], connection(tracking.mode))
 
 
@@ -202,13 +195,6 @@ def load_wandb() -> Any:
     timeouts = {"init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
     wandb.setup(settings=wandb.Settings(**PRIVATE, **timeouts))  # type: ignore[arg-type]
     return wandb
-
-
-def _tear_down() -> None:
-    with contextlib.suppress(BaseException):
-        import wandb
-
-        wandb.teardown()
 
 
 def init(tracking: TrackingConfig, folder: Path, mode: str, **identity: Any) -> Any:

@@ -103,7 +103,7 @@ def make_report(folder: Path) -> bool:
 
 
 def register() -> None:
-    """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a choice of presets."""
+    """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a preset."""
     store = ConfigStore.instance()
     store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model"}))
     for model in MODELS:
@@ -113,7 +113,7 @@ def register() -> None:
         try:
             fixed = experiments.load(name).fixed
         except UserError:
-            if any(word.endswith(f"experiment={name}") for word in sys.argv):
+            if any("experiment=" in word and name in word for word in sys.argv):
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
@@ -134,7 +134,7 @@ EXPLANATIONS = {
     r"Multiple values for ([\w/]+)\.": "{0}: chosen already; write {0}=... without a plus sign",
     r"An item is already at '([^']+)'": "{0}: there already; write {0}=... without a plus sign",
     r"Sweep parameters '([^']+)'": "{}: several values; to train each, add -m",
-    rf"Could not override '({'|'.join(launcher.GROUPS)})'": "{}: takes the name of a preset, as in norm=weight_norm",
+    rf"Could not override '({'|'.join(launcher.GROUPS)})'": "{}: takes a preset's name, as in norm=none",
     r"does not support sweep type": "no values to try one by one; list them, as in optim.lr=0.01,0.1",
     r"^Config group override": "a group takes the name of a preset, as in norm=weight_norm",
 }
