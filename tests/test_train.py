@@ -169,7 +169,7 @@ def test_a_killed_command_goes_on_to_the_same_numbers(
 
 def test_a_mistake_as_a_process(tmp_path: Path) -> None:
     """Nothing but the line comes from the interpreter, from libraries or from Hydra's own printing."""
-    process = start(["-m", "norm=none,weight_nrm", "seed=0,1", f"runs_dir={tmp_path}"])
+    process = start(["-m", "norm=none,weight_nrm", "seed=0,1", f"runs_dir={tmp_path}"], report=True)
     out, err = process.communicate(timeout=120)
     line = "error: norm=weight_nrm: no such preset; did you mean 'weight_norm'?\n"
     assert (process.returncode, out, err) == (2, "", line)

@@ -53,10 +53,14 @@ def declare(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, **content:
     (folder / f"experiments/{name}.yaml").write_text(yaml.safe_dump(tree))
 
 
-def start(words: list[str], **environment: str) -> subprocess.Popen[str]:
-    """The application as a process of its own."""
+NO_REPORT = "from wn import train; train.make_report = lambda folder: True; raise SystemExit(train.main())"
+
+
+def start(words: list[str], report: bool = False, **environment: str) -> subprocess.Popen[str]:
+    """The application as a process of its own; a sweep's report would take it seconds more."""
+    program = ["-m", "wn.train"] if report else ["-c", NO_REPORT]
     return subprocess.Popen(
-        [sys.executable, "-m", "wn.train", *SHORT.split(), *words],
+        [sys.executable, *program, *SHORT.split(), *words],
         cwd=REPOSITORY,
         env={**os.environ, "HYDRA_FULL_ERROR": "0", "PYTHONWARNINGS": "default", **environment},
         text=True,
