@@ -128,6 +128,7 @@ def assert_refused(result: Result, message: str, folder: Path) -> None:
         assert noise not in result.err
     assert result.out == ""
     assert not list(folder.rglob("record.json"))
+    assert not (folder / "up").exists()
 
 
 @pytest.mark.usefixtures("obstacles")
@@ -169,6 +170,8 @@ def test_a_mistake_in_a_sweep_is_one_line_and_trains_nothing(call: Call, tmp_pat
         ("data=digits,mnist ++data.root=corrupt", "corrupt/.*: cannot be read"),
         ("seed=0,1 runs_dir=file", "cannot be written to"),
         ("runs_dir=runs,file", "cannot be written to"),
+        ("seed=0,1 runs_dir=", "runs_dir=: String should have at least 1 character"),
+        ("seed=0,1 experiment_name=../up", "experiment_name=../up: String should match"),
         ("optim.lr=interval(0,1)", "list them, as in optim.lr=0.01,0.1"),
         ("+experiment=lr_robustness_digits,nope", "experiment=nope: no such preset"),
         ("'optim.lr=[0.1,0.2'", r"optim.lr=\[0.1,0.2: not well formed"),

@@ -67,6 +67,7 @@ class Jobs:
         runs = math.prod(sum(1 for _ in islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
         if runs > LARGEST_SWEEP:
             raise UserError(f"more than {LARGEST_SWEEP:,} runs in one sweep; give fewer values")
+        parse({key: self.config[key] for key in ("runs_dir", "experiment_name")})  # Hydra makes that folder
         try:
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -164,9 +165,7 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
         return [composed]
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
-    values = {
-        key: value for key, value in values.items() if key not in plan.fixed or plan.fixed[key] != value
-    }
+    values = {key: value for key, value in values.items() if plan.fixed.get(key, plan) != value}
     settings = {key: value for key, value in values.items() if decides(key) and key not in plan.axes}
     wanted = {key: value for key, value in values.items() if key in plan.axes}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})
