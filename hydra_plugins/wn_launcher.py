@@ -1,7 +1,28 @@
-"""Where Hydra looks for plugins; it is written in :mod:`wn.launcher`."""
+"""``hydra/launcher=stacked``. Every Hydra application imports this module in its search for plugins, so what
+needs torch is imported when it is used."""
 
-from wn import launcher
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
-class StackedLauncher(launcher.StackedLauncher):
-    """``hydra/launcher=stacked``."""
+class StackedLauncher(Launcher):
+    """Trains the runs of all jobs together, in this process and its workers: :class:`wn.launcher.Jobs`."""
+
+    def __init__(self, members: int | None = None, workers: int | None = None) -> None:
+        self.limits = {"members": members, "workers": workers}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        from wn.launcher import Jobs
+
+        self.jobs = Jobs(hydra_context, config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra, once, with all jobs."""
+        return self.jobs.train(job_overrides, **self.limits)

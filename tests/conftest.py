@@ -62,6 +62,7 @@ def call(
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the application sets it; this puts it back
     monkeypatch.setattr(train, "TRACEBACKS", False)
+    monkeypatch.setattr(train, "make_report", lambda folder: True)  # a process of seconds
     monkeypatch.chdir(tmp_path)
 
     def called(words: str) -> Result:

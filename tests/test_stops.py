@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 from sweep_cases import outcome, tiny
-from test_train import start
 from test_trainer import CPU, NORMS, Watcher, at_rate, config, dataset
-from train_cases import SWEEP, Call, records
+from train_cases import SWEEP, Call, records, start
 
 from wn import run, stops, sweep, tracking
 from wn.config import Config

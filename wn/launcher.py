@@ -1,96 +1,148 @@
-"""What Hydra composed -> configurations; and Hydra's launcher, which trains the jobs of a sweep in stacks."""
+"""What Hydra composed -> the runs that it stands for; and the jobs of a sweep (``-m``), trained in stacks."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from wn import experiments
 from wn.config import Config, UserError, decides, parse
-from wn.config.compose import set_value
+from wn.config.compose import CONFIGS, set_value
+from wn.records import Record
 from wn.run import conclude
 from wn.sweep import train_sweep
 
-Tree = dict[str, Any]
+LARGEST_SWEEP = 100_000
+"""Runs of one ``-m``; more is taken for a slip, as it would fill the memory before anything is trained."""
+
+GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
+
+trained: list[Config] = []
+"""The runs of this launch, for the report at its end."""
 
 
-class StackedLauncher(Launcher):
-    """Trains the runs of all jobs together, in this process and its workers (:mod:`wn.sweep`)."""
+def train(configs: Sequence[Config], **limits: int | None) -> list[Record]:
+    """:func:`wn.sweep.train_sweep`, noted in :data:`trained`."""
+    records = train_sweep(configs, **limits)
+    trained.extend(configs)
+    return records
 
-    def __init__(self, members: int | None = None, workers: int | None = None) -> None:
-        self.limits = {"members": members, "workers": workers}
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
-        self.loader, self.config = hydra_context.config_loader, config
-        self.parse = functools.cache(OverridesParser.create(config_loader=self.loader).parse_override)
-        self.tree = functools.cache(self._tree)
+class Jobs:
+    """The jobs of a sweep.
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    Hydra composes each choice of presets once, which takes it a tenth of a second. Plain numbers, of which a
+    sweep has hundreds, are then set on that tree as they are.
+    """
+
+    def __init__(self, context: HydraContext, config: DictConfig) -> None:
+        loader: Any = context.config_loader
+        load, self.config = loader.load_sweep_config, config
+        parser = OverridesParser.create(config_loader=loader)
+        self.parse = functools.cache(lambda text: parser.parse_overrides([text])[0])
+        self.compose = functools.cache(lambda presets: load(config, list(presets)))
+        self.tree = functools.cache(lambda presets: plain(self.compose(presets)))
+        # Hydra's sweeper checks every job by composing it; here that means every choice of presets.
+        loader.load_sweep_config = lambda master_config, sweep_overrides: self.compose(
+            self._presets(sweep_overrides)
+        )
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a sweep that is too large, or has no folder, before Hydra's sweeper falls over it."""
+        check_hydra(self.config.hydra)
+        overrides = map(self.parse, self.config.hydra.overrides.task)
+        sweeps = [override.sweep_iterator() for override in overrides if override.is_discrete_sweep()]
+        runs = math.prod(sum(1 for _ in islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
+        if runs > LARGEST_SWEEP:
+            raise UserError(f"more than {LARGEST_SWEEP:,} runs in one sweep; give fewer values")
+        parse({key: self.config[key] for key in ("runs_dir", "experiment_name")})  # Hydra makes that folder
+        try:
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"cannot be written to ({error.strerror}); name another folder with runs_dir="
+            raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
+
+    def train(self, job_overrides: Sequence[Sequence[str]], **limits: int | None) -> list[JobReturn]:
         """Train the runs of all jobs; each job returns what :func:`summary` makes of its records.
 
         Raises:
             UserError: one of them is no configuration, or cannot be trained here; nothing is trained.
         """
-        for name, limit in self.limits.items():
+        for name, limit in limits.items():
             if limit is not None and not (isinstance(limit, int) and limit > 0):
                 raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
-        jobs = [self._configs(overrides) for overrides in job_overrides]
-        records = iter(train_sweep([config for job in jobs for config in job], **self.limits))
+        Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # the records tell it all
+        jobs = [self._configs(texts) for texts in job_overrides]
+        records = iter(train([config for job in jobs for config in job], **limits))
         returns = []
-        for overrides, job in zip(job_overrides, jobs, strict=True):
-            done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+        for texts, job in zip(job_overrides, jobs, strict=True):
+            done = JobReturn(overrides=list(texts), status=JobStatus.COMPLETED)
             try:
-                done.return_value = summary([conclude(next(records)) for _ in job])
+                done.return_value = summary(list(islice(records, len(job))))
             except Exception as error:
                 done.status, done.return_value = JobStatus.FAILED, error
             returns.append(done)
         return returns
 
     def _configs(self, texts: Sequence[str]) -> list[Config]:
-        """A job's runs.
-
-        Hydra composes each choice of presets once, which takes it a tenth of a second. Plain numbers, of
-        which a sweep has hundreds, are then set on that tree as they are.
-        """
-        overrides = [self.parse(text) for text in texts]
-        plain = {text for text, override in zip(texts, overrides, strict=True) if _sets_a_number(override)}
-        tree, choices = self.tree(tuple(text for text in texts if text not in plain))
-        tree = OmegaConf.to_container(OmegaConf.create(tree))  # type: ignore[assignment]
-        for text in texts:
-            if text in plain:
-                override = self.parse(text)
+        """A job's runs."""
+        presets = self._presets(texts)
+        tree, overrides = copy.deepcopy(self.tree(presets)), [self.parse(text) for text in texts]
+        for override in overrides:
+            if override.input_line not in presets:
                 set_value(tree, override.key_or_group, override.value())
-        return expand(tree, choices.get("experiment"), overrides)
+        experiment = self.compose(presets).hydra.runtime.choices.get("experiment")
+        return expand(resolved(tree), experiment, overrides)
 
-    def _tree(self, texts: tuple[str, ...]) -> tuple[Tree, Tree]:
-        whole = self.loader.load_sweep_config(self.config, list(texts))
-        return plain_tree(whole), dict(whole.hydra.runtime.choices)
+    def _presets(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """All overrides but those that only give a field another number."""
+        return tuple(text for text in texts if not _sets_a_number(self.parse(text)))
 
 
 def _sets_a_number(override: Override) -> bool:
-    """Whether an override only gives an existing field a number."""
+    is_field = "." in override.key_or_group or override.key_or_group == "seed"
     changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
-    return not changes_keys and type(override.value()) in (int, float)
+    return is_field and not changes_keys and type(override.value()) in (int, float)
 
 
-def plain_tree(tree: DictConfig) -> Tree:
-    """What Hydra composed as plain data, without Hydra's own part."""
-    masked = OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"])
-    plain: Any = OmegaConf.to_container(masked, resolve=True)
-    return dict(plain)
+def check_hydra(hydra: Any) -> None:
+    """Refuse changes of Hydra's own settings that it would ignore, or that would mislead.
+
+    Raises:
+        UserError: there is one.
+    """
+    if hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: records would lie where no report looks; leave it out")
+    for text in hydra.overrides.hydra:
+        if text[0] in "+~" and "hydra.job.env_set." not in text:
+            raise UserError(f"{text}: no key of Hydra's is added or left out; see --cfg hydra")
 
 
-def expand(tree: Tree, experiment: str | None, overrides: Sequence[Override]) -> list[Config]:
+def plain(tree: DictConfig) -> dict[str, Any]:
+    """What Hydra composed as plain data with its interpolations, without Hydra's own part."""
+    whole: Any = OmegaConf.to_container(OmegaConf.masked_copy(tree, [str(k) for k in tree if k != "hydra"]))
+    return dict(whole)
+
+
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A plain tree with the values that its interpolations stand for."""
+    whole: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True) if "${" in str(tree) else tree
+    return dict(whole)
+
+
+def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Override]) -> list[Config]:
     """The runs that a composed tree stands for: itself, or those of the experiment that was chosen.
 
     Args:
@@ -99,33 +151,42 @@ def expand(tree: Tree, experiment: str | None, overrides: Sequence[Override]) ->
         overrides: of the command line.
 
     Raises:
-        UserError: the tree is no configuration; or an override is at odds with the experiment: it asks for
-            runs that it has not, or would train runs that no table of it shows.
+        UserError: the tree is no configuration; an override is none that Hydra would honour; or it is at odds
+            with the experiment: it asks for runs that it has not, or would train runs that its table lacks.
     """
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_delete():
+            raise UserError(f"~{key}: nothing can be left out; write {key}=... with a value")
+        if key in GROUPS and not isinstance(override.value(), str):
+            raise UserError(f"{override.input_line}: {key}= takes the name of a preset")
     composed = parse(tree)
     if experiment is None:
         return [composed]
     plan = experiments.load(experiment)
-    wanted, settings = {}, {}
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if key in plan.axes:
-            wanted[key] = (value, override.input_line)
-        elif decides(key) and key != "experiment":
-            if composed.experiment_name == experiment:
-                raise UserError(
-                    f"{override.input_line}: experiment {experiment} fixes its numbers; for one of your own add "
-                    f"experiment_name=NAME, or copy experiments/{experiment}.yaml and change the copy"
-                )
-            settings[key] = value
+    values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
+    values = {key: value for key, value in values.items() if plan.fixed.get(key, plan) != value}
+    settings = {key: value for key, value in values.items() if decides(key) and key not in plan.axes}
+    wanted = {key: value for key, value in values.items() if key in plan.axes}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})
-    chosen = [run for run in runs if all(run.cell[key] == value for key, (value, _) in wanted.items())]
+    changed = bool(settings) and [run.config.run_id for run in runs] != [c.run_id for c in plan.configs()]
+    if changed and composed.experiment_name == experiment:
+        raise UserError(
+            f"{_texts(overrides, settings)}: experiment {experiment} fixes its numbers; for one of your own "
+            f"add experiment_name=NAME, or copy experiments/{experiment}.yaml and change the copy"
+        )
+    chosen = [run for run in runs if all(run.cell[key] == value for key, value in wanted.items())]
     if not chosen:
-        asked = " ".join(str(text) for _, text in wanted.values())
-        raise UserError(f"{asked}: the experiment has no such run; its file names those that it has")
+        raise UserError(
+            f"{_texts(overrides, wanted)}: the experiment has no such run; its file names those that it has"
+        )
     return [run.config.placed_as(composed) for run in chosen]
 
 
-def summary(losses: Sequence[float]) -> float:
+def _texts(overrides: Sequence[Override], keys: dict[str, Any]) -> str:
+    return " ".join(str(override.input_line) for override in overrides if override.key_or_group in keys)
+
+
+def summary(records: Sequence[Record]) -> float:
     """What a sweeper may minimise: the mean of the runs' final validation losses."""
-    return math.fsum(losses) / len(losses)
+    return math.fsum(map(conclude, records)) / len(records)

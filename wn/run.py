@@ -138,7 +138,7 @@ class _Session:
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
-        self.live: tracking.Live | None = None
+        self.live: tracking.LiveMirror | None = None
         self.ids = [config.run_id for config in self.configs]
         self.checkpoints = self._checkpoints_of(self.ids)
 

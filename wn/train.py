@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -18,14 +20,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from wn import experiments
+from wn import experiments, launcher
 from wn.config import Config, UserError, explain_key, nearest
 from wn.config.compose import CONFIGS
 from wn.config.models import MODELS
-from wn.launcher import expand, plain_tree, summary
-from wn.run import RunFailed, conclude
+from wn.run import RunFailed
 from wn.stops import Stopped, termination
-from wn.sweep import train_sweep
+from wn.sync import send_report
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 """Whether the user asked, in Hydra's own way, to see where an error came from."""
@@ -36,12 +37,15 @@ def job(tree: DictConfig) -> float:
     """Train a run, or an experiment; the validation loss that it ends with is what a sweeper may minimise."""
     chosen = HydraConfig.get()
     try:
+        launcher.check_hydra(chosen)
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
-        configs = expand(plain_tree(tree), chosen.runtime.choices.get("experiment"), overrides)
-        records = train_sweep(configs)
+        composed = launcher.resolved(launcher.plain(tree))
+        records = launcher.train(
+            launcher.expand(composed, chosen.runtime.choices.get("experiment"), overrides)
+        )
     except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
-    return summary([conclude(record) for record in records])
+    return launcher.summary(records)
 
 
 def main() -> int:
@@ -53,30 +57,53 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
+    launcher.trained.clear()
+    status = 0
     try:
         register()
         with termination():
-            job()
+            try:
+                job()
+            except RunFailed as error:
+                print(f"error: {error}", file=sys.stderr)
+                status = 1
+            if sys.argv[1:2] in (["-m"], ["--multirun"]) and not launcher.trained:
+                raise UserError("no runs: a range(...) or glob(...) has no value")
+            report()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
             raise
         refuse(error)
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return status
+
+
+def report() -> None:
+    """After a sweep: print its table, name its figures, and send them to W&B."""
+    folders = {Path(c.runs_dir, c.experiment_name): c.tracking for c in launcher.trained}
+    if len({config.run_id for config in launcher.trained}) > 1:
+        for folder, tracking in folders.items():
+            if make_report(folder):
+                send_report(folder, tracking)
+            else:
+                print(f"no report; to see why: python -m wn.report {folder}", file=sys.stderr)
+
+
+def make_report(folder: Path) -> bool:
+    """Run ``python -m wn.report``, as a process: training imports neither pandas nor matplotlib."""
+    sys.stdout.flush()
+    return subprocess.run([sys.executable, "-m", "wn.report", str(folder)]).returncode == 0
 
 
 def register() -> None:
-    """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a choice of presets."""
+    """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a preset."""
     store = ConfigStore.instance()
     store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model"}))
     for model in MODELS:
@@ -86,7 +113,7 @@ def register() -> None:
         try:
             fixed = experiments.load(name).fixed
         except UserError:
-            if any(word.endswith(f"experiment={name}") for word in sys.argv):
+            if any("experiment=" in word and name in word for word in sys.argv):
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
@@ -106,9 +133,10 @@ EXPLANATIONS = {
     r"Ambiguous value for argument '([^']+)'": "{}: several values; to train each, add -m",
     r"Multiple values for ([\w/]+)\.": "{0}: chosen already; write {0}=... without a plus sign",
     r"An item is already at '([^']+)'": "{0}: there already; write {0}=... without a plus sign",
+    r"Sweep parameters '([^']+)'": "{}: several values; to train each, add -m",
+    rf"Could not override '({'|'.join(launcher.GROUPS)})'": "{}: takes a preset's name, as in norm=none",
     r"does not support sweep type": "no values to try one by one; list them, as in optim.lr=0.01,0.1",
     r"^Config group override": "a group takes the name of a preset, as in norm=weight_norm",
-    r"(Interpolation key \S+ not found) full_key: (\S+)": "{1}: {0}",
 }
 """What Hydra and OmegaConf say of an override, and the line that the user gets instead."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -11,6 +11,17 @@ class Section(pydantic.BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, tree: Any) -> Any:
+        """Python takes True for 1; as text it is refused with the field's name."""
+        if not isinstance(tree, dict) or not any(isinstance(value, bool) for value in tree.values()):
+            return tree
+        switches = {key for key, field in cls.model_fields.items() if field.annotation is bool}
+        return {
+            k: str(v).lower() if isinstance(v, bool) and k not in switches else v for k, v in tree.items()
+        }
 
 
 WeightInit = Literal["he", "paper", "glorot"]
