@@ -1,0 +1,103 @@
+"""A rerun against the committed rows: is each row of the table reproduced?
+
+Kernels and thread counts change last digits, and where training is chaotic that changes a loss by about its
+standard deviation over seeds; a changed method shifts all seeds to one side. So the criterion, fixed before
+any rerun was measured, is an equivalence test on paired seeds. For a seed s
+
+    d_s = mean over learning rates l of (ours[l, s] - committed[l, s]) / sd[l],
+
+with the final validation loss (test loss where nothing is held out), sd[l] the committed standard deviation
+over seeds, and l over those rates at which no committed seed diverged. The mean of d_s must lie, with its whole
+95% Student interval, within :data:`MARGIN` on either side of 0, and the best learning rate must be the same or
+a neighbour in the grid. The average over learning rates gives power, as most are smooth, and keeps the few
+chaotic ones from deciding. The loss, not the error, since it is continuous. An interval that is too wide to say
+"within" is not "reproduced": the test asks for evidence of equality (Schuirmann, 1987).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from wn.report import statistics
+from wn.report.collect import Rows
+from wn.report.plan import Group, Plan
+from wn.report.tables import best_of, sweep_of
+
+MARGIN = 0.5
+"""Committed standard deviations: half of what two seeds differ by."""
+
+LEAST = 1e-5
+"""Standard deviations are taken as at least this share of the loss: below it are the digits of float32."""
+
+
+class Verdict(NamedTuple):
+    """What is found of a row."""
+
+    name: str
+    difference: statistics.Estimate
+    why: str
+    """Why it is not reproduced; empty where it is."""
+
+
+def closing_line(plan: Plan, ours: Rows, committed: Rows) -> list[str]:
+    """One line on how many rows are reproduced, and which is not; none where nothing is committed."""
+    if not committed.runs or not ours.runs:
+        return []
+    complete = [g for g in plan.groups if all(i in ours.runs and i in committed.runs for i in g.configs)]
+    rest = len(plan.groups) - len(complete)
+    missing = f"; {rest} of {len(plan.groups)} rows not complete, here or as committed" * bool(rest)
+    if not complete:
+        return [f"compared with the committed rows: not judged{missing}"]
+    seeds = min(len(group.seeds) for group in complete)
+    if seeds < 2:
+        return [f"compared with the committed rows: not judged (n = {seeds}){missing}"]
+    verdicts = [judge(group, ours, committed, plan.metric.key) for group in complete]
+    refuted = [f"{verdict.name}: {verdict.why}" for verdict in verdicts if verdict.why]
+    if refuted:
+        return [f"not reproduced: {len(refuted)} of {len(complete)} rows: {'; '.join(refuted)}{missing}"]
+    largest = max(verdicts, key=lambda verdict: abs(verdict.difference.mean))
+    told = f"{_told(largest.difference)} ({largest.name})"
+    return [f"reproduced: {len(complete)} rows of {len(complete)}, largest difference {told}{missing}"]
+
+
+def judge(group: Group, ours: Rows, committed: Rows, key: str) -> Verdict:
+    """Whether a complete row is reproduced."""
+    here, there = sweep_of(group, ours.runs, key), sweep_of(group, committed.runs, key)
+    difference = statistics.estimate(differences(group, ours, committed))
+    best, expected = best_of(here), best_of(there)
+    if (best is None) != (expected is None) or abs((best or 0) - (expected or 0)) > 1:
+        lrs = ["none" if i is None else f"{here.lrs[i]:g}" for i in (best, expected)]
+        return Verdict(group.name, difference, f"best lr {lrs[0]}, committed {lrs[1]}")
+    within = abs(difference.mean) + difference.half_width <= MARGIN
+    return Verdict(
+        group.name, difference, "" if within or not difference.n else f"difference {_told(difference)}"
+    )
+
+
+def differences(group: Group, ours: Rows, committed: Rows) -> statistics.Array:
+    """d_s for every seed; infinite where a run diverged that did not; none where all rates diverge."""
+    every = [run_id for run_id in group.configs]
+    name = "valid_loss" if all(_known(committed, i, "valid_loss") for i in every) else "test_loss"
+    terms = []
+    for lr in group.lrs:
+        ids = [group.ids[lr, seed] for seed in group.seeds]
+        if any(committed.runs[i]["status"] == "diverged" for i in ids):
+            continue
+        here, there = (np.array([_loss(rows, i, name) for i in ids]) for rows in (ours, committed))
+        sd = max(float(there.std(ddof=1)), LEAST * float(np.abs(there).mean()))
+        terms.append((here - there) / sd)
+    return np.mean(terms, axis=0) if terms else np.empty(0)
+
+
+def _loss(rows: Rows, run_id: str, name: str) -> float:
+    return float(rows.runs[run_id][name]) if _known(rows, run_id, name) else np.inf
+
+
+def _known(rows: Rows, run_id: str, name: str) -> bool:
+    return rows.runs[run_id]["status"] == "diverged" or rows.runs[run_id].get(name) is not None
+
+
+def _told(difference: statistics.Estimate) -> str:
+    return f"{difference.mean:+.2f} ± {difference.half_width:.2f} sd"
