@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wn.records import Record
     from wn.report.collect import Rows
+    from wn.report.page import Steps
     from wn.report.plan import Plan
     from wn.report.tables import Table
 
@@ -22,7 +23,7 @@ os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: there is no d
 
 
 def build(
-    plan: Plan, rows: Rows, table: Table, folder: Path, records: Mapping[str, Record]
+    plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, records: Mapping[str, Record]
 ) -> dict[str, Any]:
     """Write the rows, table and figures of a plan into a folder.
 
@@ -30,13 +31,13 @@ def build(
         A summary for whoever shows them elsewhere: ``x``, ``y`` and ``line`` are keys of the rows of ``points``;
         ``figures`` are the names of PNG files.
     """
+    from wn.records import write_atomically
     from wn.report import collect, curves, figures, page  # matplotlib takes a second
 
     folder.mkdir(parents=True, exist_ok=True)
     collect.write(plan, rows, folder)
     collect.write_csv(folder / f"table{plan.suffix}.csv", table.keys(), table.rows)
-    text = page.markdown(table, page.unfinished(plan, rows.runs))
-    collect.write_atomically(folder / f"table{plan.suffix}.md", text.encode("utf-8"))
+    write_atomically(folder / f"table{plan.suffix}.md", page.markdown(table, steps).encode("utf-8"))
     page.copy_pictures(plan, rows, records, folder)
     with figures.house_style():
         drawing = curves.draw(plan, table.rows, rows)

@@ -1,7 +1,7 @@
 """``python -m wn.report [NAME or FOLDER ...]``: tables and figures of whatever has been trained.
 
-The name of an experiment, or a folder of records: of runs/, or any other. Everything is written to
-runs/NAME/report/, and an experiment's rerun is compared with the committed rows of results/.
+Takes experiments, or folders of records (in runs/ or elsewhere), and writes to runs/NAME/report/. The rerun of an
+experiment is compared with the committed rows in results/, which only --publish changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from wn import experiments
 from wn.config import UserError, nearest
 from wn.records import DONE, Record
-from wn.report import build, collect, compare, page
+from wn.report import build, collect, page
+from wn.report.collect import Rows
 from wn.report.plan import of_configs, of_experiment
 from wn.report.tables import table_of
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has seen enough; or the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -55,8 +56,14 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
     for i, target in enumerate(what or _default(runs_dir, results_dir, publish)):
         name, folder = _resolve(target, runs_dir)
         print("\n" * bool(i) + name)
-        (_publish if publish else _local)(name, folder, results_dir)
+        if not publish:
+            _local(name, folder, results_dir)
+        elif name in experiments.names():
+            _publish(name, folder, results_dir)
+        else:
+            raise UserError(f"{name}: no experiment; only the rows of experiments are published")
     if publish:
+        results_dir.mkdir(parents=True, exist_ok=True)
         page.write_pages(results_dir)
         print(results_dir / "README.md")
 
@@ -74,79 +81,79 @@ def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
 
 def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
     """Name and folder of what is asked for."""
-    name = Path(target).name
     if target in experiments.names() or (runs_dir / target).is_dir():
-        return target, runs_dir / target
+        return Path(target).name, runs_dir / target
     if Path(target).is_dir():
-        return name, Path(target)
+        return Path(target).resolve().name, Path(target)
     known = {*experiments.names(), *(path.name for path in runs_dir.glob("*") if path.is_dir())}
-    raise UserError(f"{target}: no experiment, and no folder of records{nearest(name, sorted(known))}")
+    raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, sorted(known))}")
 
 
 def _local(name: str, folder: Path, results_dir: Path) -> None:
     """Report the records of a folder; of an experiment without any, what is committed."""
     records, notes = collect.records_in(folder)
+    old = Rows({}, {})
     if name in experiments.names():
-        plans = [of_experiment(experiments.load(name))]
+        plans = [of_experiment(name)]
         counting, others = collect.counting(records, plans[0], folder)
         old, stale = collect.committed(plans[0], results_dir / name)
         notes += others + stale
+    elif not records and not notes:
+        raise UserError(f"{folder}: no records (RUN_ID/record.json) in it")
     else:
         configs = {record: collect.config_of(record) for record in records}
-        plans = of_configs(name, [config for config in configs.values() if config])
-        counting = {str(record.content["run_id"]): record for record, config in configs.items() if config}
+        plans = of_configs(name, filter(None, configs.values()))
+        counting = {record.content["run_id"]: record for record, config in configs.items() if config}
         others = [record.folder.name for record, config in configs.items() if not config]
-        old = collect.Rows({}, {})
         notes += collect.left_out(others, f"record{{}} in {folder} {{be}} of another version of the settings")
-        if not records:
-            raise UserError(f"{folder}: no records (RUN_ID/record.json) in it")
     notes += _not_done(counting.values())
-    made, pages = [], [f"# {name}\n"]
+    summaries, sections = [], []
     for plan in plans:
-        new = collect.of_records(plan, {i: counting[i] for i in plan.group_of if i in counting})
+        new = collect.of_records(plan, counting)
         rows = new if new.runs else old
-        table = table_of(plan, rows.runs)
-        steps = page.unfinished(plan, rows.runs) + page.to_choose(plan, results_dir)
-        print(page.text(table, steps))
+        table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
+        print("\n" * (plan is not plans[0]) + page.text(table, steps))
         if new.runs:
-            made.append(build(plan, new, table, folder / "report", counting))
-            pages.append(page.section(plan, new, table, steps, folder / "report", ""))
+            from wn.report import compare
+
+            summaries.append(build(plan, new, table, steps, folder / "report", counting))
+            sections.append(page.section(plan, new, table, steps, folder / "report", ""))
             notes += compare.closing_line(plan, new, old)
         elif old.runs:
             notes.append(
-                f"these are the committed rows, in {results_dir / name}: no run of them was made here"
+                f"no run of these was made here: the table is of the committed rows, in {results_dir / name}"
             )
+    if summaries:
+        page.write_local(folder / "report", name, [*sections, *notes], summaries)
+        figures = [name for summary in summaries for name in summary["figures"]]
+        print(*(folder / "report" / file for file in [*figures, "page.md"]), sep="\n")
     print(*notes, sep="\n", end="\n" * bool(notes))
-    if made:
-        page.write_local(folder / "report", made, [*pages, *notes])
-        print(*(folder / "report" / name for summary in made for name in summary["figures"]), sep="\n")
-        print(folder / "report" / "page.md")
 
 
 def _publish(name: str, folder: Path, results_dir: Path) -> None:
     """Put the local rows of an experiment in the place of the committed ones, and make all of it again."""
-    if name not in experiments.names():
-        raise UserError(f"{name}: no experiment; only the rows of experiments are published")
-    plan = of_experiment(experiments.load(name))
+    plan = of_experiment(name)
     records, notes = collect.records_in(folder)
     counting, others = collect.counting(records, plan, folder)
     old, stale = collect.committed(plan, results_dir / name)
     rows = collect.merged(plan, collect.of_records(plan, counting), old)
-    table = table_of(plan, rows.runs)
-    print(page.text(table, page.unfinished(plan, rows.runs)), *notes, *others, *stale, sep="\n")
+    table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
+    print(page.text(table, steps), *notes, *others, *stale, sep="\n")
     if rows.runs:
-        build(plan, rows, table, results_dir / name, counting)
+        for path in (results_dir / name).glob("*.*"):
+            if path.name not in (collect.RUNS, collect.CURVES):
+                path.unlink()  # it may be a figure that is no longer drawn
+        build(plan, rows, table, steps, results_dir / name, counting)
 
 
 def _not_done(records: Iterable[Record]) -> list[str]:
     """Name the runs that failed, and those that began and have no result."""
+    records = list(records)
     failed = [record for record in records if record.status == "failed"]
     why = f": {failed[0].content.get('error')}" if failed else ""
-    running = [r.folder.name for r in records if r.status not in ("failed", *DONE)]
-    return [
-        *collect.left_out([r.folder.name for r in failed], "run{} failed", why),
-        *collect.left_out(running, "run{} in training, or cut short: the same command goes on"),
-    ]
+    running = [record.folder.name for record in records if record.status not in ("failed", *DONE)]
+    lines = collect.left_out([record.folder.name for record in failed], "run{} failed", why)
+    return lines + collect.left_out(running, "run{} in training or cut short: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Records -> rows: ``runs.csv``, a row per run that is done, and ``curves.csv``, what runs did over their epochs.
+"""Records -> rows: ``runs.csv`` has a row per run that is done, ``curves.csv`` what runs did by epoch.
 
-A record or committed row counts if and only if its ``run_id`` is one of the plan's, and what does not count is
-named. The settings beside it are written for the reader: they are never read back.
+A record or committed row counts if and only if its ``run_id`` is one of the plan's; what does not count is
+named. The settings beside it are written for the reader and never read back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ def difference(record: Record, plan: Plan) -> str:
 
 def columns(plan: Plan) -> list[str]:
     """Of ``runs.csv``: settings, results (losses in nats, errors as fractions, of the last epoch), origin."""
-    measured, key = plan.metric.measured, plan.metric.key
+    measured, key = plan.metric.parts, plan.metric.key
     return [
         *("run_id", *(plan.facets if plan.is_sweep else ("row",)), "norm", "lr", "seed", "status"),
         *(f"{part}_{name}" for part in ("train", "valid", "test") for name in measured),
@@ -105,9 +105,9 @@ def columns(plan: Plan) -> list[str]:
     ]
 
 
-def of_records(plan: Plan, records: dict[str, Record]) -> Rows:
+def of_records(plan: Plan, records: Mapping[str, Record]) -> Rows:
     """The rows and curves of the records that are done."""
-    done = {run_id: record for run_id, record in records.items() if record.done}
+    done = {run_id: records[run_id] for run_id in plan.group_of if run_id in records and records[run_id].done}
     rows = {run_id: {**labels(plan, run_id), **_result(record)} for run_id, record in done.items()}
     return Rows(rows, {run_id: _curve(plan, run_id, record) for run_id, record in done.items()})
 
@@ -144,7 +144,7 @@ def _curve(plan: Plan, run_id: str, record: Record) -> list[Row]:
     group, key = plan.group_of[run_id], plan.metric.key
     rows: list[Row] = []
     if not plan.is_sweep or plan.one_lr:
-        names = [f"{part}_{name}" for part in ("train", "valid", "test") for name in plan.metric.measured]
+        names = [f"{part}_{name}" for part in ("train", "valid", "test") for name in plan.metric.parts]
         names = [name for name in names if key == "loss" or name.endswith("error")]
         rows += _long(run_id, (row for row in record.metrics if row["epoch"]), names, DIGITS[key])
     if plan.is_sweep and group.configs[run_id].seed == group.seeds[0]:

@@ -78,25 +78,20 @@ def judge(group: Group, ours: Rows, committed: Rows, key: str) -> Verdict:
 
 def differences(group: Group, ours: Rows, committed: Rows) -> statistics.Array:
     """d_s for every seed; infinite where a run diverged that did not; none where all rates diverge."""
-    every = [run_id for run_id in group.configs]
-    name = "valid_loss" if all(_known(committed, i, "valid_loss") for i in every) else "test_loss"
-    terms = []
+
+    def losses(rows: Rows, lr: float) -> statistics.Array:
+        runs = [rows.runs[group.ids[lr, seed]] for seed in group.seeds]
+        return np.array([np.inf if run.get(name) is None else run[name] for run in runs], dtype=float)
+
+    known = (committed.runs[i] for i in group.configs)
+    held_out = any(run.get("valid_loss") is not None for run in known)
+    name, terms = "valid_loss" if held_out else "test_loss", []
     for lr in group.lrs:
-        ids = [group.ids[lr, seed] for seed in group.seeds]
-        if any(committed.runs[i]["status"] == "diverged" for i in ids):
-            continue
-        here, there = (np.array([_loss(rows, i, name) for i in ids]) for rows in (ours, committed))
-        sd = max(float(there.std(ddof=1)), LEAST * float(np.abs(there).mean()))
-        terms.append((here - there) / sd)
+        here, there = losses(ours, lr), losses(committed, lr)
+        if np.isfinite(there).all():  # no committed seed diverged
+            sd = max(float(there.std(ddof=1)), LEAST * float(np.abs(there).mean()))
+            terms.append((here - there) / sd)
     return np.mean(terms, axis=0) if terms else np.empty(0)
-
-
-def _loss(rows: Rows, run_id: str, name: str) -> float:
-    return float(rows.runs[run_id][name]) if _known(rows, run_id, name) else np.inf
-
-
-def _known(rows: Rows, run_id: str, name: str) -> bool:
-    return rows.runs[run_id]["status"] == "diverged" or rows.runs[run_id].get(name) is not None
 
 
 def _told(difference: statistics.Estimate) -> str:

@@ -1,4 +1,5 @@
-"""Learning curves: a metric by epoch per row, the published curve under it; and the seeds at the end."""
+"""Learning curves: a metric by epoch per row, the published curve under it; the seeds at the end; and what of
+all figures a plan has."""
 
 from __future__ import annotations
 
@@ -11,17 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from wn import experiments
-from wn.records import DONE
 from wn.report.collect import Row, Rows
 from wn.report.figures import DASHES, caption, look, sweep_figure, trajectory_figure
-from wn.report.plan import Plan
+from wn.report.plan import Group, Plan
 from wn.report.tables import ENOUGH, Line, lines_of
 
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 """Of an axis of errors in %, on a logarithmic scale; an error of zero is drawn at the first."""
 
-ERRORS = {"train_error": "training error (%)", "valid_error": "validation error (%)"}
-ELBOS = {
+LABELS = {
+    "train_error": "training error (%)",
+    "valid_error": "validation error (%)",
     "test_loss": "test ELBO (nats)",
     "valid_loss": "validation ELBO (nats)",
     "train_loss": "training ELBO (nats)",
@@ -30,225 +31,200 @@ ELBOS = {
 }
 
 EARLY, REACH = 0.1, 4
-"""The first epochs' share that decides no axis of ELBOs, which are far lower there; such an axis goes down from
-the best at most REACH times as far as to the median row's lowest."""
+"""Axes of ELBOs leave out the first epochs, a share EARLY, as they are far lower; and go down from the best at
+most REACH times as far as to the median row's lowest."""
 
 
 class Curve(NamedTuple):
-    """A line's runs by epoch."""
+    """A line's finished runs by epoch: epochs (E,) and values (E, S) as they are shown."""
 
     line: Line
     epochs: Any
-    """(E,)"""
     values: Any
-    """(E, S), in the units that are shown."""
 
 
 def curves_of(plan: Plan, rows: Rows, name: str) -> list[Curve]:
-    """One for each line of the table with a finished run that has such numbers, over the epochs of all seeds."""
+    """One for each line that has such numbers, over the epochs that all its runs have."""
     found = []
-    for line in lines_of(plan, rows.runs):
+    for line in all_lines(plan, rows):
         own = [
             {row["epoch"]: row["value"] for row in rows.curves[run["run_id"]] if row["name"] == name}
             for run in line.runs(rows.runs)
         ]
-        epochs = sorted(set.intersection(*map(set, own))) if own else []
-        if epochs:
+        if epochs := sorted(set.intersection(*map(set, own))) if own else []:
             values = [[plan.metric.shown(name, seed[epoch]) for seed in own] for epoch in epochs]
             found.append(Curve(line, np.array(epochs, dtype=float), np.array(values)))
     return found
 
 
-def epoch_points(plan: Plan, rows: Rows) -> list[Row]:
-    """A row per line and epoch: mean, lowest and highest over the finished ``runs``."""
-    found: dict[tuple[str, float], Row] = {}
-    for name in ERRORS if plan.metric.key == "error" else ELBOS:
-        for curve in curves_of(plan, rows, name):
-            label = curve.line.label
-            for epoch, values in zip(curve.epochs, curve.values, strict=True):
-                row = found.setdefault(
-                    (label, epoch), {"line": label, "epoch": int(epoch), "runs": len(values)}
-                )
-                row |= {name: values.mean(), f"{name}_min": values.min(), f"{name}_max": values.max()}
-    return list(found.values())
+def all_lines(plan: Plan, rows: Rows) -> list[Line]:
+    """The lines of the table; of a sweep, a line at each learning rate."""
+    if plan.is_sweep:
+        return [Line(group, lr) for group in plan.groups for lr in group.lrs]
+    return lines_of(plan, rows.runs)
 
 
-def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
-    """A panel per metric, of all rows."""
-    labels = ERRORS if plan.metric.key == "error" else ELBOS
-    figure = Figure(figsize=(1.2 + 5.3 * len(names), 5.6))
-    left = 0.85 / figure.get_figwidth()
-    places = {"left": left, "right": 0.98, "top": 0.98, "bottom": 0.31, "wspace": 0.22}
-    panels = figure.subplots(1, len(names), squeeze=False, gridspec_kw=places)[0]
-    for axes, name in zip(panels, names, strict=True):
-        published = name in ("train_error", "test_loss")
-        _panel(axes, plan, curves_of(plan, rows, name), name, published=published)
-        axes.set_ylabel(labels[name] + axes.get_ylabel())
-        axes.set_xlabel("epoch")
-    handles, legend = panels[0].get_legend_handles_labels()
-    columns = 3 if max(map(len, legend), default=0) < 30 else 2
-    figure.legend(
-        handles,
-        legend,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.05),
-        ncols=columns,
-        frameon=False,
-        fontsize=8,
-    )
-    theirs = "; broad and pale: the paper's curve" * bool(plan.experiment and plan.experiment.curves)
-    caption(figure, "line: mean over the seeds, band: lowest to highest" + theirs)
-    return figure
-
-
-def row_by_row(plan: Plan, rows: Rows, name: str) -> Figure:
-    """A panel per row, with all its learning rates over the published curve."""
-    columns = min(4, len(plan.groups))
-    shape = -(-len(plan.groups) // columns), columns
-    figure = Figure(figsize=(0.9 + 2.6 * columns, 0.9 + 2.5 * shape[0]))
-    figure.subplots_adjust(
-        left=0.08, right=0.98, top=0.93, bottom=0.19 / shape[0] + 0.06, wspace=0.08, hspace=0.25
-    )
-    grid = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
-    every = curves_of(plan, rows, name)
-    for axes, group in zip(grid.flat, plan.groups, strict=False):
-        _panel(axes, plan, every, name, published=True, only=group.name)
-        axes.set_title(group.name, color=look(plan, group)["color"], fontsize=9)
-        if axes.get_legend_handles_labels()[0]:
+def by_epoch(plan: Plan, rows: Rows, panels: list[tuple[str, Group | None]], columns: int) -> Figure:
+    """A panel per metric and row, or per metric for all rows together."""
+    shape = -(-len(panels) // columns), columns
+    together = panels[0][1] is None
+    legend_columns = 2 if columns == 1 else 3
+    under = (
+        0.8 + 0.19 * -(-len(all_lines(plan, rows)) // legend_columns) if together else 0.75
+    )  # inches, of words
+    width, high = (1.2 + 5.3 * columns, 4.2) if together else (0.9 + 2.6 * columns, 2.5)
+    figure = Figure(figsize=(width, high * shape[0] + under))
+    total = figure.get_figheight()
+    places = {"left": 0.85 / width, "right": 0.985, "top": 1 - 0.3 / total, "bottom": under / total}
+    figure.subplots_adjust(**places, wspace=0.24 if together else 0.08, hspace=0.25)
+    grid = figure.subplots(*shape, sharey=not together, squeeze=False)
+    known = {name: curves_of(plan, rows, name) for name, _ in panels}
+    for i, (axes, (name, only)) in enumerate(zip(grid.flat, panels, strict=False)):
+        note = _panel(axes, plan, known[name], name, only)
+        axes.set_ylabel(LABELS[name] + note if together or not i % columns else "", fontsize=9)
+        if only:
+            axes.set_title(only.name, color=look(plan, only)["color"], fontsize=9)
             axes.legend(fontsize=7, frameon=False, loc="upper right")
-    for axes in grid.flat[len(plan.groups) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.remove()
-    figure.supylabel(ERRORS[name], fontsize=9)
-    caption(
-        figure,
-        "against the epoch; line: mean over the seeds, band: lowest to highest; broad and pale: the paper's curve",
-    )
+    if together:
+        style: dict[str, Any] = {
+            "bbox_to_anchor": (0.5, 0.25 / total),
+            "ncols": legend_columns,
+            "frameon": False,
+            "fontsize": 8,
+        }
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", **style)
+    theirs = "; broad and pale: the paper's curve" * bool(plan.experiment and plan.experiment.curves)
+    caption(figure, f"against the epoch; line: mean over the seeds, band: lowest to highest{theirs}")
     return figure
 
 
-def _panel(
-    axes: Axes, plan: Plan, every: list[Curve], name: str, published: bool, only: str | None = None
-) -> None:
-    """Draw the curves, of one row or of all, and dress the axes for all."""
-    theirs = experiments.published(plan.experiment) if published and plan.experiment else {}
-    error, drawn = name.endswith("error"), []
-    floor = TICKS[0] if error else -np.inf
+def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str, only: Group | None) -> str:
+    """Draw the curves, of one row or of all, on axes that take all of them; what to add to the label."""
+    theirs = experiments.published(plan.experiment) if plan.experiment else {}
+    theirs = theirs if name in ("train_error", "test_loss") else {}
+    floor = TICKS[0] if name.endswith("error") else -np.inf
+    extent = []  # [epoch, value] of all that is drawn in any panel
     for group in plan.groups:
-        style = {"color": look(plan, group)["color"]}
+        shown, color = only in (None, group), look(plan, group)["color"]
         points = np.array([p for p in theirs.get(group.name, []) if p.epoch > 0], dtype=float).reshape(-1, 3)
+        if len(points):
+            extent.append(points[:, :2])
+        if len(points) and shown:
+            pale: dict[str, Any] = {"color": color, "alpha": 0.3, "linewidth": 4, "elinewidth": 4}
+            axes.errorbar(points[:, 0], points[:, 1], np.nan_to_num(points[:, 2]), **pale, zorder=1.5)
         curves = [curve for curve in every if curve.line.group is group]
-        if len(points):
-            drawn.append(points[:, :2])
-        for curve in curves:
-            drawn += [np.stack([curve.epochs, np.maximum(side, floor)], 1) for side in _sides(curve)]
-        if only not in (None, group.name):
-            continue
-        if len(points):
-            bars = np.nan_to_num(points[:, 2])
-            axes.errorbar(*points[:, :2].T, bars, **style, alpha=0.3, linewidth=4, elinewidth=4, zorder=1.5)
-        if not curves:
-            axes.plot([], [], **style, label="pending" if only else f"{group.name} (pending)")
-        for curve, dashes in zip(curves, DASHES, strict=False):
-            label = (f"lr {curve.line.lr:g}" if only else curve.line.label) + f", n = {curve.values.shape[1]}"
-            low, high = (np.maximum(side, floor) for side in _sides(curve))
-            line = DASHES[0] if len(curves) == 1 and not plan.facets else dashes
-            axes.plot(
-                curve.epochs, np.maximum(curve.values.mean(1), floor), **style, linestyle=line, label=label
+        for i, (line, epochs, values) in enumerate(curves):
+            low, mean, high = (
+                np.maximum(part, floor) for part in (values.min(1), values.mean(1), values.max(1))
             )
-            axes.fill_between(curve.epochs, low, high, **style, alpha=0.15, linewidth=0)
-    (_dress_errors if error else _dress_elbos)(axes, drawn)
+            extent += [np.stack([epochs, side], 1) for side in (low, high)]
+            if shown:
+                label = (f"lr {line.lr:g}" if only else line.label) + f", n = {values.shape[1]}"
+                axes.plot(epochs, mean, color=color, linestyle=DASHES[i % len(DASHES)], label=label)
+                axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+        if shown and not curves:
+            axes.plot([], [], color=color, label="pending" if only else f"{group.name} (pending)")
+    ends = [curve.epochs[-1] for curve in every] or [line[-1, 0] for line in extent] or [1.0]
+    extent = [line[line[:, 0] <= max(ends)] for line in extent]
+    axes.set_xlim(0, 1.02 * max(ends))
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
+    return _dress_errors(axes, extent) if name.endswith("error") else _dress_elbos(axes, extent)
 
 
-def _sides(curve: Curve) -> tuple[Any, Any]:
-    return curve.values.min(1), curve.values.max(1)
-
-
-def _dress_errors(axes: Axes, drawn: list[Any]) -> None:
+def _dress_errors(axes: Axes, extent: list[Any]) -> str:
     """An error on a logarithmic scale, between the ticks that enclose all that is drawn."""
-    values = np.concatenate([line[:, 1] for line in drawn] or [np.array([1.0, 100.0])])
+    values = np.concatenate([line[:, 1] for line in extent] or [np.array([1.0, 100.0])])
+    low, high = (float(np.clip(value, TICKS[0], TICKS[-1])) for value in (values.min(), values.max()))
     axes.set_yscale("log")
-    low, high = max(TICKS[0], values.min()), values.max()
-    axes.set_ylim(max(t for t in TICKS if t <= low), min((t for t in TICKS if t >= high), default=TICKS[-1]))
-    axes.set_xlim(left=0)
+    axes.set_ylim(max(t for t in TICKS if t <= low), min(t for t in TICKS if t >= high) * 1.001)
     axes.yaxis.set_major_locator(FixedLocator(list(TICKS)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return ""
 
 
-def _dress_elbos(axes: Axes, drawn: list[Any]) -> None:
+def _dress_elbos(axes: Axes, extent: list[Any]) -> str:
     """An ELBO on a linear scale of the late epochs."""
-    if not drawn:
-        return
-    last = max(line[-1, 0] for line in drawn)
-    axes.set_xlim(0, 1.03 * last)
-    late = [line[line[:, 0] >= EARLY * last, 1] for line in drawn]
-    lowest, high = [float(v.min()) for v in late if len(v)], max(float(v.max()) for v in late if len(v))
+    late = [values for line in extent if len(values := line[line[:, 0] >= EARLY * axes.get_xlim()[1], 1])]
+    if not late:
+        return ""
+    lowest, high = [float(values.min()) for values in late], max(float(values.max()) for values in late)
     low = max(min(lowest), high - REACH * (high - float(np.median(lowest))))
     margin = 0.04 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
-    if low > min(lowest):
-        axes.set_ylabel("\nlower ones are cut off")
+    return "\nlower ones are cut off" * (low > min(lowest))
 
 
 def seeds_figure(plan: Plan, table: list[Row], rows: Rows) -> Figure:
     """A strip per line of the table: every seed's test metric, their mean with its interval, the paper's."""
-    metric = plan.metric
-    key, test = f"test_{metric.key}", f"test_{metric.column}"
-    lines = [(line, row) for line, row in zip(lines_of(plan, rows.runs), table, strict=True) if line.lr]
-    figure = Figure(figsize=(7.5, 1.15 + 0.34 * len(lines)))
-    height = figure.get_figheight()
+    metric, lines = plan.metric, lines_of(plan, rows.runs)
+    shown = [(line, row) for line, row in zip(lines, table, strict=True) if line.lr]
+    total = 1.15 + 0.34 * len(shown)
+    figure = Figure(figsize=(7.5, total))
     axes = figure.subplots(
-        gridspec_kw={"left": 0.3, "right": 0.97, "top": 1 - 0.1 / height, "bottom": 0.85 / height}
+        gridspec_kw={"left": 0.3, "right": 0.97, "top": 1 - 0.1 / total, "bottom": 0.85 / total}
     )
-    for i, (line, row) in enumerate(lines):
-        colour = look(plan, line.group)["color"]
-        values = [metric.shown(key, run[key]) for run in line.runs(rows.runs)]
-        axes.plot(values, [i] * len(values), "o", color=colour, alpha=0.35, markersize=4)
-        half = row[f"{test}_half_width"] if row["n"] >= ENOUGH else 0
-        axes.errorbar(row[test], i, xerr=half, fmt="d", color=colour, capsize=3)
-        for published, shade in (("paper", "#000000"), ("rerun", "#9a9a9a")):
-            if row[published] is not None:
-                axes.plot(row[published], i, "|", color=shade, markersize=13, markeredgewidth=2)
+    for i, (line, row) in enumerate(shown):
+        color = look(plan, line.group)["color"]
+        values = [
+            metric.shown(f"test_{metric.key}", run[f"test_{metric.key}"]) for run in line.runs(rows.runs)
+        ]
+        axes.plot(values, [i] * len(values), "o", color=color, alpha=0.35, markersize=4)
+        half = row[f"{metric.test}_half_width"] if row["n"] >= ENOUGH else 0
+        axes.errorbar(row[metric.test], i, xerr=half, fmt="d", color=color, capsize=3)
+        for name, shade in (("paper", "#000000"), ("rerun", "#9a9a9a")):
+            mark: dict[str, Any] = {"color": shade, "markersize": 13, "markeredgewidth": 2}
+            axes.plot([] if row[name] is None else row[name], [] if row[name] is None else i, "|", **mark)
     axes.set_yticks(
-        range(len(lines)), [line.label + " (chosen)" * line.chosen for line, _ in lines], fontsize=8
+        range(len(shown)), [line.label + " (chosen)" * line.chosen for line, _ in shown], fontsize=8
     )
-    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel(metric.heading.replace(" %", " (%)"))
-    published = "; bar: the paper (black), the RMSNorm authors' rerun (grey)"
     note = f"dots: seeds, diamond: their mean, with its 95% interval from n = {ENOUGH} on"
-    caption(figure, note + published * any(row["paper"] is not None for row in table))
+    theirs = "\nbar: the paper (black), the RMSNorm authors' rerun (grey)"
+    caption(figure, note + theirs * any(row["paper"] is not None for row in table))
     return figure
 
 
-def sweep_points(plan: Plan, rows: Rows) -> list[Row]:
-    """A row per group and learning rate with a run that is done.
+def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> list[Row]:
+    """A row per line and epoch: the means over the finished ``runs``."""
+    found: dict[tuple[str, float], Row] = {}
+    for name in names:
+        for line, epochs, values in curves_of(plan, rows, name):
+            for epoch, mean in zip(epochs, values.mean(1), strict=True):
+                row = {"line": line.label, "epoch": int(epoch), "runs": values.shape[1]}
+                found.setdefault((line.label, epoch), row)[name] = mean
+    return list(found.values())
 
-    ``runs`` of which ``diverged``; median ``initial_loss`` before training; over the seeds that did not diverge,
-    median, lowest and highest final validation ``loss`` (nats) and ``error`` (%).
+
+def points_by_lr(plan: Plan, rows: Rows) -> list[Row]:
+    """A row per group and learning rate: ``runs`` (done) of which ``diverged``, median ``initial_loss``.
+
+    Over the seeds that did not diverge, median, lowest and highest final validation ``loss`` (nats) and ``error`` (%).
     """
+
+    def over(how: Callable[..., Any], runs: list[Row], name: str, unit: float = 1) -> float:
+        values = [unit * run[name] for run in runs if run.get(name) is not None]
+        return float(how(values)) if values else np.nan
+
     found = []
-    for line in lines_of(plan, rows.runs):
-        done, finished = line.runs(rows.runs, DONE), line.runs(rows.runs)
-        own = {"line": line.group.name, "norm": line.group.norm, "lr": line.lr, "runs": len(done)}
-        own |= dict(zip(plan.facets, line.group.facet, strict=True)) | {"diverged": len(done) - len(finished)}
-        own["initial_loss"] = _over(np.median, done, "initial_valid_loss")
-        for name in drawn(plan):
-            unit = 100 if name == "error" else 1
+    for line in all_lines(plan, rows):
+        group, finished = line.group, line.runs(rows.runs)
+        own = [rows.runs[i] for i, c in group.configs.items() if c.optim.lr == line.lr and i in rows.runs]
+        point: Row = {
+            "line": group.name,
+            "norm": group.norm,
+            **dict(zip(plan.facets, group.facet, strict=True)),
+        }
+        point |= {"lr": line.lr, "runs": len(own), "diverged": len(own) - len(finished)}
+        point["initial_loss"] = over(np.median, own, "initial_valid_loss")
+        for name, unit in (("error", 100), ("loss", 1)):
             for end, how in (("", np.median), ("_min", np.min), ("_max", np.max)):
-                own[name + end] = unit * _over(how, finished, f"valid_{name}")
-        found += [own] * bool(done)
+                point[name + end] = over(how, finished, f"valid_{name}", unit)
+        found += [point] * bool(own)
     return found
-
-
-def drawn(plan: Plan) -> tuple[str, ...]:
-    """What is drawn against the learning rate, a figure each."""
-    return ("error", "loss") if plan.metric.key == "error" else ("loss",)
-
-
-def _over(how: Callable[[list[float]], Any], runs: list[Row], name: str) -> float:
-    values = [run[name] for run in runs if run.get(name) is not None]
-    return float(how(values)) if values else np.nan
 
 
 class Drawing(NamedTuple):
@@ -262,22 +238,22 @@ class Drawing(NamedTuple):
 
 def draw(plan: Plan, table: list[Row], rows: Rows) -> Drawing:
     """Draw what there is to be seen."""
-    known = {row["name"] for own in rows.curves.values() for row in own}
-    names = ["train_error", "valid_error"] if plan.metric.key == "error" else ["test_loss", "valid_loss"]
-    names = [name for name in names if name in known][: 2 if plan.metric.key == "error" else 1]
-    figures: dict[str, Figure] = {}
+    known, error = {row["name"] for own in rows.curves.values() for row in own}, plan.metric.key == "error"
     if plan.is_sweep and not plan.one_lr:
-        points, x, y = sweep_points(plan, rows), "lr", drawn(plan)[0]
-        figures = {name: sweep_figure(plan, table, points, name) for name in drawn(plan)}
+        points, names = points_by_lr(plan, rows), ["error", "loss"] if error else ["loss"]
+        figures = {name: sweep_figure(plan, table, points, name) for name in names}
+        x, y = "lr", names[0]
     else:
-        points, x, y = epoch_points(plan, rows), "epoch", names[0] if names else ""
-        if names:
-            figures["curves"] = by_epoch(plan, rows, names)
+        curves = [name for name in LABELS if name in known and name.endswith("error") == error]
+        main = curves[:2] if error else curves[:1]
+        points, x, y = points_by_epoch(plan, rows, curves), "epoch", (curves or [""])[0]
+        figures = {"curves": by_epoch(plan, rows, [(name, None) for name in main], len(main))} if main else {}
     if not plan.is_sweep:
-        if "train_error" in names:
-            figures["rows"] = row_by_row(plan, rows, "train_error")
-        if plan.metric.key == "loss" and "test_kl" in known:
-            figures["parts"] = by_epoch(plan, rows, ["test_reconstruction", "test_kl", "train_loss"])
+        if "train_error" in known and error:
+            figures["rows"] = by_epoch(plan, rows, [("train_error", group) for group in plan.groups], 4)
+        if "test_kl" in known:
+            parts = ("test_reconstruction", "test_kl", "train_loss")
+            figures["parts"] = by_epoch(plan, rows, [(name, None) for name in parts], 3)
         figures["seeds"] = seeds_figure(plan, table, rows)
     if "w_norm_mean" in known:
         figures["trajectories"] = trajectory_figure(plan, rows)

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from wn.records import write_atomically
 from wn.report.collect import Row, Rows
@@ -95,7 +95,7 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
     every = list(STYLE.values())
     color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "X", ":"))
     if len({g.norm for g in plan.groups}) == 1 < len(plan.groups):
-        color, marker, _ = every[place % len(every)]
+        color, marker, _ = (every[3:] + every[:3])[place % len(every)]  # the greys last
     if len(facets) > 1:
         line = DASHES[facets.index(group.facet) % len(DASHES)]
     return {"color": color, "marker": marker, "linestyle": line}
@@ -118,8 +118,8 @@ def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> 
         main.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
-        if row.get("best_lr") is not None:
-            strip.plot(row["best_lr"], i, **style)
+        if row["lr"] is not None:
+            strip.plot(row["lr"], i, **style)
         for point in own:
             if point["diverged"]:
                 strip.plot(point["lr"], i, "x", color=style["color"], markeredgewidth=1.5)
@@ -187,7 +187,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
-    width = 1.7 * len(groups) + 2.3  # inches
+    width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
     places = {"left": 0.8 / width, "right": 1 - 1.1 / width, "top": 0.94, "bottom": 0.12, "wspace": 0.12}
     figure = Figure(figsize=(width, 7.5))
     shape = len(TRAJECTORIES), len(groups)
@@ -201,7 +201,13 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         _leave_out_explosions(grid[i, 0], name, values)
         for axes, group in zip(grid[i], groups, strict=True):
             own = {run_id: paths[run_id][name] for run_id in group.configs if run_id in paths}
-            note = "" if any(len(path[0]) for path in own.values()) else "no g" if own else "pending"
+            note = (
+                ""
+                if any(len(path[0]) for path in own.values())
+                else ("no g" if name == "g_mean" else "not measured")
+                if own
+                else "pending"
+            )
             if name == "effective_lr" and group.first.norm.statistics == "batch":
                 own, note = {}, "scale-invariant"
             if note:
@@ -217,7 +223,11 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
     place = figure.add_axes((1 - 0.85 / width, 0.12, 0.15 / width, 0.82))
-    figure.colorbar(ScalarMappable(scale, colours), cax=place).set_label("learning rate")
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
+    if len(lrs) < 4:
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.set_ticks(lrs, labels=[f"{lr:g}" for lr in lrs])
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
     layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
     caption(

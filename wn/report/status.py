@@ -31,7 +31,9 @@ def _line(experiment: Experiment, runs_dir: Path, results_dir: Path, notes: list
     records, unreadable = collect.records_in(runs_dir / experiment.name)
     rows |= {str(record.content.get("run_id")): record.content for record in records}
     others = [run_id for run_id in rows if run_id not in norms]
-    notes += unreadable + collect.left_out(others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now")
+    notes += unreadable + collect.left_out(
+        others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now"
+    )
     found = {run_id: rows[run_id]["status"] for run_id in norms if run_id in rows}
     counts = [list(found.values()).count(word) for word in ("finished", "diverged", "failed")]
     finished, diverged, failed = counts
