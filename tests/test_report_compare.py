@@ -23,16 +23,10 @@ from wn.sweep import train_sweep
 REAL: dict[str, Any] = {
     "title": "Trained in a second",
     "claim": "None.",
-    "fixed": {
-        "data": "digits",
-        "data.train_fraction": 0.4,
-        "model.widths": [16],
-        "trainer.epochs": 4,
-        "trainer.batch_size": 50,
-    },
+    "fixed": {"data": "digits", "optim": "sgd", "model.widths": [32], "trainer.epochs": 3},
     "grid": {
         "norm": ["none", "batch_norm", "weight_norm"],
-        "optim.lr": [0.01, 0.03, 0.1, 0.3],
+        "optim.lr": [0.003, 0.01, 0.03],
         "seed": [0, 1, 2, 3, 4],
     },
 }

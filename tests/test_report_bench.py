@@ -1,0 +1,103 @@
+"""The benchmarks' tables say what their rows say, and the committed ones are made from committed rows."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import bench_table as bench  # noqa: E402 - a script
+
+COMMITTED = Path(__file__).parent.parent / "results" / "bench"
+ORIGIN = {"device": "Some CPU (2 threads)", "torch": "2.15.0", "commit": "0123456789abcdef"}
+
+
+def sweep(stacked: float, basic: float, **origin: Any) -> list[dict[str, Any]]:
+    seconds = {"stacked": stacked, "basic": basic}
+    return [{**ORIGIN, **origin, "launcher": k, "runs": 325, "seconds": s} for k, s in seconds.items()]
+
+
+def test_a_ratio_is_that_of_two_times_of_one_device(tmp_path: Path) -> None:
+    bench.record("sweep", sweep(20.0, 100.0), tmp_path)
+    text = bench.record("sweep", sweep(10.0, 25.0, device="Another"), tmp_path)
+    assert "| stacked | 325 | 20.0 | 5.0x |\n| basic | 325 | 100.0 | 1.0x |" in text
+    assert "## Another" in text
+    assert "| stacked | 325 | 10.0 | 2.5x |" in text
+
+
+def test_a_device_s_new_rows_replace_its_old_ones(tmp_path: Path) -> None:
+    bench.record("sweep", sweep(20.0, 100.0), tmp_path)
+    text = bench.record("sweep", sweep(20.0, 60.0, commit="fedcba9876543210"), tmp_path)
+    assert "3.0x" in text
+    assert "5.0x" not in text
+    assert "fedcba9876" in text
+
+
+def test_training_adds_up_over_norms(tmp_path: Path) -> None:
+    times = {"none": (1.0, 0.5), "weight_norm": (3.0, 0.3)}
+    rows = [
+        {"model": "MLP", "norm": norm, "alone_ms": alone, "threads": 1, "stacked_ms": stacked}
+        for norm, (alone, stacked) in times.items()
+    ]
+    text = bench.record(
+        "training", [{**ORIGIN, **row, "members": 33, "workers": 2} for row in rows], tmp_path
+    )
+    assert "| MLP | weight_norm | 3.000 | 1 | 0.300 | 33 | 2 | 10.0x |" in text
+    assert "| MLP | all | 4.000 |  | 0.800 |  |  | 5.0x |" in text
+    assert "## CUDA GPU\n\npending: `python scripts/bench.py training --device cuda`" in text
+
+
+def test_growth_is_drawn(tmp_path: Path) -> None:
+    rows = [
+        {"model": "MLP", "members": m, "step_ms": 2.0 * m, "measured_mib": m, "predicted_mib": m}
+        for m in (1, 4)
+    ]
+    text = bench.record("growth", [{**ORIGIN, **row} for row in rows], tmp_path)
+    assert "| MLP | 4 | 8.00 | 2.000 | 4 | 4 |" in text
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "growth.svg",
+        "growth.png",
+        "growth.csv",
+        "growth.md",
+    }
+
+
+def test_the_convnet_s_ratios(tmp_path: Path) -> None:
+    times = {
+        ("none", "ours"): 2.0,
+        ("none", "usual"): 8.0,
+        ("weight_norm", "ours"): 2.1,
+        ("weight_norm", "usual"): 12.6,
+    }
+    rows = [
+        {
+            **ORIGIN,
+            "device": "NVIDIA H100",
+            "compiled": True,
+            "gflop": 240.0,
+            "norm": norm,
+            "engine": engine,
+            "step_ms": ms,
+        }
+        for (norm, engine), ms in times.items()
+    ]
+    text = bench.record("convnet", rows, tmp_path)
+    assert (
+        "| weight_norm | ours, compiled | 2.10 | 1.050 | 6.00x | 114.29 (12% of the peak) | 0.058 |" in text
+    )
+    assert "| weight_norm | usual | 12.60 | 1.575 | 1.00x |" in text
+    assert "pending" not in text
+
+
+@pytest.mark.parametrize("kind", [path.stem for path in sorted(COMMITTED.glob("*.csv"))])
+def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path: Path, kind: str) -> None:
+    shutil.copy(COMMITTED / f"{kind}.csv", tmp_path)
+    bench.build(kind, tmp_path)
+    for path in COMMITTED.glob(f"{kind}.*"):
+        if path.suffix != ".png":  # not committed
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
