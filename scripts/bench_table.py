@@ -82,19 +82,17 @@ def build(kind: str, folder: Path) -> str:
     """Write a benchmark's table, and its figure, from its rows; returns the table."""
     text = (folder / f"{kind}.csv").read_bytes()
     rows: list[Row] = pd.read_csv(io.BytesIO(text), dtype={"commit": str}).to_dict("records")
-    command = f"bench_{kind}.py" if kind in ("convnet", "vae") else f"bench.py {kind}"
+    command = f"python scripts/bench{f'_{kind}.py' if kind in ('convnet', 'vae') else f'.py {kind}'}"
     parts = [TITLES[kind]]
     for device, group in groupby(rows, lambda row: str(row["device"])):
         own = list(group)
         torch, commits = (
             sorted({str(row[key])[:n] for row in own}) for key, n in (("torch", 99), ("commit", 10))
         )
-        parts.append(
-            f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `python scripts/{command}`"
-        )
+        parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{command}`")
         parts.append(in_markdown(table(*TABLES[kind](own))))
     if kind != "sweep" and not any("NVIDIA" in str(row["device"]) for row in rows):
-        parts.append(f"## CUDA GPU\n\npending: `python scripts/{command} --device cuda`")
+        parts.append(f"## CUDA GPU\n\npending: `{command} --device cuda`")
     page = "\n\n".join(parts) + "\n"
     write_atomically(folder / f"{kind}.md", page.encode("utf-8"))
     if kind == "growth":

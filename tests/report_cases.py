@@ -83,10 +83,10 @@ def config(**settings: Any) -> Config:
 
 
 def write_record(folder: Path, config: Config, end: float | None, **changes: Any) -> Path:
-    """A record as training leaves it in ``folder/<run_id>``, whose error or loss ends as given (None: diverged).
+    """A record in ``folder/<run_id>``, whose error or loss ends as given (None: it diverged).
 
-    A classifier's training error is halved every epoch, and its loss is 10 x error + seed/3; a VAE's loss falls by
-    5 nats in the last ten epochs.
+    A classifier's training error is halved every epoch, and its loss is 10 x error + seed/3; a VAE's loss
+    falls by 5 nats in the last ten epochs.
     """
     is_vae, epochs = isinstance(config.model, VAEConfig), config.trainer.epochs
     final: Row = {}

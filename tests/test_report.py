@@ -50,7 +50,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds."""
-    monkeypatch.setattr(curves, "draw", lambda *_: curves.Drawing({}, [], "lr", "error"))
+    monkeypatch.setattr(curves, "draw", lambda *_: ({}, {"x": "lr", "y": "error", "line": "line", "points": []}))
 
 
 @pytest.fixture
@@ -424,7 +424,7 @@ def test_the_command_alone(tmp_path: Path, plan: Plan) -> None:
         f"{command} | head -0", cwd=ROOT, shell=True, env=environment, capture_output=True, check=False
     )
     assert cut.stderr == b""
-    code = "import sys, wn.report.__main__, wn.report.compare, wn.report.curves; sys.exit('torch' in sys.modules)"
+    code = "import sys, wn.report.__main__, wn.report.curves; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-import bench_table as bench  # noqa: E402 - a script
+import bench_table as bench
 
 COMMITTED = Path(__file__).parent.parent / "results" / "bench"
 ORIGIN = {"device": "Some CPU (2 threads)", "torch": "2.15.0", "commit": "0123456789abcdef"}

@@ -1,4 +1,4 @@
-"""A rerun is reproduced on other kernels, and not with another method: checked on runs that are really trained."""
+"""A rerun is reproduced on other kernels, and not with another method: on runs that are really trained."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def shifted(plan: Plan, rows: Rows, norm: str, by: dict[tuple[float, int], float
 def test_the_statistic_by_hand(plan: Plan, tmp_path: Path) -> None:
     write_sweep(tmp_path, plan)
     old = rows_of(plan, tmp_path)
-    # Losses of none are 10 x error + seed / 3. At 0.01: 1, 1.1 + 1/3, 1.2 + 2/3, so sd = 0.1 + 1/3; the same at 0.1;
+    # Losses of none are 10 x error + seed / 3. At 0.01: 1, 1.1 + 1/3, 1.2 + 2/3: sd = 0.1 + 1/3, as at 0.1;
     # at 1.0 a seed diverged.
     new = shifted(plan, old, "none", {(0.01, 0): 0.2, (0.1, 0): 0.1, (0.1, 2): -0.1, (1.0, 1): 1e9})
     sd = 0.1 + 1 / 3

@@ -173,9 +173,9 @@ def test_a_file_that_says_another_rate_than_was_chosen_is_told(
     rows = [ROWS[0] | {"chosen": 0.01}, ROWS[2] | {"norm": "none", "chosen": 0.1}]
     plan = declare(tmp_path, monkeypatch, TABLE | {"rows": rows, "chosen_by": "choice"})
     steps = page.steps_of(plan, rows_of(plan, tmp_path), tmp_path / "results")
-    assert steps[1:] == [
-        (f"ours: choice chooses lr 1, experiments/{NAME}.yaml says 0.01", "chosen: 1"),
-    ], "none is not complete"
+    assert steps[1:] == [(f"ours: choice chooses lr 1, experiments/{NAME}.yaml says 0.01", "chosen: 1")], (
+        "none is not complete"
+    )
 
 
 def test_p_is_against_the_row_at_its_learning_rate_of_the_same_kind(

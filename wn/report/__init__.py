@@ -28,8 +28,8 @@ def build(
     """Write the rows, table and figures of a plan into a folder.
 
     Returns:
-        A summary for whoever shows them elsewhere: ``x``, ``y`` and ``line`` are keys of the rows of ``points``;
-        ``figures`` are the names of PNG files.
+        A summary to show elsewhere: ``x``, ``y`` and ``line`` are keys of the rows of ``points``; ``figures``
+        are the names of PNG files.
     """
     from wn.records import write_atomically
     from wn.report import collect, curves, figures, page  # matplotlib takes a second
@@ -40,9 +40,6 @@ def build(
     write_atomically(folder / f"table{plan.suffix}.md", page.markdown(table, steps).encode("utf-8"))
     page.copy_pictures(plan, rows, records, folder)
     with figures.house_style():
-        drawing = curves.draw(plan, table.rows, rows)
-        paths = [
-            figures.save(figure, folder / (name + plan.suffix)) for name, figure in drawing.figures.items()
-        ]
-    names = [path.name for path in paths]
-    return {"x": drawing.x, "y": drawing.y, "line": "line", "points": drawing.points, "figures": names}
+        drawn, axes = curves.draw(plan, table.rows, rows)
+        paths = [figures.save(figure, folder / (name + plan.suffix)) for name, figure in drawn.items()]
+    return {**axes, "figures": [path.name for path in paths]}

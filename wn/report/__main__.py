@@ -1,7 +1,7 @@
 """``python -m wn.report [NAME or FOLDER ...]``: tables and figures of whatever has been trained.
 
-Takes experiments, or folders of records (in runs/ or elsewhere), and writes to runs/NAME/report/. The rerun of an
-experiment is compared with the committed rows in results/, which only --publish changes.
+Takes experiments, or folders of records in runs/ or elsewhere, and writes to runs/NAME/report/. The rerun
+of an experiment is compared with the committed rows in results/, which only --publish changes.
 """
 
 from __future__ import annotations

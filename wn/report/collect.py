@@ -140,7 +140,7 @@ def _result(record: Record) -> Row:
 
 
 def _curve(plan: Plan, run_id: str, record: Record) -> list[Row]:
-    """Of a sweep the first seed's probes of the middle layer; where there is one learning rate, the metric."""
+    """Of a sweep the first seed's probes of the middle layer; of rows, or at one rate, the metric."""
     group, key = plan.group_of[run_id], plan.metric.key
     rows: list[Row] = []
     if not plan.is_sweep or plan.one_lr:
@@ -184,10 +184,8 @@ def committed(plan: Plan, folder: Path) -> tuple[Rows, list[str]]:
 
 def merged(plan: Plan, new: Rows, old: Rows) -> Rows:
     """New rows take the place of old ones of the same run; the results of several machines add up."""
-    runs = {
-        i: (new if i in new.runs else old).runs[i] for i in plan.group_of if i in new.runs or i in old.runs
-    }
-    return Rows(runs, {i: (new if i in new.runs else old).curves[i] for i in runs})
+    found = {i: new if i in new.runs else old for i in plan.group_of if i in new.runs or i in old.runs}
+    return Rows({i: rows.runs[i] for i, rows in found.items()}, {i: r.curves[i] for i, r in found.items()})
 
 
 def write(plan: Plan, rows: Rows, folder: Path) -> None:
@@ -198,7 +196,7 @@ def write(plan: Plan, rows: Rows, folder: Path) -> None:
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write rows; a float in the fewest digits that read back as the same number, what is unknown as nothing."""
+    """Write rows: a float in the fewest digits that read back as the same number, unknown as nothing."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -221,9 +219,7 @@ def read_csv(path: Path) -> list[Row]:
     names, *lines = list(csv.reader(io.StringIO(text))) or [[]]
     for number, line in enumerate(lines, 2):
         if len(line) != len(names) or not re.fullmatch("[0-9a-f]{12}", line[0]):
-            raise UserError(
-                f"{path}: line {number} is no row of it; `git checkout {path}` brings the file back"
-            )
+            raise UserError(f"{path}: line {number} is no row; `git checkout {path}` brings the file back")
     if names[:1] != ["run_id"] or not text.endswith("\n"):
         raise UserError(f"{path}: empty or cut short; `git checkout {path}` brings the file back")
     return [{k: v if k in TEXT else _value(v) for k, v in zip(names, line, strict=True)} for line in lines]

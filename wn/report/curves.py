@@ -31,8 +31,8 @@ LABELS = {
 }
 
 EARLY, REACH = 0.1, 4
-"""Axes of ELBOs leave out the first epochs, a share EARLY, as they are far lower; and go down from the best at
-most REACH times as far as to the median row's lowest."""
+"""Axes of ELBOs leave out the first epochs, a share EARLY, where they are far lower, and go down from the
+best at most REACH times as far as to the median row's lowest."""
 
 
 class Curve(NamedTuple):
@@ -202,7 +202,7 @@ def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> list[Row]:
 def points_by_lr(plan: Plan, rows: Rows) -> list[Row]:
     """A row per group and learning rate: ``runs`` (done) of which ``diverged``, median ``initial_loss``.
 
-    Over the seeds that did not diverge, median, lowest and highest final validation ``loss`` (nats) and ``error`` (%).
+    Over the seeds that did not diverge: median, lowest and highest final validation ``loss`` in nats, ``error`` in %.
     """
 
     def over(how: Callable[..., Any], runs: list[Row], name: str, unit: float = 1) -> float:
@@ -227,17 +227,8 @@ def points_by_lr(plan: Plan, rows: Rows) -> list[Row]:
     return found
 
 
-class Drawing(NamedTuple):
-    """The figures of a plan, and the points of its main one with the keys of its axes."""
-
-    figures: dict[str, Figure]
-    points: list[Row]
-    x: str
-    y: str
-
-
-def draw(plan: Plan, table: list[Row], rows: Rows) -> Drawing:
-    """Draw what there is to be seen."""
+def draw(plan: Plan, table: list[Row], rows: Rows) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """The figures of a plan; and the ``points`` of its main one, and which of their keys are its axes."""
     known, error = {row["name"] for own in rows.curves.values() for row in own}, plan.metric.key == "error"
     if plan.is_sweep and not plan.one_lr:
         points, names = points_by_lr(plan, rows), ["error", "loss"] if error else ["loss"]
@@ -257,4 +248,4 @@ def draw(plan: Plan, table: list[Row], rows: Rows) -> Drawing:
         figures["seeds"] = seeds_figure(plan, table, rows)
     if "w_norm_mean" in known:
         figures["trajectories"] = trajectory_figure(plan, rows)
-    return Drawing(figures, points, x, y)
+    return figures, {"x": x, "y": y, "line": "line", "points": points}

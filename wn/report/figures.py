@@ -90,7 +90,7 @@ def save(figure: Figure, stem: Path) -> Path:
 
 
 def look(plan: Plan, group: Group) -> dict[str, Any]:
-    """How a group is drawn: colour and marker by norm, line by facet; by place where all norms are the same."""
+    """How a group is drawn: colour and marker by norm, line by facet; all by place if norms are the same."""
     place, facets = plan.groups.index(group), list(dict.fromkeys(g.facet for g in plan.groups))
     every = list(STYLE.values())
     color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "X", ":"))
@@ -102,7 +102,7 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
 
 
 def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> Figure:
-    """Error or loss against learning rate: a line per group, named and with its divergences in a strip above."""
+    """Error or loss against learning rate: a line per group, its name and divergences in a strip above."""
     n, lrs = len(plan.groups), sorted({lr for group in plan.groups for lr in group.lrs})
     height, left = 4.3 + 0.19 * n, max(0.15, 0.075 + 0.0078 * max(len(group.name) for group in plan.groups))
     figure = Figure(figsize=(8, height))
@@ -137,19 +137,14 @@ def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> 
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
     _scale(main, plan, points, name)
-    caption(
-        figure,
-        "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best learning rate,\n"
-        "×: diverged (all seeds, or as many as written)",
-    )
+    words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
+    caption(figure, f"{words}lr,\n×: diverged (all seeds, or as many as written)")
     return figure
 
 
 def caption(figure: Figure, text: str) -> None:
     """What a figure shows, in small letters under it."""
-    figure.text(
-        0.5, 0.06 / figure.get_figheight(), text, ha="center", va="bottom", fontsize=7.5, color="#444444"
-    )
+    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
 
 
 def _scale(main: Axes, plan: Plan, points: list[Row], name: str) -> None:
@@ -165,9 +160,7 @@ def _scale(main: Axes, plan: Plan, points: list[Row], name: str) -> None:
         main.yaxis.set_minor_locator(NullLocator())
         main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         return
-    main.set_ylabel(
-        "final validation loss (nats)" if plan.metric.key == "error" else "final −ELBO, validation (nats)"
-    )
+    main.set_ylabel(f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)")
     lowest = min((point["loss_min"] for point in known), default=0)
     if lowest <= 0:
         return
@@ -193,21 +186,13 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     shape = len(TRAJECTORIES), len(groups)
     grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=places)
     for i, (name, label) in enumerate(TRAJECTORIES.items()):
-        finished = [
-            path[name][1] for run_id, path in paths.items() if rows.runs[run_id]["status"] == "finished"
-        ]
-        values = np.concatenate([np.empty(0), *finished])
+        finished = [path[name][1] for i, path in paths.items() if rows.runs[i]["status"] == "finished"]
         grid[i, 0].set_ylabel(label)
-        _leave_out_explosions(grid[i, 0], name, values)
+        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *finished]))
         for axes, group in zip(grid[i], groups, strict=True):
             own = {run_id: paths[run_id][name] for run_id in group.configs if run_id in paths}
-            note = (
-                ""
-                if any(len(path[0]) for path in own.values())
-                else ("no g" if name == "g_mean" else "not measured")
-                if own
-                else "pending"
-            )
+            note = ("no g" if name == "g_mean" else "not measured") if own else "pending"
+            note = note * (not any(len(epochs) for epochs, _ in own.values()))
             if name == "effective_lr" and group.first.norm.statistics == "batch":
                 own, note = {}, "scale-invariant"
             if note:
@@ -230,10 +215,10 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
     layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
+    where = f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
     caption(
         figure,
-        f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged; effective lr = lr (g/‖v‖)²,\n"
-        "plain: lr; under batch statistics w is scale-invariant, and lr alone says nothing",
+        f"{where}; effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn",
     )
     return figure
 
@@ -248,10 +233,10 @@ def _paths(rows: Rows) -> dict[str, dict[str, tuple[Any, Any]]]:
                 probes.setdefault(row["name"], []).append((row["epoch"], row["value"]))
         if probes:
             probes["weight"] = probes.get("v_norm_mean", probes.get("w_norm_mean", []))
-            arrays = {
+            pairs = {
                 name: np.array(probes.get(name, []), dtype=float).reshape(-1, 2) for name in TRAJECTORIES
             }
-            found[run_id] = {name: (array[:, 0], array[:, 1]) for name, array in arrays.items()}
+            found[run_id] = {name: (pair[:, 0], pair[:, 1]) for name, pair in pairs.items()}
     return found
 
 

@@ -34,8 +34,8 @@ class Metric:
     widths: dict[str, tuple[str, float, float]]
     """Columns of usable widths: heading, and a and b of the threshold a + b x best."""
     cut: int
-    """Figures show losses up to so many times that before training: some classifiers end at thousands of nats,
-    while VAEs differ by a nat or two among dozens."""
+    """Figures show losses up to so many times that before training: some classifiers end at thousands of
+    nats, while VAEs differ by a nat or two among dozens."""
     shift: float = 0.0
     bits: float = math.nan
     """Bits per dimension of a nat of loss; NaN for binary pixels, where they are not customary."""
@@ -44,8 +44,8 @@ class Metric:
     def shown(self, name: str, value: float) -> float:
         """A recorded number as tables and figures show it: errors in %, bounds in nats.
 
-        For bytes the paper's bounds, which are positive, are taken as those of a density of images from 0 to 1:
-        ``shift`` = D ln 256 above the log probability of D bytes.
+        For bytes the paper's bounds, which are positive, are taken as those of a density of images from 0 to
+        1: ``shift`` = D ln 256 above the log probability of D bytes.
         """
         if name.endswith("error"):
             return 100 * value

@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: which learning rate is best, how wide the range of usable ones is, how sure that is.
+"""Arrays in, numbers out: the best learning rate, how wide the usable range is, and how sure that is.
 
 A seed counts for a row once its run at every learning rate of the row is done, so that no number compares
 unequal sets of runs. A diverged run is done: it counts at its initial loss where losses are averaged over

@@ -1,7 +1,7 @@
 """Rows -> tables: a sweep has a line per norm (and facets), a list of rows a line per learning rate of each.
 
-Numbers of the metric are as :meth:`Metric.shown` has them. Every learning rate is decided before a test number
-is read: the experiment's file declares it, or validation images chose it.
+Numbers of the metric are as :meth:`Metric.shown` has them. Every learning rate is decided before a test
+number is read: the experiment's file declares it, or validation images chose it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Line(NamedTuple):
 
 
 def lines_of(plan: Plan, runs: Runs) -> list[Line]:
-    """The lines of the table. A list of rows has each row's declared learning rates, then a chosen other one."""
+    """The lines of the table; of a list of rows the declared learning rates, then a chosen other one."""
     lines = []
     for group in plan.groups:
         if plan.chooses_itself:
@@ -100,9 +100,9 @@ def lines_of(plan: Plan, runs: Runs) -> list[Line]:
 def rows_of(plan: Plan, runs: Runs) -> list[Row]:
     """A row per line, of the last epoch.
 
-    ``runs`` (done) of ``planned``, ``diverged`` of these: the runs that the line rests on. Over ``n`` seeds: the
-    test metric with the half-width of its interval and its sd, p and mean difference to :data:`BASELINES`. Then
-    what is published, or what a sweep says of all learning rates.
+    ``runs`` (done) of ``planned``, ``diverged`` of these: the runs that the line rests on. Over ``n`` seeds:
+    the test metric, the half-width of its interval and its sd; p and mean difference to :data:`BASELINES`.
+    Then what is published, or what a sweep says of all learning rates.
     """
     metric, rows = plan.metric, []
     lines = lines_of(plan, runs)
@@ -171,7 +171,7 @@ def _of_sweep(plan: Plan, sweep: Sweep) -> Row:
 
 
 def _published(plan: Plan, line: Line, curves: dict[str, list[experiments.Point]]) -> Row:
-    """What others have published of a row: of a VAE the point of the paper's curve at the last epoch, if any."""
+    """What others have published of a row; of a VAE the point of the paper's curve at the last epoch."""
     assert line.group.row
     row, epochs = line.group.row, line.group.first.trainer.epochs
     last = [p for p in curves.get(row.name, []) if p.epoch == epochs and plan.metric.key == "loss"]
@@ -181,7 +181,7 @@ def _published(plan: Plan, line: Line, curves: dict[str, list[experiments.Point]
 
 
 def _means(plan: Plan, own: list[Row]) -> Row:
-    """Further means. An IWAE bound counts if it was taken with the samples and images that the heading says."""
+    """Further means. An IWAE bound counts if it is of as many samples and images as the heading says."""
     metric, trainer = plan.metric, plan.groups[0].first.trainer
 
     def mean(name: str, runs: list[Row]) -> statistics.Estimate:
@@ -311,7 +311,7 @@ class Table(NamedTuple):
 
 
 def table_of(plan: Plan, runs: Runs) -> Table:
-    """The table of a plan. A column that can have no number goes: nothing is published, or there is one rate."""
+    """The table of a plan, without the columns that can have no number."""
     rows, columns = rows_of(plan, runs), sweep_columns(plan) if plan.is_sweep else rows_columns(plan)
     optional = {"paper", "rerun", "band_low", "bits_per_dim"}
     if plan.experiment is None:
