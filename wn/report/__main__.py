@@ -82,7 +82,7 @@ def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
 def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
     """Name and folder of what is asked for."""
     if target in experiments.names() or (runs_dir / target).is_dir():
-        return Path(target).name, runs_dir / target
+        return (runs_dir / target).resolve().name, runs_dir / target
     if Path(target).is_dir():
         return Path(target).resolve().name, Path(target)
     known = {*experiments.names(), *(path.name for path in runs_dir.glob("*") if path.is_dir())}
@@ -139,10 +139,9 @@ def _publish(name: str, folder: Path, results_dir: Path) -> None:
     rows = collect.merged(plan, collect.of_records(plan, counting), old)
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
     print(page.text(table, steps), *notes, *others, *stale, sep="\n")
+    for path in (results_dir / name).glob("*.*"):
+        path.unlink()  # all is written again, but for figures that are no longer drawn
     if rows.runs:
-        for path in (results_dir / name).glob("*.*"):
-            if path.name not in (collect.RUNS, collect.CURVES):
-                path.unlink()  # it may be a figure that is no longer drawn
         build(plan, rows, table, steps, results_dir / name, counting)
 
 

@@ -46,7 +46,7 @@ def closing_line(plan: Plan, ours: Rows, committed: Rows) -> list[str]:
     refuted = [f"{name}: {why}" for name, (_, why) in verdicts.items() if why]
     if refuted:
         return [f"not reproduced: {len(refuted)} of {len(complete)} rows: {'; '.join(refuted)}{missing}"]
-    name = max(verdicts, key=lambda name: abs(verdicts[name][0].mean))
+    name = max(verdicts, key=lambda name: float(np.nan_to_num(abs(verdicts[name][0].mean))))
     told = f"{_told(verdicts[name][0])} ({name})"
     return [f"reproduced: {len(complete)} rows of {len(complete)}, largest difference {told}{missing}"]
 

@@ -30,6 +30,9 @@ LABELS = {
     "test_kl": "KL from the prior, test (nats)",
 }
 
+PUBLISHED = ("train_error", "test_loss")
+"""What the paper's figures 1 and 3 show by epoch."""
+
 EARLY, REACH = 0.1, 4
 """Axes of ELBOs leave out the first epochs, a share EARLY, where they are far lower, and go down from the
 best at most REACH times as far as to the median row's lowest."""
@@ -68,17 +71,16 @@ def by_epoch(plan: Plan, rows: Rows, panels: list[tuple[str, Group | None]], col
     """A panel per metric and row, or per metric for all rows together."""
     shape = -(-len(panels) // columns), columns
     together = panels[0][1] is None
-    legend_columns = 2 if columns == 1 else 3
-    under = (
-        0.8 + 0.19 * -(-len(all_lines(plan, rows)) // legend_columns) if together else 0.75
-    )  # inches, of words
+    known = {name: curves_of(plan, rows, name) for name, _ in panels}
+    first = [curve.line.group for curve in known[panels[0][0]]]
+    entries, legend_columns = sum(max(1, first.count(g)) for g in plan.groups), 2 if columns == 1 else 3
+    under = 0.8 + 0.19 * -(-entries // legend_columns) if together else 0.75  # inches, of words
     width, high = (1.2 + 5.3 * columns, 4.2) if together else (0.9 + 2.6 * columns, 2.5)
     figure = Figure(figsize=(width, high * shape[0] + under))
     total = figure.get_figheight()
     places = {"left": 0.85 / width, "right": 0.985, "top": 1 - 0.3 / total, "bottom": under / total}
     figure.subplots_adjust(**places, wspace=0.24 if together else 0.08, hspace=0.25)
     grid = figure.subplots(*shape, sharey=not together, squeeze=False)
-    known = {name: curves_of(plan, rows, name) for name, _ in panels}
     for i, (axes, (name, only)) in enumerate(zip(grid.flat, panels, strict=False)):
         note = _panel(axes, plan, known[name], name, only)
         axes.set_ylabel(LABELS[name] + note if together or not i % columns else "", fontsize=9)
@@ -95,15 +97,15 @@ def by_epoch(plan: Plan, rows: Rows, panels: list[tuple[str, Group | None]], col
             "fontsize": 8,
         }
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="lower center", **style)
-    theirs = "; broad and pale: the paper's curve" * bool(plan.experiment and plan.experiment.curves)
+    drawn = plan.experiment and plan.experiment.curves and panels[0][0] in PUBLISHED
+    theirs = "; broad and pale: the paper's curve" * bool(drawn)
     caption(figure, f"against the epoch; line: mean over the seeds, band: lowest to highest{theirs}")
     return figure
 
 
 def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str, only: Group | None) -> str:
     """Draw the curves, of one row or of all, on axes that take all of them; what to add to the label."""
-    theirs = experiments.published(plan.experiment) if plan.experiment else {}
-    theirs = theirs if name in ("train_error", "test_loss") else {}
+    theirs = experiments.published(plan.experiment) if plan.experiment and name in PUBLISHED else {}
     floor = TICKS[0] if name.endswith("error") else -np.inf
     extent = []  # [epoch, value] of all that is drawn in any panel
     for group in plan.groups:

@@ -251,6 +251,6 @@ def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
         axes.set_ylim(positive.min() / 1.7, positive.max() * 1.7)
     elif len(finished):
         if np.abs(finished).max() > 10:
-            axes.set_yscale("symlog", linthresh=2)
+            axes.set_yscale("symlog", linthresh=10)
         margin = 0.06 * (finished.max() - finished.min()) or 0.1
         axes.set_ylim(finished.min() - margin, finished.max() + margin)

@@ -126,7 +126,10 @@ def slug(name: str) -> str:
 
 def write_local(folder: Path, name: str, parts: Iterable[str], summaries: list[dict[str, Any]]) -> None:
     """Write ``page.md``; and ``points.csv`` and ``summary.json`` for whoever shows the figures elsewhere."""
-    write_atomically(folder / "page.md", "\n".join([f"# {name}\n", *parts, ""]).encode("utf-8"))
+    write_atomically(
+        folder / "page.md",
+        "\n".join([f"# {name}\n\nWhat each column means: docs/TABLES.md.\n", *parts, ""]).encode("utf-8"),
+    )
     points = summaries[0].pop("points")
     collect.write_csv(folder / "points.csv", list(points[0]) if points else [], points)
     figures = [figure for summary in summaries for figure in summary["figures"]]

@@ -29,7 +29,8 @@ def _line(experiment: Experiment, runs_dir: Path, results_dir: Path, notes: list
     norms = {config.run_id: config.norm.label for config in experiment.configs()}
     rows = {row["run_id"]: row for row in collect.read_csv(results_dir / experiment.name / collect.RUNS)}
     records, unreadable = collect.records_in(runs_dir / experiment.name)
-    rows |= {str(record.content.get("run_id")): record.content for record in records}
+    local = {str(record.content.get("run_id")): record.content for record in records}
+    rows = {**local, **rows, **{run_id: own for run_id, own in local.items() if own["status"] in DONE}}
     others = [run_id for run_id in rows if run_id not in norms]
     notes += unreadable + collect.left_out(
         others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now"
