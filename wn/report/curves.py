@@ -15,7 +15,8 @@ from wn import experiments
 from wn.report.collect import Row, Rows
 from wn.report.figures import DASHES, caption, look, sweep_figure, trajectory_figure
 from wn.report.plan import Group, Plan
-from wn.report.tables import ENOUGH, Line, lines_of
+from wn.report.statistics import ENOUGH
+from wn.report.tables import Line, lines_of
 
 TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 """Of an axis of errors in %, on a logarithmic scale; an error of zero is drawn at the first."""
@@ -118,9 +119,7 @@ def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str, only: Group | 
             axes.errorbar(points[:, 0], points[:, 1], np.nan_to_num(points[:, 2]), **pale, zorder=1.5)
         curves = [curve for curve in every if curve.line.group is group]
         for i, (line, epochs, values) in enumerate(curves):
-            low, mean, high = (
-                np.maximum(part, floor) for part in (values.min(1), values.mean(1), values.max(1))
-            )
+            low, mean, high = (np.maximum(how(values, 1), floor) for how in (np.min, np.mean, np.max))
             extent += [np.stack([epochs, side], 1) for side in (low, high)]
             if shown:
                 label = (f"lr {line.lr:g}" if only else line.label) + f", n = {values.shape[1]}"
@@ -161,27 +160,22 @@ def _dress_elbos(axes: Axes, extent: list[Any]) -> str:
 
 def seeds_figure(plan: Plan, table: list[Row], rows: Rows) -> Figure:
     """A strip per line of the table: every seed's test metric, their mean with its interval, the paper's."""
-    metric, lines = plan.metric, lines_of(plan, rows.runs)
+    metric, key, lines = plan.metric, f"test_{plan.metric.key}", lines_of(plan, rows.runs)
     shown = [(line, row) for line, row in zip(lines, table, strict=True) if line.lr]
     total = 1.15 + 0.34 * len(shown)
     figure = Figure(figsize=(7.5, total))
-    axes = figure.subplots(
-        gridspec_kw={"left": 0.3, "right": 0.97, "top": 1 - 0.1 / total, "bottom": 0.85 / total}
-    )
+    axes = figure.add_axes((0.3, 0.85 / total, 0.67, 1 - 0.95 / total))
     for i, (line, row) in enumerate(shown):
         color = look(plan, line.group)["color"]
-        values = [
-            metric.shown(f"test_{metric.key}", run[f"test_{metric.key}"]) for run in line.runs(rows.runs)
-        ]
+        values = [metric.shown(key, run[key]) for run in line.runs(rows.runs)]
         axes.plot(values, [i] * len(values), "o", color=color, alpha=0.35, markersize=4)
         half = row[f"{metric.test}_half_width"] if row["n"] >= ENOUGH else 0
         axes.errorbar(row[metric.test], i, xerr=half, fmt="d", color=color, capsize=3)
         for name, shade in (("paper", "#000000"), ("rerun", "#9a9a9a")):
             mark: dict[str, Any] = {"color": shade, "markersize": 13, "markeredgewidth": 2}
             axes.plot([] if row[name] is None else row[name], [] if row[name] is None else i, "|", **mark)
-    axes.set_yticks(
-        range(len(shown)), [line.label + " (chosen)" * line.chosen for line, _ in shown], fontsize=8
-    )
+    names = [line.label + " (chosen)" * line.chosen for line, _ in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel(metric.heading.replace(" %", " (%)"))
     note = f"dots: seeds, diamond: their mean, with its 95% interval from n = {ENOUGH} on"
@@ -204,7 +198,8 @@ def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> list[Row]:
 def points_by_lr(plan: Plan, rows: Rows) -> list[Row]:
     """A row per group and learning rate: ``runs`` (done) of which ``diverged``, median ``initial_loss``.
 
-    Over the seeds that did not diverge: median, lowest and highest final validation ``loss`` in nats, ``error`` in %.
+    Over the seeds that did not diverge: median, lowest and highest final validation ``loss`` (nats) and
+    ``error`` (%).
     """
 
     def over(how: Callable[..., Any], runs: list[Row], name: str, unit: float = 1) -> float:

@@ -216,10 +216,8 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
     layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
     where = f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
-    caption(
-        figure,
-        f"{where}; effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn",
-    )
+    rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
+    caption(figure, f"{where}; {rates}")
     return figure
 
 

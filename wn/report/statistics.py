@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 ROUNDING = 1e-9
 """Two means closer than this differ by the rounding of sums, not by an image."""
 
+ENOUGH = 3
+"""Seeds that it takes to draw an interval, or to say whether a mean is where it was expected."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:

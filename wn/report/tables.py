@@ -14,7 +14,7 @@ import numpy as np
 from wn import experiments
 from wn.report import statistics
 from wn.report.collect import Row
-from wn.report.columns import Column, at_least, interval, missing, number, probability, table
+from wn.report.columns import Column, missing, rows_columns, sweep_columns, table
 from wn.report.plan import Group, Plan
 from wn.report.statistics import ROUNDING, Sweep
 
@@ -23,9 +23,6 @@ Runs = dict[str, Row]
 BASELINES = {"bn": "batch_norm", "normal": "none_init", "none": "none"}
 """Norms that the others are tested against: in a list of rows ``p_vs_bn`` and ``p_vs_normal`` (the paper's
 ``normal``), in a sweep ``p_vs_none``."""
-
-ENOUGH = 3
-"""Seeds that it takes to say whether a mean is in its band."""
 
 
 def float_of(value: Any) -> float:
@@ -40,13 +37,12 @@ def sweep_of(group: Group, runs: Runs, key: str) -> Sweep:
     def array(name: str) -> statistics.Array:
         return np.array([[float_of(run.get(name)) for run in row] for row in cells]).reshape(len(cells), -1)
 
-    diverged = np.array([[run["status"] == "diverged" for run in row] for row in cells]).reshape(
-        len(cells), -1
-    )
+    diverged = np.array([[run["status"] == "diverged" for run in row] for row in cells], dtype=bool)
+    diverged = diverged.reshape(len(cells), -1)
     worst = np.where(diverged, np.inf, 0.0)
     valid, loss = (np.nan_to_num(array(f"valid_{name}"), nan=np.inf) + worst for name in (key, "loss"))
     initial, test = array("initial_valid_loss"), array(f"test_{key}")
-    return Sweep(np.array(group.lrs), tuple(seeds), diverged.astype(bool), valid, loss, initial, test)
+    return Sweep(np.array(group.lrs), tuple(seeds), diverged, valid, loss, initial, test)
 
 
 def best_of(sweep: Sweep) -> int | None:
@@ -107,30 +103,21 @@ def rows_of(plan: Plan, runs: Runs) -> list[Row]:
     metric, rows = plan.metric, []
     lines = lines_of(plan, runs)
     key, test = f"test_{metric.key}", metric.test
-    tested = [
-        {run["seed"]: metric.shown(key, float_of(run[key])) for run in line.runs(runs)} for line in lines
-    ]
+    finished = [line.runs(runs) for line in lines]
+    tested = [{run["seed"]: metric.shown(key, float_of(run[key])) for run in own} for own in finished]
     curves = experiments.published(plan.experiment) if plan.experiment else {}
     for line, own in zip(lines, tested, strict=True):
         group = line.group
         mine = [i for i, c in group.configs.items() if line.sweep is not None or c.optim.lr == line.lr]
         done = [runs[i]["status"] for i in mine if i in runs]
         names = dict(zip(plan.facets, group.facet, strict=True)) if plan.is_sweep else {"row": group.name}
-        row: Row = {
-            **names,
-            "norm": group.norm,
-            "lr": line.lr,
-            "declared": line.declared,
-            "chosen": line.chosen,
-        }
+        row: Row = {**names, "norm": group.norm, "lr": line.lr, "chosen": line.chosen}
         row |= {"runs": len(done), "planned": len(mine), "diverged": done.count("diverged")}
         values = np.array(list(own.values()))
         mean = statistics.estimate(values)
         row |= {"n": len(line.sweep.seeds) if line.sweep and plan.is_sweep else mean.n, test: mean.mean}
-        row |= {
-            f"{test}_half_width": mean.half_width,
-            f"{test}_sd": values.std(ddof=1) if mean.n > 1 else np.nan,
-        }
+        row[f"{test}_half_width"] = mean.half_width
+        row[f"{test}_sd"] = float(values.std(ddof=1)) if mean.n > 1 else np.nan
         for name, norm in BASELINES.items() if plan.is_sweep else list(BASELINES.items())[:2]:
             theirs = _baseline(line, lines, tested, norm)
             above = [own[seed] - theirs[seed] for seed in own if seed in theirs]
@@ -196,83 +183,6 @@ def _means(plan: Plan, own: list[Row]) -> Row:
     return row | {"bits_per_dim": metric.bits * (metric.shift - mean("test_loss", own).mean)}
 
 
-def sweep_columns(plan: Plan) -> list[Column]:
-    """What is shown of a sweep."""
-    columns = [Column(facet, facet, known=True, front=True) for facet in plan.facets]
-    columns += [
-        Column("norm", "norm", lambda row: row["norm"] + row["mark"], known=True, front=True),
-        Column(
-            "lr", "best lr", lambda row: number("lr", "g")(row) + " (edge)" * row.get("edge", 0), front=True
-        ),
-        Column(plan.metric.test, plan.metric.heading, interval(plan.metric.test, 2), front=True),
-        Column("n", "n", known=True, front=True),
-        Column("p_vs_none", "p vs none", probability("p_vs_none")),
-        Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
-    ]
-    columns += [Column(k, heading, at_least(k, ".2f")) for k, (heading, *_) in plan.metric.widths.items()]
-    stable = Column("largest_stable_lr", "largest stable lr", at_least("largest_stable_lr", "g"), front=True)
-    count = Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True)
-    return [*columns, stable, count]
-
-
-def rows_columns(plan: Plan) -> list[Column]:
-    """What is shown of a list of rows."""
-    metric, trainer = plan.metric, plan.groups[0].first.trainer
-    digits, test, is_error = f".{metric.digits}f", metric.test, metric.key == "error"
-
-    def lr(row: Row) -> str:
-        if missing(row["lr"]):
-            return "to be chosen" if row["pending"] else "–"
-        return f"{row['lr']:g}{' (chosen)' * row['chosen']}"
-
-    def band(row: Row) -> str:
-        low, high, n = row["band_low"], row["band_high"], row["n"]
-        verdict = (
-            f": {'in' if low - ROUNDING <= row[test] <= high + ROUNDING else 'out'}" if n >= ENOUGH else ""
-        )
-        return "–" if missing(low) else f"{low:.1f} to {high:.1f}{verdict}"
-
-    def spread(row: Row) -> str:
-        own = "n/a" if row["n"] == 1 else number("sd", f".{metric.digits + 1}f")({"sd": row[f"{test}_sd"]})
-        bar = "" if missing(row["paper_bar"]) else f" ({row['paper_bar']:.{metric.digits + 1}f})"
-        return ("pending" if row["pending"] else own) + bar
-
-    def progress(row: Row) -> str:
-        if not row["runs"]:
-            return "pending"
-        done = "done" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} done"
-        return done + f", {row['diverged']} diverged" * bool(row["diverged"])
-
-    columns = [
-        Column("row", "row", known=True, front=True),
-        Column("lr", "lr", lr, known=True, front=True),
-        Column("paper", "paper %" if is_error else "paper", number("paper", digits), known=True, front=True),
-        Column("rerun", "RMSNorm authors' rerun %", number("rerun", ".2f"), known=True, front=True),
-        Column(test, metric.heading, interval(test, metric.digits), front=True),
-        Column("n", "n", known=True, front=True),
-    ]
-    if is_error:
-        columns += [
-            Column("band_low", "expected %", band, known=True),
-            Column("train_error_percent", "training error %", number("train_error_percent", ".2f")),
-            Column("p_vs_bn", "p vs BN", probability("p_vs_bn")),
-            Column("p_vs_normal", "p vs normal", probability("p_vs_normal")),
-        ]
-    else:
-        images = f", {trainer.iwae_images} images" if trainer.iwae_images else ""
-        iwae = f"IWAE bound, k = {trainer.iwae_samples}{images}"
-        columns += [
-            Column(f"{test}_sd", "sd (paper's bar)", spread, known=True),
-            Column("above_normal", "above normal", number("above_normal", f"+{digits}"), front=True),
-            Column("p_vs_normal", "p", probability("p_vs_normal")),
-            Column("iwae_bound", iwae, interval("iwae_bound", metric.digits)),
-            Column("reconstruction", "reconstruction", number("reconstruction", digits)),
-            Column("kl", "KL", number("kl", digits)),
-            Column("bits_per_dim", "bits/dim", number("bits_per_dim", ".3f")),
-        ]
-    return [*columns, Column("status", "status", progress, known=True, front=True)]
-
-
 def unlike(plan: Plan, group: Group) -> str:
     """How a group's learning rates and seeds are unlike those of most, or of each other; or nothing."""
     if plan.experiment:
@@ -292,7 +202,7 @@ def _listed(numbers: Any) -> str:
     return ", ".join(f"{one:g}" for one in numbers)
 
 
-HIDDEN = ("pending", "mark", "edge", "declared")
+HIDDEN = ("pending", "mark", "edge")
 
 
 class Table(NamedTuple):
