@@ -50,7 +50,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds."""
-    monkeypatch.setattr(curves, "draw", lambda *_: ({}, {"x": "lr", "y": "error", "line": "line", "points": []}))
+    monkeypatch.setattr(
+        curves, "draw", lambda *_: ({}, {"x": "lr", "y": "error", "line": "line", "points": []})
+    )
 
 
 @pytest.fixture
@@ -231,7 +233,7 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, plan: Plan, told: Any, 
 def test_any_folder_has_its_report(tmp_path: Path, told: Any) -> None:
     folder = tmp_path / "elsewhere" / "mine"
     for width, norm, lr, seed in [
-        (w, n, lr, s) for w in (8, 16) for n in PRESETS for lr in LRS for s in (0, 1)
+        (w, n, lr, s) for w in (8, 16) for n in list(PRESETS)[:4] for lr in LRS for s in (0, 1)
     ]:
         if (width, norm, lr) != (16, "none", 1.0) and (width, norm, seed) != (8, "batch_norm", 1):
             run = config(norm=norm, optim__lr=lr, seed=seed, model__widths=[width], trainer__epochs=2)

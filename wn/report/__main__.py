@@ -80,7 +80,6 @@ def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
 
 
 def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
-    """Name and folder of what is asked for."""
     if target in experiments.names() or (runs_dir / target).is_dir():
         return (runs_dir / target).resolve().name, runs_dir / target
     if Path(target).is_dir():

@@ -30,8 +30,6 @@ DIGITS = {"error": 5, "loss": 7}
 
 
 class Rows(NamedTuple):
-    """What is known of a plan's runs."""
-
     runs: dict[str, Row]
     """By run_id, in the plan's order: those that are done."""
     curves: dict[str, list[Row]]
@@ -113,7 +111,6 @@ def of_records(plan: Plan, records: Mapping[str, Record]) -> Rows:
 
 
 def labels(plan: Plan, run_id: str) -> Row:
-    """A run's settings, as the plan has them."""
     group = plan.group_of[run_id]
     config = group.configs[run_id]
     own = {"norm": group.norm, "lr": config.optim.lr, "seed": config.seed}
@@ -121,7 +118,6 @@ def labels(plan: Plan, run_id: str) -> Row:
 
 
 def _result(record: Record) -> Row:
-    """What a run gave, and how it was made."""
     content = record.content
     part = {key: content.get(key) or {} for key in ("final", "initial", "best", "diverged_at", "provenance")}
     trainer = content["config"]["trainer"]
@@ -189,7 +185,6 @@ def merged(plan: Plan, new: Rows, old: Rows) -> Rows:
 
 
 def write(plan: Plan, rows: Rows, folder: Path) -> None:
-    """Write both files."""
     write_csv(folder / f"runs{plan.suffix}.csv", columns(plan), rows.runs.values())
     curves = (row for own in rows.curves.values() for row in own)
     write_csv(folder / f"curves{plan.suffix}.csv", CURVE_COLUMNS, curves)

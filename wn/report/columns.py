@@ -16,8 +16,6 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """What of a row is shown."""
-
     key: str
     heading: str
     text: Callable[[Row], str] | None = None
@@ -34,7 +32,6 @@ class Column(NamedTuple):
 
 
 def table(columns: Sequence[Column], rows: Iterable[Row]) -> list[list[str]]:
-    """Headings, then cells."""
     return [[column.heading for column in columns]] + [[c.cell(row) for c in columns] for row in rows]
 
 
@@ -46,7 +43,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def in_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table in Markdown."""
     heading, *rest = rows
     rule = ["---", *["---:"] * (len(heading) - 1)]
     safe = ([cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *rest))
@@ -58,7 +54,6 @@ def missing(value: Any) -> bool:
 
 
 def number(key: str, form: str) -> Callable[[Row], str]:
-    """A number in a format, or a dash."""
     return lambda row: "–" if missing(row.get(key)) else f"{row[key]:{form}}"
 
 
@@ -75,7 +70,6 @@ def interval(key: str, digits: int) -> Callable[[Row], str]:
 
 
 def probability(key: str) -> Callable[[Row], str]:
-    """The p of a test."""
     return lambda row: "–" if missing(row.get(key)) else "<0.001" if row[key] < 0.001 else f"{row[key]:.3f}"
 
 
@@ -85,7 +79,6 @@ def at_least(key: str, form: str) -> Callable[[Row], str]:
 
 
 def sweep_columns(plan: Plan) -> list[Column]:
-    """What is shown of a sweep."""
 
     def best(row: Row) -> str:
         return number("lr", "g")(row) + " (edge)" * bool(row.get("edge"))
@@ -106,7 +99,6 @@ def sweep_columns(plan: Plan) -> list[Column]:
 
 
 def rows_columns(plan: Plan) -> list[Column]:
-    """What is shown of a list of rows."""
     metric, trainer = plan.metric, plan.groups[0].first.trainer
     digits, test, is_error = f".{metric.digits}f", metric.test, metric.key == "error"
 

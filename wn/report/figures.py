@@ -143,7 +143,6 @@ def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> 
 
 
 def caption(figure: Figure, text: str) -> None:
-    """What a figure shows, in small letters under it."""
     figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
 
 

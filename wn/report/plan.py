@@ -95,7 +95,6 @@ class Plan:
 
     @cached_property
     def group_of(self) -> dict[str, Group]:
-        """By run_id, group after group."""
         return {run_id: group for group in self.groups for run_id in group.configs}
 
     @property

@@ -213,7 +213,6 @@ class Table(NamedTuple):
     notes: list[str]
 
     def keys(self) -> list[str]:
-        """Of ``table.csv``."""
         return [key for key in dict.fromkeys(k for row in self.rows for k in row) if key not in HIDDEN]
 
     def cells(self, front: bool = False) -> list[list[str]]:
