@@ -103,14 +103,19 @@ def build(kind: str, folder: Path) -> str:
 Made = tuple[list[Column], list[Row]]
 
 
+def _columns(*parts: str | tuple[str, str | Callable[[Row], str]]) -> list[Column]:
+    """Columns of a key that is its own heading, or of a heading and ``key:format`` or a function of a row."""
+    made = []
+    for part in parts:
+        heading, how = (part, f"{part}:") if isinstance(part, str) else part
+        made.append(Column(heading, heading, number(*how.split(":")) if isinstance(how, str) else how))
+    return made
+
+
 def _sweep(rows: list[Row]) -> Made:
     basic = {row["launcher"]: row["seconds"] for row in rows}.get("basic", float("nan"))
-    columns = [
-        Column("launcher", "launcher"),
-        Column("runs", "runs"),
-        Column("seconds", "seconds", number("seconds", ".1f")),
-    ]
-    return [*columns, Column("", "against basic", lambda row: f"{basic / row['seconds']:.1f}x")], rows
+    ratio = ("against basic", lambda row: f"{basic / row['seconds']:.1f}x")
+    return _columns("launcher", "runs", ("seconds", "seconds:.1f"), ratio), rows
 
 
 def _training(rows: list[Row]) -> Made:
@@ -119,29 +124,15 @@ def _training(rows: list[Row]) -> Made:
         own = list(group)
         sums = {key: sum(row[key] for row in own) for key in ("alone_ms", "stacked_ms")}
         shown += [*own, {"model": model, "norm": "all", "threads": "", "members": "", "workers": "", **sums}]
-    columns = [
-        Column("model", "model"),
-        Column("norm", "norm"),
-        Column("alone_ms", "alone (ms)", number("alone_ms", ".3f")),
-        Column("threads", "threads"),
-        Column("stacked_ms", "stacked (ms)", number("stacked_ms", ".3f")),
-        Column("members", "members"),
-        Column("workers", "workers"),
-        Column("", "ratio", lambda row: f"{row['alone_ms'] / row['stacked_ms']:.1f}x"),
-    ]
-    return columns, shown
+    times = ("alone (ms)", "alone_ms:.3f"), "threads", ("stacked (ms)", "stacked_ms:.3f")
+    ratio = ("ratio", lambda row: f"{row['alone_ms'] / row['stacked_ms']:.1f}x")
+    return _columns("model", "norm", *times, "members", "workers", ratio), shown
 
 
 def _growth(rows: list[Row]) -> Made:
-    columns = [
-        Column("model", "model"),
-        Column("members", "members"),
-        Column("step_ms", "step (ms)", number("step_ms", ".2f")),
-        Column("", "a member (ms)", lambda row: f"{row['step_ms'] / row['members']:.3f}"),
-        Column("predicted_mib", "predicted (MiB)", number("predicted_mib", ".0f")),
-        Column("measured_mib", "measured (MiB)", number("measured_mib", ".0f")),
-    ]
-    return columns, rows
+    each = ("a member (ms)", lambda row: f"{row['step_ms'] / row['members']:.3f}")
+    memory = ("predicted (MiB)", "predicted_mib:.0f"), ("measured (MiB)", "measured_mib:.0f")
+    return _columns("model", "members", ("step (ms)", "step_ms:.2f"), each, *memory), rows
 
 
 def _convnet(rows: list[Row]) -> Made:
@@ -159,38 +150,21 @@ def _convnet(rows: list[Row]) -> Made:
         tflops = rows[0]["gflop"] / row["step_ms"]
         return f"{tflops:.2f}" + (f" ({tflops / peak:.0%} of the peak)" if peak else "")
 
-    columns = [
-        Column("norm", "norm"),
-        Column("engine", "engine", engine),
-        Column("step_ms", "step (ms)", number("step_ms", ".2f")),
-        Column("", "against plain", lambda row: f"{row['step_ms'] / ms['none', row['engine']]:.3f}"),
-        Column("", "against usual", against_usual),
-        Column("", "TFLOP/s", speed),
-        Column("", "200 epochs (h)", lambda row: f"{row['step_ms'] * 1e-3 * 500 * 200 / 3600:.3f}"),
-    ]
-    return columns, rows
+    plain = ("against plain", lambda row: f"{row['step_ms'] / ms['none', row['engine']]:.3f}")
+    hours = ("200 epochs (h)", lambda row: f"{row['step_ms'] * 1e-3 * 500 * 200 / 3600:.3f}")
+    more = ("against usual", against_usual), ("TFLOP/s", speed), hours
+    return _columns("norm", ("engine", engine), ("step (ms)", "step_ms:.2f"), plain, *more), rows
 
 
 def _vae(rows: list[Row]) -> Made:
     ms = {(row["norm"], row["engine"]): row["step_ms"] for row in rows}
-    columns = [
-        Column("norm", "norm"),
-        Column("engine", "engine"),
-        Column("step_ms", "step (ms)", number("step_ms", ".2f")),
-        Column("", "an epoch (s)", lambda row: f"{0.6 * row['step_ms']:.2f}"),
-        Column("", "against eager", lambda row: f"{ms[row['norm'], 'eager'] / row['step_ms']:.2f}x"),
-        Column("", "against plain", lambda row: f"{row['step_ms'] / ms['none', row['engine']]:.3f}"),
-    ]
-    return columns, rows
+    epoch = ("an epoch (s)", lambda row: f"{0.6 * row['step_ms']:.2f}")
+    eager = ("against eager", lambda row: f"{ms[row['norm'], 'eager'] / row['step_ms']:.2f}x")
+    plain = ("against plain", lambda row: f"{row['step_ms'] / ms['none', row['engine']]:.3f}")
+    return _columns("norm", "engine", ("step (ms)", "step_ms:.2f"), epoch, eager, plain), rows
 
 
-TABLES: dict[str, Callable[[list[Row]], Made]] = {
-    "sweep": _sweep,
-    "training": _training,
-    "growth": _growth,
-    "convnet": _convnet,
-    "vae": _vae,
-}
+TABLES = {"sweep": _sweep, "training": _training, "growth": _growth, "convnet": _convnet, "vae": _vae}
 
 
 def _draw(rows: list[Row], folder: Path) -> None:
