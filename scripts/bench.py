@@ -25,12 +25,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 
 from wn import memory, records  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.launcher import configuration  # noqa: E402
-from wn.report import bench  # noqa: E402
 from wn.run import device_name, prepare  # noqa: E402
 from wn.sweep import stack_size  # noqa: E402
 from wn.trainer import Trainer  # noqa: E402

@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -29,7 +30,6 @@ from wn import memory, records  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
 from wn.launcher import configuration  # noqa: E402
-from wn.report import bench  # noqa: E402
 from wn.run import device_name, round_products  # noqa: E402
 from wn.trainer import Trainer, pick_device  # noqa: E402
 

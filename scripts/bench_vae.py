@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 
+import bench_table as bench
 import torch
 from bench_convnet import IMAGES, ROOT, compared, ours  # which also finds the project
 
 from wn import memory
 from wn.data import Split
 from wn.launcher import configuration
-from wn.report import bench
 from wn.trainer import pick_device
 
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")

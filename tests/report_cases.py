@@ -1,9 +1,9 @@
-"""A small experiment and synthetic records of it, for the tests of the report."""
+"""Small experiments, and synthetic records of their runs, for the tests of the report."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,99 +11,191 @@ import pytest
 import yaml
 
 from wn import experiments
-from wn.config import SCHEMA
-from wn.experiments import Experiment
-from wn.report import collect, statistics
+from wn.config import SCHEMA, Config, VAEConfig
+from wn.config.compose import compose
+from wn.records import public_config
+from wn.report import collect
+from wn.report.collect import Row, Rows
+from wn.report.plan import Plan, of_experiment
+from wn.report.tables import Table, table_of
 
 NAME = "robust"
 LRS = [0.01, 0.1, 1.0]
 SEEDS = [0, 1, 2]
+FIXED: dict[str, Any] = {"data": "digits", "trainer.epochs": 4, "optim": "sgd"}
 
-# What the synthetic runs end with: validation error per learning rate (None: diverged), seed by seed.
+# What the runs of the sweep end with: validation error per learning rate (None: diverged), seed by seed.
 ERRORS: dict[str, list[list[float | None]]] = {
     "none": [[0.10, 0.11, 0.12], [0.04, 0.05, 0.06], [None, 0.9, 0.9]],
     "weight_norm": [[0.06, 0.06, 0.06], [0.03, 0.02, 0.04], [0.05, 0.05, 0.05]],
 }
-
-TREE: Any = {
+SWEEP: dict[str, Any] = {
     "title": "How robust?",
     "claim": "Very.",
-    "report": "lr_robustness",
-    "fixed": {"data": "digits", "trainer.epochs": 4},
+    "fixed": FIXED,
     "grid": {"norm": list(ERRORS), "optim.lr": LRS, "seed": SEEDS},
+}
+ROWS: list[dict[str, Any]] = [
+    {"name": "ours", "norm": "weight_norm", "lrs": [0.1], "paper": 7.3, "band": [7.1, 7.7]},
+    {"name": "BN", "norm": "batch_norm", "lrs": [0.1], "paper": 8.05, "rerun": 8.25},
+    {"name": "normal", "norm": "none_init", "lrs": [0.01, 0.1]},
+]
+TABLE: dict[str, Any] = {"title": "A table", "claim": "Low.", "fixed": FIXED, "rows": ROWS, "seeds": SEEDS}
+VAE: dict[str, Any] = {
+    "model": "mlp_vae",
+    "data": "digits",
+    "optim": "adamax",
+    "trainer.epochs": 20,
+    "trainer.test_every": 10,
+}
+ELBOS: dict[str, Any] = {
+    "title": "Bounds",
+    "claim": "High.",
+    "fixed": VAE,
+    "rows": [
+        {"name": "normal", "norm": "none_init", "lrs": [0.002]},
+        {"name": "WN", "norm": "weight_norm_init", "lrs": [0.002]},
+        {"name": "BN", "norm": "batch_norm", "lrs": [0.002]},
+    ],
+    "seeds": SEEDS,
+    "curves": "paper/bounds.yaml",
 }
 
 
-def declare(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Experiment:
-    """The experiment, with changes, as the only one in the folder of experiments."""
+def declare(folder: Path, monkeypatch: pytest.MonkeyPatch, tree: Mapping[str, Any], name: str = NAME) -> Plan:
+    """The experiment, beside others that were declared in the same folder."""
     folder = folder / "experiments"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{NAME}.yaml").write_text(yaml.safe_dump(TREE | changes, sort_keys=False))
+    (folder / "paper").mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(tree), sort_keys=False), encoding="utf-8")
     monkeypatch.setattr(experiments, "FOLDER", folder)
-    return experiments.load(NAME)
+    return of_experiment(name)
 
 
-def write_run(runs_dir: Path, norm: str, lr: float, seed: int, **changes: Any) -> Path:
-    """A record as training leaves it, of the experiment that :func:`declare` declares."""
-    return write_record(runs_dir, norm, lr, seed, ERRORS[norm][LRS.index(lr)][SEEDS.index(seed)], **changes)
+def publish_curve(folder: Path, file: str, curves: dict[str, list[list[float]]]) -> None:
+    """Curves that somebody published."""
+    (folder / "experiments" / "paper").mkdir(parents=True, exist_ok=True)
+    (folder / "experiments" / file).write_text(yaml.safe_dump({"curves": curves}), encoding="utf-8")
 
 
-def write_record(runs_dir: Path, norm: str, lr: float, seed: int, end: float | None, **changes: Any) -> Path:
-    """A record whose errors end as given (None: it diverged); the training error is halved every epoch."""
-    run_id = changes.get("run_id", hashlib.sha256(f"{norm} {lr} {seed}".encode()).hexdigest()[:12])
-    diverged = end is None
-    numbers = {"error": None if diverged else end, "loss": None if diverged else 10 * end + seed / 3}
+def config(**settings: Any) -> Config:
+    """A configuration, with ``__`` for a dot."""
+    return compose({key.replace("__", "."): value for key, value in {**settings}.items()})
+
+
+def write_record(folder: Path, config: Config, end: float | None, **changes: Any) -> Path:
+    """A record in ``folder/<run_id>``, whose error or loss ends as given (None: it diverged).
+
+    A classifier's training error is halved every epoch, and its loss is 10 x error + seed/3; a VAE's loss
+    falls by 5 nats in the last ten epochs.
+    """
+    is_vae, epochs = isinstance(config.model, VAEConfig), config.trainer.epochs
+    final: Row = {}
+    if end is not None and is_vae:
+        parts = {"loss": end, "reconstruction": end - 10, "kl": 10.0}
+        final = {f"{part}_{name}": x for part in ("train", "valid", "test") for name, x in parts.items()}
+        final["test_nll"] = end - 2
+    elif end is not None:
+        numbers = {"error": end, "loss": 10 * end + config.seed / 3}
+        final = {f"{part}_{name}": x for part in ("train", "valid", "test") for name, x in numbers.items()}
     content = {
         "schema": SCHEMA,
-        "run_id": run_id,
-        "experiment": NAME,
-        "norm": norm,
-        "status": "diverged" if diverged else "finished",
-        "config": {
-            "data": {"name": "digits"},
-            "optim": {"name": "sgd", "lr": lr},
-            "trainer": {"epochs": 4, "precision": "float32"},
-            "seed": seed,
-        },
-        "stack": [run_id, "another"],
+        "run_id": config.run_id,
+        "experiment": folder.name,
+        "norm": config.norm.label,
+        "status": "diverged" if end is None else "finished",
+        "config": public_config(config),
+        "stack": [config.run_id, "another"],
         "provenance": {"commit": "c" * 40, "dirty": False, "device": "CPU", "packages": {"torch": "2.15"}},
         "seconds": 2.5,
-        "initial": {"valid_loss": 2.0, "valid_error": 0.9},
-        "final": {f"{part}_{what}": x for part in ("train", "valid", "test") for what, x in numbers.items()},
-        "best": {"epoch": 3, "valid_error": numbers["error"]},
-        **({"diverged_at": {"epoch": 1, "step": 7}} if diverged else {}),
+        "steps": 7 * epochs,
+        "initial": {"valid_loss": 60.0} if is_vae else {"valid_loss": 2.0, "valid_error": 0.9},
+        "final": final,
+        "best": {"epoch": 3, "valid_loss" if is_vae else "valid_error": end},
+        **({"diverged_at": {"epoch": 1, "step": 7}} if end is None else {}),
     }
-    folder = runs_dir / NAME / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").write_text(json.dumps(content | changes))
-    epochs = range(2 if diverged else 5)
-    metrics = [{"epoch": epoch, "step": 7 * epoch} for epoch in epochs]
+    place = folder / config.run_id
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "record.json").write_text(json.dumps(content | changes), encoding="utf-8")
+    metrics: list[Row] = [
+        {"epoch": epoch, "step": 7 * epoch} for epoch in range(2 if end is None else epochs + 1)
+    ]
     for row in metrics[1:]:
-        row["train_error"] = numbers["error"] and numbers["error"] * 2 ** (4 - row["epoch"])
-    directions = {"v_norm_mean": 1 + lr / 3, "g_mean": 1.5} if norm == "weight_norm" else {}
+        if not is_vae:
+            row["train_error"] = end and end * 2 ** (epochs - row["epoch"])
+        elif end is not None and row["epoch"] % 10 == 0:
+            loss = end + 5 * (epochs - row["epoch"]) / 10
+            row |= {
+                "train_loss": end - 1,
+                "test_loss": loss,
+                "test_reconstruction": loss - 10,
+                "test_kl": 10.0,
+            }
+    direction = (
+        {"v_norm_mean": 1 + config.optim.lr / 3, "g_mean": 1.5} if config.norm.direction == "row" else {}
+    )
     probes = [
-        {"epoch": epoch, "step": 7 * epoch, "layer": layer, "w_norm_mean": 1.5, "effective_lr": lr / 7}
-        | {"relative_update": lr / 3, **directions}
-        for epoch in epochs[2::2]
+        {"epoch": row["epoch"], "step": row["step"], "layer": layer, "w_norm_mean": 1.5, **direction}
+        | {"effective_lr": config.optim.lr / 7, "relative_update": config.optim.lr / 3}
+        for row in metrics[2::2]
         for layer in ("hidden0", "hidden1", "output")
     ]
     for name, rows in (("metrics", metrics), ("probes", probes)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+        (place / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
+    if is_vae and end is not None:
+        for name in ("reconstructions", "samples"):
+            (place / f"{name}.png").write_bytes(f"{name} of {config.norm.label}, seed {config.seed}".encode())
+    return place
 
 
-def write_all(runs_dir: Path, **changes: Any) -> None:
+def run_of(plan: Plan, norm: str, lr: float, seed: int) -> Config:
+    """The plan's run of a norm."""
+    group = next(group for group in plan.groups if group.norm == norm)
+    return group.configs[group.ids[lr, seed]]
+
+
+def write_run(runs_dir: Path, plan: Plan, norm: str, lr: float, seed: int, **changes: Any) -> Path:
+    """The record of a run of :data:`SWEEP`, which ends as :data:`ERRORS` says."""
+    end = ERRORS[norm][LRS.index(lr)][seed]
+    return write_record(runs_dir / plan.name, run_of(plan, norm, lr, seed), end, **changes)
+
+
+def write_sweep(runs_dir: Path, plan: Plan, **changes: Any) -> None:
     for norm in ERRORS:
         for lr in LRS:
             for seed in SEEDS:
-                write_run(runs_dir, norm, lr, seed, **changes)
+                write_run(runs_dir, plan, norm, lr, seed, **changes)
+
+
+def write_seeds(
+    runs_dir: Path, plan: Plan, norm: str, lr: float, ends: list[float | None], **more: Any
+) -> None:
+    """A record per seed."""
+    for seed, end in enumerate(ends):
+        write_record(runs_dir / plan.name, run_of(plan, norm, lr, seed), end, **more)
+
+
+def rows_of(plan: Plan, runs_dir: Path) -> Rows:
+    """The rows of the records, as a report reads them."""
+    records, _ = collect.records_in(runs_dir / plan.name)
+    return collect.of_records(plan, collect.counting(records, plan, runs_dir)[0])
+
+
+def table(plan: Plan, runs_dir: Path) -> Table:
+    return table_of(plan, rows_of(plan, runs_dir).runs)
+
+
+def by_norm(plan: Plan, runs_dir: Path) -> dict[str, Row]:
+    """The rows of a sweep's table."""
+    return {row["norm"]: row for row in table(plan, runs_dir).rows}
+
+
+def cells(plan: Plan, runs_dir: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """A table as it is shown, by its first two columns."""
+    heading, *rows = table(plan, runs_dir).cells()
+    return {(row[0], row[1]): dict(zip(heading, row, strict=True)) for row in rows}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def table_of(experiment: Experiment, runs_dir: Path) -> dict[str, dict[str, Any]]:
-    rows = collect.merge(experiment, collect.local_records(experiment, runs_dir), Path("nothing"))
-    table = statistics.table(rows.runs, experiment)
-    return {row["norm"]: row for row in table.to_dict("records")}

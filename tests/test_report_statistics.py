@@ -1,4 +1,4 @@
-"""The report's statistics against closed forms and numbers worked out by hand."""
+"""The report's statistics against closed forms, scipy, and numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_cases import ERRORS, LRS, NAME, declare, table_of, write_all, write_run
+import scipy.stats
+from report_cases import ERRORS, LRS, NAME, SWEEP, by_norm, declare, write_run, write_sweep
 
-from wn import report
-from wn.config import UserError
-from wn.experiments import Experiment
 from wn.report import statistics
+from wn.report.plan import Plan
 
 
-@pytest.fixture(autouse=True)
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    return declare(tmp_path, monkeypatch)
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    return declare(tmp_path, monkeypatch, SWEEP)
 
 
 def sweep(error: Any, loss: Any = None, diverged: Any = None) -> statistics.Sweep:
@@ -95,21 +94,24 @@ def test_paired_test_is_that_of_student() -> None:
     ours, theirs = {0: 0.01, 1: 0.02, 2: 0.03, 9: 5.0}, {0: 0.0, 1: 0.0, 2: 0.0}
     t = 2 / (1 / math.sqrt(3))
     assert statistics.paired_p(ours, theirs) == pytest.approx(1 - t / math.sqrt(t * t + 2))  # 2 degrees
+    a, b = np.random.default_rng(0).normal(size=(2, 7))
+    p = statistics.paired_p(dict(enumerate(a)), dict(enumerate(b)))
+    assert p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
     assert math.isnan(statistics.paired_p({0: 0.1, 1: 0.1}, {0: 0.2, 1: 0.2})), "no spread"
     assert math.isnan(statistics.paired_p({0: 0.1}, {0: 0.2}))
     assert math.isnan(statistics.paired_p({}, {}))
 
 
-def test_table_by_hand(experiment: Experiment, tmp_path: Path) -> None:
-    write_all(tmp_path)
-    rows = table_of(experiment, tmp_path)
+def test_table_by_hand(plan: Plan, tmp_path: Path) -> None:
+    write_sweep(tmp_path, plan)
+    rows = by_norm(plan, tmp_path)
     none, ours = rows["none"], rows["weight_norm"]
     assert list(rows) == ["none", "weight_norm"]
     assert [none[key] for key in ("runs", "planned", "diverged", "n")] == [9, 9, 1, 3]
-    assert (none["best_lr"], none["largest_stable_lr"]) == (0.1, 0.1)
-    assert (ours["best_lr"], ours["largest_stable_lr"]) == (0.1, 1.0)
-    assert none["test_error"] == pytest.approx(0.05)
-    assert none["test_error_half_width"] == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-3)
+    assert (none["lr"], none["largest_stable_lr"], none["largest_stable_lr_open"]) == (0.1, 0.1, False)
+    assert (ours["lr"], ours["largest_stable_lr"], ours["largest_stable_lr_open"]) == (0.1, 1.0, True)
+    assert none["test_error_percent"] == pytest.approx(5)
+    assert none["test_error_percent_half_width"] == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
     # weight_norm's mean error is 0.06, 0.03, 0.05: it crosses 0.04 at 1/3 and 1/2, 0.045 at 1/2 and 3/4
     assert ours["width_1pp"] == pytest.approx(1 / 3 + 1 / 2)
     assert ours["width_x1.5"] == pytest.approx(1 / 2 + 3 / 4)
@@ -124,44 +126,35 @@ def test_table_by_hand(experiment: Experiment, tmp_path: Path) -> None:
     assert math.isnan(none["p_vs_none"])
 
 
-def test_test_set_is_read_at_the_chosen_learning_rate_only(experiment: Experiment, tmp_path: Path) -> None:
-    write_all(tmp_path)
-    before = table_of(experiment, tmp_path)
+def test_test_set_is_read_at_the_chosen_learning_rate_only(plan: Plan, tmp_path: Path) -> None:
+    write_sweep(tmp_path, plan)
+    before = by_norm(plan, tmp_path)
     for path in (tmp_path / NAME).glob("*/record.json"):
         content = json.loads(path.read_text())
         if content["config"]["optim"]["lr"] != 0.1:
             content["final"]["test_error"] = 0.0
             path.write_text(json.dumps(content))
-    assert repr(table_of(experiment, tmp_path)) == repr(before)
+    assert repr(by_norm(plan, tmp_path)) == repr(before)
 
 
 def test_everything_diverged_is_a_row_and_no_crash(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ERRORS, "none", [[None] * 3] * 3)
-    write_all(tmp_path)
-    row = table_of(experiment, tmp_path)["none"]
-    assert (row["diverged"], row["runs"], row["n"]) == (9, 9, 3)
-    for key in ("best_lr", "test_error", "sensitivity", "width_1pp", "largest_stable_lr"):
-        assert math.isnan(row[key]), key
+    write_sweep(tmp_path, plan)
+    row = by_norm(plan, tmp_path)["none"]
+    assert (row["diverged"], row["runs"], row["n"], row["lr"]) == (9, 9, 3, None)
+    assert math.isnan(row["test_error_percent"])
+    assert not {"sensitivity", "width_1pp", "largest_stable_lr"} & row.keys()
 
 
-def test_a_seed_counts_once_it_is_complete(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_seed_counts_once_it_is_complete(plan: Plan, tmp_path: Path) -> None:
     for lr in LRS:
-        write_run(tmp_path, "weight_norm", lr, 0)
-    write_run(tmp_path, "weight_norm", 0.01, 1)
-    write_run(tmp_path, "none", 0.1, 0)
-    rows = table_of(experiment, tmp_path)
+        write_run(tmp_path, plan, "weight_norm", lr, 0)
+    write_run(tmp_path, plan, "weight_norm", 0.01, 1)
+    write_run(tmp_path, plan, "none", 0.1, 0)
+    rows = by_norm(plan, tmp_path)
     assert (rows["weight_norm"]["n"], rows["weight_norm"]["runs"]) == (1, 4)
-    assert rows["weight_norm"]["test_error"] == 0.03
-    assert math.isnan(rows["weight_norm"]["test_error_half_width"])
-    assert (rows["none"]["n"], rows["none"]["runs"]) == (0, 1)
-    assert math.isnan(rows["none"]["best_lr"])
-
-
-def test_a_grid_that_the_report_cannot_show_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    declare(tmp_path, monkeypatch, grid={"norm": ["none"]})
-    with pytest.raises(UserError, match=r"needs the grid keys norm, optim\.lr, seed; it has norm"):
-        report.build(NAME, tmp_path / "runs", tmp_path / "results")
+    assert rows["weight_norm"]["test_error_percent"] == pytest.approx(3)
+    assert math.isnan(rows["weight_norm"]["test_error_percent_half_width"])
+    assert (rows["none"]["n"], rows["none"]["runs"], rows["none"]["lr"]) == (0, 1, None)

@@ -1,65 +1,45 @@
-"""The report: records -> rows -> table, figures and page. Alone in knowing pandas and matplotlib.
+"""The report: records -> rows -> tables -> figures -> page. Alone in knowing matplotlib; never imports torch.
 
-Two stages, kept apart. :mod:`wn.report.collect` reduces records to the rows that are committed under
-``results/<experiment>/``; everything else is made from those rows and the experiment's file alone, so
-that whoever has no records can make it again. pandas and matplotlib are loaded when a report is made.
+:mod:`.plan` says which runs there should be, :mod:`.collect` which are done; :mod:`.tables` and
+:mod:`.statistics` make numbers of them, :mod:`.figures` and :mod:`.curves` draw, :mod:`.page` writes, and
+:mod:`.compare` holds a rerun against what is committed.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wn import experiments
+if TYPE_CHECKING:
+    from wn.records import Record
+    from wn.report.collect import Rows
+    from wn.report.page import Steps
+    from wn.report.plan import Plan
+    from wn.report.tables import Table
 
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """What a report is made of, for whoever shows it elsewhere."""
-
-    text: str
-    """The table for a terminal."""
-    table: list[dict[str, Any]]
-    """The rows of ``table.csv``, as the kind of report makes them; missing is None."""
-    curves: list[dict[str, Any]]
-    """The points of the report's curves; missing is None."""
-    chart: tuple[str, str, str]
-    """Keys of ``curves`` for a chart: x (positive, shown as its logarithm), y, and what names a line."""
-    figures: list[Path]
-    """PNG files; none where no run is done."""
+os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: there is no display, and a wrong name fails
 
 
-def build(experiment_name: str, runs_dir: Path | str, results_dir: Path | str) -> Built:
-    """Rebuild ``results/<experiment>/`` and ``results/README.md`` from the records.
+def build(
+    plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, records: Mapping[str, Record]
+) -> dict[str, Any]:
+    """Write the rows, table and figures of a plan into a folder.
 
-    Raises:
-        UserError: there is no such experiment, a record is unreadable, or two fill the same cell.
+    Returns:
+        A summary to show elsewhere: ``x``, ``y`` and ``line`` are keys of the rows of ``points``; ``figures``
+        are the names of PNG files.
     """
-    from wn.report import collect, page
+    from wn.records import write_atomically
+    from wn.report import collect, curves, figures, page  # matplotlib takes a second
 
-    experiment = experiments.load(experiment_name)
-    kind = page.KINDS[experiment.report]
-    kind.check(experiment)
-    folder = Path(results_dir) / experiment.name
-    local = collect.local_records(experiment, Path(runs_dir))
-    rows = collect.merge(experiment, local, folder)
-    table, curves = kind.table(rows, experiment), kind.curves(rows, experiment)
-    pictures = []
-    if len(rows.runs):
-        collect.write(rows, experiment, folder)
-        if experiment.rows:
-            collect.copy_pictures(rows, local, folder)
-        page.write_tables(table, experiment, folder)
-        pictures = kind.draw(experiment, table, rows, folder)
-    page.write_readme(Path(results_dir))
-    page.write_front_page(Path(results_dir) / "../README.md", Path(results_dir))
-    return Built(
-        page.text(table, experiment), _plain(table), _plain(curves), kind.chart(experiment), pictures
-    )
-
-
-def _plain(frame: Any) -> list[dict[str, Any]]:
-    """The frame's rows as plain Python values."""
-    rows: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return rows
+    folder.mkdir(parents=True, exist_ok=True)
+    collect.write(plan, rows, folder)
+    collect.write_csv(folder / f"table{plan.suffix}.csv", table.keys(), table.rows)
+    write_atomically(folder / f"table{plan.suffix}.md", page.markdown(table, steps).encode("utf-8"))
+    page.copy_pictures(plan, rows, records, folder)
+    with figures.house_style():
+        drawn, axes = curves.draw(plan, table.rows, rows)
+        paths = [figures.save(figure, folder / (name + plan.suffix)) for name, figure in drawn.items()]
+    return {**axes, "figures": [path.name for path in paths]}

@@ -1,291 +1,229 @@
-"""Records -> rows: ``runs.csv`` and the series of ``results/<experiment>/``.
+"""Records -> rows: ``runs.csv`` has a row per run that is done, ``curves.csv`` what runs did by epoch.
 
-A series is what the runs did over their epochs: ``trajectories.csv`` (probes) of a learning-rate sweep,
-``curves.csv`` (errors, or bounds) of a table.
-
-What this machine's records show takes the place of committed rows of the same cell; the committed rows
-of all other cells stay. So the results of several machines add up, and a fresh clone has them all.
+A record or committed row counts if and only if its ``run_id`` is one of the plan's; what does not count is
+named. The settings beside it are written for the reader and never read back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
+from wn.config import Config, UserError, parse
+from wn.records import Record, write_atomically
+from wn.report.plan import Plan, settings
 
-from wn.config import SCHEMA, UserError
-from wn.experiments import Experiment, Value
-from wn.records import Record, Row, read_experiment, write_atomically
-from wn.report import measures
+Row = dict[str, Any]
 
-RUNS = "runs.csv"
+RUNS, CURVES = "runs.csv", "curves.csv"
+CURVE_COLUMNS = ("run_id", "epoch", "layer", "name", "value")
+PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "relative_update")
+TEXT = {"run_id", "row", "norm", "status", "commit", "device", "precision", "torch", "layer", "name"}
+"""Columns that are never numbers: a run_id such as 1234567890e1 looks like one."""
 
-PARTS = ("train", "valid", "test")
-
-MADE_COLUMNS = {
-    "epochs": "Int64",
-    "steps": "Int64",
-    "diverged_epoch": "Int64",
-    "diverged_step": "Int64",
-    "seconds": "float64",
-    "commit": "string",
-    "dirty": "boolean",
-    "device": "string",
-    "stack_size": "Int64",
-    "precision": "string",
-    "torch": "string",
-}
-"""How a run was made."""
-
-PROBED = {
-    "v_norm": "v_norm_mean",
-    "g": "g_mean",
-    "w_norm": "w_norm_mean",
-    "effective_lr": "effective_lr",
-    "relative_update": "relative_update",
-}
-"""Columns of the trajectories, and the fields of ``probes.jsonl`` that they are."""
-
-TRAJECTORY_COLUMNS = {"run_id": "string", "layer": "string", "epoch": "Int64"} | dict.fromkeys(
-    PROBED, "float64"
-)
-
-CURVE_COLUMNS = {
-    "run_id": "string",
-    "epoch": "Int64",
-    "train_error": "float64",
-    "valid_error": "float64",
-}
-
-BOUND_COLUMNS = {"run_id": "string", "epoch": "Int64"} | dict.fromkeys(
-    ("train_loss", "test_loss", "test_reconstruction", "test_kl"), "float64"
-)
-
-DIGITS = 5
-"""Significant digits of a series: more than a figure shows, and the file stays small."""
-
-BOUND_DIGITS = 7
-"""Of bounds: seeds differ by hundredths of a nat in thousands."""
-
-IMAGES = "images"
-"""The folder of the pictures that runs have made, beside their rows."""
-
-Cell = tuple[Value, ...]
+DIGITS = {"error": 5, "loss": 7}
+"""Significant digits of a curve: an ELBO's seeds differ by hundredths of a nat in thousands."""
 
 
 class Rows(NamedTuple):
-    """What is committed of an experiment."""
-
-    runs: Any
-    """Frame, a row per run that is done, in the order of the grid; see :func:`run_columns`."""
-    series: Any
-    """Frame, rows of the runs that :data:`SERIES` takes of such an experiment, by run and epoch."""
+    runs: dict[str, Row]
+    """By run_id, in the plan's order: those that are done."""
+    curves: dict[str, list[Row]]
+    """By run_id."""
 
 
-class Series(NamedTuple):
-    """What is kept of a run's epochs."""
-
-    file: str
-    columns: dict[str, str]
-    of: Callable[[Record], list[Row]]
-    first_seed_only: bool
-
-
-def run_columns(experiment: Experiment) -> dict[str, str]:
-    """The columns of ``runs.csv`` and their types; what is set is kept as text (see :func:`_cell_of_row`)."""
-    settings = dict.fromkeys([*experiment.axes, *experiment.fixed], "string")
-    return {"run_id": "string", "schema": "Int64", **settings, **_result_columns(experiment), **MADE_COLUMNS}
+def records_in(folder: Path) -> tuple[list[Record], list[str]]:
+    """The records of a folder, ordered by run_id, and a line that names those that cannot be read."""
+    found, unreadable = [], []
+    for path in sorted(folder.glob("*/record.json")):
+        try:
+            found.append(Record.read(path.parent))
+        except UserError:
+            unreadable.append(path.parent.name)
+    return found, left_out(unreadable, f"record{{}} in {folder} cannot be read; delete those folders")
 
 
-def _result_columns(experiment: Experiment) -> dict[str, str]:
-    """What a run gave: losses in nats and errors as fractions, of the final epoch but for ``best_*``."""
-    measure = measures.of(experiment)
-    numbers = [f"{part}_{metric}" for part in PARTS for metric in measure.metrics]
-    initial = [f"initial_valid_{metric}" for metric in measure.metrics]
-    columns = {"status": "string", **dict.fromkeys(numbers, "float64"), **measure.more, "best_epoch": "Int64"}
-    return columns | dict.fromkeys([f"best_valid_{measure.name}", *initial], "float64")
+def left_out(run_ids: Sequence[str], what: str, why: str = "") -> list[str]:
+    """One line about what does not count; none where there is nothing."""
+    if not run_ids:
+        return []
+    words = what.format("s" * (len(run_ids) > 1), be="are" if len(run_ids) > 1 else "is")
+    return [f"{len(run_ids)} {words} (first: {run_ids[0]}{why})"]
 
 
-def local_records(experiment: Experiment, runs_dir: Path) -> dict[Cell, Record]:
-    """This machine's records that fill a cell of the grid, whatever their status.
-
-    Raises:
-        UserError: a record is unreadable, or two different runs fill the same cell.
-    """
-    found: dict[Cell, Record] = {}
-    for record in read_experiment(runs_dir, experiment.name):
-        cell = experiment.cell_of(record.content) if record.content["schema"] == SCHEMA else None
-        if cell is None:
-            continue
-        other = found.setdefault(tuple(cell.values()), record)
-        if other is not record:
-            setting = ", ".join(f"{key}={value}" for key, value in cell.items())
-            raise UserError(
-                f"{other.folder} and {record.folder}: two different runs of {setting}, of which a table "
-                "can show one; delete the folder of the other"
-            )
-    return found
+def counting(records: Iterable[Record], plan: Plan, folder: Path) -> tuple[dict[str, Record], list[str]]:
+    """The records that are of a run of the plan, by run_id, and a line that names the others."""
+    every = {str(record.content.get("run_id")): record for record in records}
+    others = {run_id: record for run_id, record in every.items() if run_id not in plan.group_of}
+    what = f"record{{}} in {folder} {{be}} of no run of {plan.name} as it is now"
+    why = f": {difference(next(iter(others.values())), plan)}" if others else ""
+    return {i: every[i] for i in plan.group_of if i in every}, left_out(list(others), what, why)
 
 
-def merge(experiment: Experiment, local: dict[Cell, Record], folder: Path) -> Rows:
-    """The rows of the local records that are done, and the rows already in ``folder`` for all other cells."""
-    old = read(experiment, folder)
-    committed = {_cell_of_row(row, experiment): row for row in old.runs.to_dict("records")}
-    done = {cell: record for cell, record in local.items() if record.done}
-    merged = committed | {cell: _run_row(record, cell, experiment) for cell, record in done.items()}
-    cells = [tuple(cell.values()) for cell in experiment.cells()]
-    runs = [merged[cell] for cell in cells if cell in merged]
-
-    local_ids = {record.content["run_id"] for record in done.values()}
-    kept_ids = {row["run_id"] for row in runs} - local_ids
-    paths = {run_id: rows.to_dict("records") for run_id, rows in old.series.groupby("run_id")}
-    paths = {run_id: rows for run_id, rows in paths.items() if run_id in kept_ids}
-    kind = SERIES[experiment.report]
-    seeds = experiment.values("seed")[: 1 if kind.first_seed_only else None]
-    for cell, record in done.items():
-        if dict(zip(experiment.axes, cell, strict=True))["seed"] in seeds:
-            paths[record.content["run_id"]] = kind.of(record)
-    series = [row for run in runs for row in paths.get(run["run_id"], [])]
-    return Rows(_frame(runs, run_columns(experiment)), _frame(series, kind.columns))
-
-
-def read(experiment: Experiment, folder: Path) -> Rows:
-    """The rows in a results folder that belong to the experiment as it is now; none where it has no files."""
-    runs = _read_csv(folder / RUNS, run_columns(experiment))
-    cells = [_cell_of_row(row, experiment) for row in runs.to_dict("records")]
-    kind = SERIES[experiment.report]
-    current = runs[pd.Series([cell is not None for cell in cells], dtype=bool)]
-    return Rows(current, _read_csv(folder / kind.file, kind.columns))
-
-
-def write(rows: Rows, experiment: Experiment, folder: Path) -> None:
-    """Write both files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows.runs, folder / RUNS)
-    write_csv(rows.series, folder / SERIES[experiment.report].file)
-
-
-def copy_pictures(rows: Rows, local: dict[Cell, Record], folder: Path) -> None:
-    """Keep the pictures of each norm's first finished run; where that is not local, what is there stays."""
-    finished = rows.runs[rows.runs["status"] == "finished"]
-    records = {record.content["run_id"]: record for record in local.values()}
-    for norm, run_id in finished.drop_duplicates("norm")[["norm", "run_id"]].itertuples(index=False):
-        for name, path in records[run_id].pictures.items() if run_id in records else ():
-            (folder / IMAGES).mkdir(exist_ok=True)
-            write_atomically(folder / IMAGES / f"{norm}-{name}.png", path.read_bytes())
-
-
-def write_csv(frame: Any, path: Path) -> None:
-    """Write a frame; a float is written in the fewest digits that read back as the same number."""
-    write_atomically(path, frame.to_csv(index=False, lineterminator="\n").encode())
-
-
-def _read_csv(path: Path, columns: dict[str, str]) -> Any:
-    if not path.exists():
-        return _frame([], columns)
-    # all columns have types: run_id's 12 hexadecimal digits may look like a number, as in 1234567890e1;
-    # and floats are first text: not every version of pandas reads them to the last digit by itself
-    types = {name: "string" if kind == "float64" else kind for name, kind in columns.items()}
-    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    return frame.reindex(columns=list(columns)).astype(columns)
-
-
-def _frame(rows: list[Row], columns: dict[str, str]) -> Any:
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
-
-
-def _cell_of_row(row: Row, experiment: Experiment) -> Cell | None:
-    """The cell that a committed row fills; None where the experiment or the schema has changed since."""
-    fixed = all(row[key] == str(value) for key, value in experiment.fixed.items())
-    if row["schema"] != SCHEMA or not fixed:
+def config_of(record: Record) -> Config | None:
+    """What a record says was trained; None where that is not what its run_id stands for (an older schema)."""
+    try:
+        config = parse(record.content["config"])
+    except (UserError, LookupError):
         return None
-    written = {tuple(map(str, cell.values())): tuple(cell.values()) for cell in experiment.cells()}
-    return written.get(tuple(row[key] for key in experiment.axes))
+    return config if config.run_id == record.content.get("run_id") else None
 
 
-def _run_row(record: Record, cell: Cell, experiment: Experiment) -> Row:
-    """A run in one row, its settings written as the experiment has them (a record may have 1.0 for 1)."""
+def difference(record: Record, plan: Plan) -> str:
+    """In which settings a record differs from the run of the plan that is nearest to it."""
+    config = config_of(record)
+    if config is None:
+        return f"schema {record.content.get('schema')}"
+
+    def whole(config: Config) -> Row:
+        return {**settings(config), "optim.lr": config.optim.lr, "seed": config.seed}
+
+    def apart(other: Row) -> list[str]:
+        return [key for key in own if own[key] != other.get(key)]
+
+    own = whole(config)
+    nearest = min((apart(whole(c)) for group in plan.groups for c in group.configs.values()), key=len)
+    return ", ".join(f"{key}={own[key]}" for key in nearest)
+
+
+def columns(plan: Plan) -> list[str]:
+    """Of ``runs.csv``: settings, results (losses in nats, errors as fractions, of the last epoch), origin."""
+    measured, key = plan.metric.parts, plan.metric.key
+    return [
+        *("run_id", *(plan.facets if plan.is_sweep else ("row",)), "norm", "lr", "seed", "status"),
+        *(f"{part}_{name}" for part in ("train", "valid", "test") for name in measured),
+        *(("test_nll", "iwae_samples", "iwae_images") if key == "loss" else ()),
+        *("best_epoch", f"best_valid_{key}", *(f"initial_valid_{name}" for name in measured)),
+        *("epochs", "steps", "diverged_epoch", "diverged_step", "seconds"),
+        *("commit", "dirty", "device", "stack_size", "precision", "torch"),
+    ]
+
+
+def of_records(plan: Plan, records: Mapping[str, Record]) -> Rows:
+    """The rows and curves of the records that are done."""
+    done = {run_id: records[run_id] for run_id in plan.group_of if run_id in records and records[run_id].done}
+    rows = {run_id: {**labels(plan, run_id), **_result(record)} for run_id, record in done.items()}
+    return Rows(rows, {run_id: _curve(plan, run_id, record) for run_id, record in done.items()})
+
+
+def labels(plan: Plan, run_id: str) -> Row:
+    group = plan.group_of[run_id]
+    config = group.configs[run_id]
+    own = {"norm": group.norm, "lr": config.optim.lr, "seed": config.seed}
+    return {"run_id": run_id, "row": group.name, **dict(zip(plan.facets, group.facet, strict=True)), **own}
+
+
+def _result(record: Record) -> Row:
     content = record.content
-    final, initial = content.get("final") or {}, content.get("initial") or {}
-    best, diverged = content.get("best") or {}, content.get("diverged_at") or {}
-    provenance, trainer = content["provenance"], content["config"]["trainer"]
-    last = (record.metrics or [{}])[-1]
-    settings = {**dict(zip(experiment.axes, cell, strict=True)), **experiment.fixed}
+    part = {key: content.get(key) or {} for key in ("final", "initial", "best", "diverged_at", "provenance")}
+    trainer = content["config"]["trainer"]
     return {
-        "run_id": content["run_id"],
-        "schema": content["schema"],
-        **{key: str(value) for key, value in settings.items()},
-        **final,
-        **{f"initial_{name}": number for name, number in initial.items()},
-        **{f"best_{name}": number for name, number in best.items()},
-        **{key: trainer.get(key) for key in ("iwae_samples", "iwae_images")},
-        "status": content["status"],
-        "epochs": last.get("epoch"),
-        "steps": last.get("step"),
-        "diverged_epoch": diverged.get("epoch"),
-        "diverged_step": diverged.get("step"),
-        "seconds": content.get("seconds"),
-        "commit": provenance["commit"],
-        "dirty": provenance["dirty"],
-        "device": provenance["device"],
-        "stack_size": len(content["stack"]),
-        "precision": trainer["precision"],
-        "torch": provenance["packages"]["torch"],
+        **part["final"],
+        **{f"initial_{name}": number for name, number in part["initial"].items()},
+        **{f"best_{name}": number for name, number in part["best"].items()},
+        **{f"diverged_{name}": number for name, number in part["diverged_at"].items()},
+        **{key: trainer.get(key) for key in ("iwae_samples", "iwae_images", "precision")},
+        **{key: part["provenance"].get(key) for key in ("commit", "dirty", "device")},
+        **{key: content.get(key) for key in ("status", "steps", "seconds")},
+        "epochs": part["diverged_at"].get("epoch", trainer["epochs"]),
+        "stack_size": len(content.get("stack", [])),
+        "torch": part["provenance"].get("packages", {}).get("torch"),
     }
 
 
-def _trajectory(record: Record) -> list[Row]:
-    """The probes of the middle layer: of three layers, the second hidden one or the like."""
-    probes = record.probes
-    layers = list(dict.fromkeys(probe["layer"] for probe in probes))
+def _curve(plan: Plan, run_id: str, record: Record) -> list[Row]:
+    """Of a sweep the first seed's probes of the middle layer; of rows, or at one rate, the metric."""
+    group, key = plan.group_of[run_id], plan.metric.key
+    rows: list[Row] = []
+    if not plan.is_sweep or plan.one_lr:
+        names = [f"{part}_{name}" for part in ("train", "valid", "test") for name in plan.metric.parts]
+        names = [name for name in names if key == "loss" or name.endswith("error")]
+        rows += _long(run_id, (row for row in record.metrics if row["epoch"]), names, DIGITS[key])
+    if plan.is_sweep and group.configs[run_id].seed == group.seeds[0]:
+        probes = record.probes
+        layers = list(dict.fromkeys(probe["layer"] for probe in probes))
+        middle = [probe for probe in probes if probe["layer"] == layers[len(layers) // 2]]
+        rows += _long(run_id, middle, PROBED, DIGITS["error"])
+    return rows
+
+
+def _long(run_id: str, rows: Iterable[Row], names: Sequence[str], digits: int) -> list[Row]:
     return [
-        {
-            "run_id": record.content["run_id"],
-            "layer": probe["layer"],
-            "epoch": probe["epoch"],
-            **{name: _rounded(probe.get(field)) for name, field in PROBED.items()},
-        }
-        for probe in probes
-        if probe["layer"] == layers[len(layers) // 2]
+        {"run_id": run_id, "epoch": row["epoch"], "layer": row.get("layer"), "name": name, "value": value}
+        for row in rows
+        for name in names
+        if row.get(name) is not None
+        for value in [float(f"{row[name]:.{digits}g}")]
     ]
 
 
-def _curve(record: Record) -> list[Row]:
-    """The errors after every epoch of training."""
-    return [
-        {
-            "run_id": record.content["run_id"],
-            "epoch": row["epoch"],
-            **{name: _rounded(row.get(name)) for name in ("train_error", "valid_error")},
-        }
-        for row in record.metrics
-        if row["epoch"]
-    ]
+def committed(plan: Plan, folder: Path) -> tuple[Rows, list[str]]:
+    """The committed rows and curves that count, and a line that names the rows that do not.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    every = {row["run_id"]: row for row in read_csv(folder / RUNS)}
+    others = [run_id for run_id in every if run_id not in plan.group_of]
+    runs = {i: {**every[i], **labels(plan, i)} for i in plan.group_of if i in every}
+    curves: dict[str, list[Row]] = {run_id: [] for run_id in runs}
+    for row in read_csv(folder / CURVES):
+        if row["run_id"] in curves:
+            curves[row["run_id"]].append(row)
+    what = f"committed row{{}} in {folder / RUNS} {{be}} of no run of {plan.name} as it is now"
+    return Rows(runs, curves), left_out(others, what)
 
 
-def _bounds(record: Record) -> list[Row]:
-    """The losses after those epochs of training at which the test set was looked at."""
-    names = [name for name, kind in BOUND_COLUMNS.items() if kind == "float64"]
-    return [
-        {
-            "run_id": record.content["run_id"],
-            "epoch": row["epoch"],
-            **{name: _rounded(row.get(name), BOUND_DIGITS) for name in names},
-        }
-        for row in record.metrics
-        if row["epoch"] and row.get("test_loss") is not None
-    ]
+def merged(plan: Plan, new: Rows, old: Rows) -> Rows:
+    """New rows take the place of old ones of the same run; the results of several machines add up."""
+    found = {i: new if i in new.runs else old for i in plan.group_of if i in new.runs or i in old.runs}
+    return Rows({i: rows.runs[i] for i, rows in found.items()}, {i: r.curves[i] for i, r in found.items()})
 
 
-def _rounded(number: float | None, digits: int = DIGITS) -> float | None:
-    return None if number is None else float(f"{number:.{digits}g}")
+def write(plan: Plan, rows: Rows, folder: Path) -> None:
+    write_csv(folder / f"runs{plan.suffix}.csv", columns(plan), rows.runs.values())
+    curves = (row for own in rows.curves.values() for row in own)
+    write_csv(folder / f"curves{plan.suffix}.csv", CURVE_COLUMNS, curves)
 
 
-SERIES = {
-    "lr_robustness": Series("trajectories.csv", TRAJECTORY_COLUMNS, _trajectory, first_seed_only=True),
-    "classification": Series("curves.csv", CURVE_COLUMNS, _curve, first_seed_only=False),
-    "bound": Series("curves.csv", BOUND_COLUMNS, _bounds, first_seed_only=False),
-}
-"""By the kind of report."""
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write rows: a float in the fewest digits that read back as the same number, unknown as nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: None if v != v else v for k, v in row.items()} for row in rows)
+    write_atomically(path, text.getvalue().encode("utf-8"))
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a file as it was written; none where it is not there.
+
+    Raises:
+        UserError: it is empty, cut short, or holds what is no row (a merge's conflict markers).
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    names, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(names) or not re.fullmatch("[0-9a-f]{12}", line[0]):
+            raise UserError(f"{path}: line {number} is no row; `git checkout {path}` brings the file back")
+    if names[:1] != ["run_id"] or not text.endswith("\n"):
+        raise UserError(f"{path}: empty or cut short; `git checkout {path}` brings the file back")
+    return [{k: v if k in TEXT else _value(v) for k, v in zip(names, line, strict=True)} for line in lines]
+
+
+def _value(text: str) -> Any:
+    for read in (int, float, {"": None, "True": True, "False": False}.__getitem__):
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            continue
+    return text

@@ -1,4 +1,4 @@
-"""Numbers -> figures: ``*.svg`` to be committed, ``*.png`` for whoever shows them elsewhere.
+"""Figures of a sweep, and the style of all: ``*.svg`` to be committed, ``*.png`` to be shown elsewhere.
 
 The same rows give the same bytes: no date, a fixed salt for the names inside the SVG, and letters as paths,
 so that what a reader sees depends on no font. No pyplot, hence no global state and no display.
@@ -16,31 +16,32 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
-from wn.experiments import Experiment
 from wn.records import write_atomically
-from wn.report import measures, statistics
+from wn.report.collect import Row, Rows
+from wn.report.plan import Group, Plan
 
-STYLE: dict[str, dict[str, str]] = {
-    "none": {"color": "#000000", "marker": "o", "linestyle": "-"},
-    "none_init": {"color": "#7f7f7f", "marker": "p", "linestyle": "--"},
-    "scaled_init": {"color": "#b0b0b0", "marker": "h", "linestyle": ":"},
-    "batch_norm": {"color": "#D55E00", "marker": "s", "linestyle": "-"},
-    "weight_norm": {"color": "#0072B2", "marker": "^", "linestyle": "-"},
-    "weight_norm_init": {"color": "#56B4E9", "marker": "v", "linestyle": "--"},
-    "mean_only_bn": {"color": "#E69F00", "marker": "D", "linestyle": "-."},
-    "mean_only_bn_init": {"color": "#F0E442", "marker": "d", "linestyle": "--"},
-    "weight_norm_mean_only_bn": {"color": "#009E73", "marker": "P", "linestyle": "-."},
-    "weight_norm_mean_only_bn_init": {"color": "#66C2A5", "marker": "*", "linestyle": "--"},
+STYLE: dict[str, tuple[str, str, str]] = {
+    "none": ("#000000", "o", "-"),
+    "none_init": ("#7f7f7f", "p", "--"),
+    "scaled_init": ("#b0b0b0", "h", ":"),
+    "batch_norm": ("#D55E00", "s", "-"),
+    "weight_norm": ("#0072B2", "^", "-"),
+    "weight_norm_init": ("#56B4E9", "v", "--"),
+    "mean_only_bn": ("#E69F00", "D", "-."),
+    "mean_only_bn_init": ("#F0E442", "d", "--"),
+    "weight_norm_mean_only_bn": ("#009E73", "P", "-."),
+    "weight_norm_mean_only_bn_init": ("#66C2A5", "*", "--"),
 }
-"""How a norm is drawn, in every figure: Okabe and Ito's colours, which colour-blind readers can tell apart,
-and paler ones beside them; marker and line tell them apart in grey."""
+"""Colour, marker and line of a norm, in every figure: Okabe and Ito's colours, which colour-blind readers can
+tell apart, and paler ones beside them; marker and line tell them apart in grey."""
 
-OTHER_STYLE = {"color": "#CC79A7", "marker": "X", "linestyle": ":"}
-"""For a norm without a preset."""
+OTHERS = ("#CC79A7", "#882255", "#44AA99", "#999933", "#332288", "#AA4499")
+DASHES = ("-", "--", ":", "-.")
+"""Of facets, and of a row's learning rates."""
 
 RC: Any = {
     "svg.fonttype": "path",
@@ -57,32 +58,16 @@ RC: Any = {
     "lines.markersize": 5,
 }
 
-QUANTITIES = {
-    "error": ("final validation error (%)", 100.0),
-    "loss": ("final validation loss (nats)", 1.0),
-}
-"""Label and unit of what is drawn against the learning rate."""
-
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
-    "g": "gain g",
+    "g_mean": "gain g",
     "effective_lr": "effective lr",
     "relative_update": "relative update",
 }
-"""Rows of the figure of trajectories: columns of the frame, but ``weight``: the norm of what is trained."""
+"""Rows of the figure of trajectories: probes, but ``weight``: the norm of what is trained."""
 
-
-def draw(experiment: Experiment, table: Any, curves: Any, rows: Any, folder: Path) -> list[Path]:
-    """Draw the figures of an experiment into its results folder.
-
-    Returns:
-        The PNG files; beside each is the same figure as SVG.
-    """
-    quantities = measures.of(experiment).drawn
-    with house_style():
-        figures = {name: sweep_figure(experiment, table, curves, name) for name in quantities}
-        figures["trajectories"] = trajectory_figure(experiment, rows)
-        return [save(figure, folder / name) for name, figure in figures.items()]
+COLUMNS = 12
+"""Of that figure at most: the first rows of the table."""
 
 
 @contextlib.contextmanager
@@ -100,159 +85,169 @@ def save(figure: Figure, stem: Path) -> Path:
         file = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
         figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
-        write_atomically(stem.with_suffix(suffix), file.getvalue())
-    return stem.with_suffix(".png")
+        write_atomically(stem.parent / (stem.name + suffix), file.getvalue())
+    return stem.parent / (stem.name + ".png")
 
 
-def sweep_figure(experiment: Experiment, table: Any, curves: Any, quantity: str) -> Figure:
-    """Error or loss against learning rate: a line per norm, and above it where runs diverged."""
-    label, unit = QUANTITIES[quantity]
-    norms = [str(norm) for norm in experiment.grid["norm"]]
-    columns = 4 if len(norms) < 9 else 3  # of the legend: the longest names come where all norms do
-    lines = -(-len(norms) // columns)
-    height = 4.1 + 0.19 * lines + 0.15 * len(norms)  # inches
-    bottom = (0.8 + 0.19 * lines) / height
+def look(plan: Plan, group: Group) -> dict[str, Any]:
+    """How a group is drawn: colour and marker by norm, line by facet; all by place if norms are the same."""
+    place, facets = plan.groups.index(group), list(dict.fromkeys(g.facet for g in plan.groups))
+    every = list(STYLE.values())
+    color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "X", ":"))
+    if len({g.norm for g in plan.groups}) == 1 < len(plan.groups):
+        color, marker, _ = (every[3:] + every[:3])[place % len(every)]  # the greys last
+    if len(facets) > 1:
+        line = DASHES[facets.index(group.facet) % len(DASHES)]
+    return {"color": color, "marker": marker, "linestyle": line}
+
+
+def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> Figure:
+    """Error or loss against learning rate: a line per group, its name and divergences in a strip above."""
+    n, lrs = len(plan.groups), sorted({lr for group in plan.groups for lr in group.lrs})
+    height, left = 4.3 + 0.19 * n, max(0.15, 0.075 + 0.0078 * max(len(group.name) for group in plan.groups))
     figure = Figure(figsize=(8, height))
-    places = {"left": 0.22, "right": 0.97, "top": 1 - 0.27 / height, "bottom": bottom, "hspace": 0.04}
-    ratios = [0.19 * len(norms), 4]
-    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=ratios, gridspec_kw=places)
-    best = dict(zip(table["norm"], table["best_lr"], strict=True))
-    handles = []
-    for i, norm in enumerate(norms):
-        style = STYLE.get(norm, OTHER_STYLE)
-        own = curves[curves["norm"] == norm].sort_values("lr")
-        line = own[own[quantity].notna()]
-        handles += main.plot(line["lr"], unit * line[quantity], **style, mfc="white", label=norm)
-        band = unit * line[f"{quantity}_min"], unit * line[f"{quantity}_max"]
-        main.fill_between(line["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
-        chosen = line[line["lr"] == best[norm]]
-        strip.plot(chosen["lr"], [i] * len(chosen), **style)
-        _mark_diverged(strip, own, i, style["color"])
-    _dress_strip(strip, norms)
-    main.set_ylabel(label)
+    places = {"left": left, "right": 0.97, "top": 1 - 0.08 / height, "bottom": 0.88 / height, "hspace": 0.03}
+    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4], gridspec_kw=places)
+    for i, (group, row) in enumerate(zip(plan.groups, table, strict=True)):
+        style = look(plan, group)
+        own = [point for point in points if point["line"] == group.name]
+        drawn = [point for point in own if point[name] == point[name]]
+        x = [point["lr"] for point in drawn]
+        low, middle, high = ([point[name + end] for point in drawn] for end in ("_min", "", "_max"))
+        main.plot(x, middle, **style, mfc="white")
+        main.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
+        strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
+        if row["lr"] is not None:
+            strip.plot(row["lr"], i, **style)
+        for point in own:
+            if point["diverged"]:
+                strip.plot(point["lr"], i, "x", color=style["color"], markeredgewidth=1.5)
+            if 0 < point["diverged"] < point["runs"]:
+                count, place = f"{point['diverged']}/{point['runs']}", (point["lr"], i)
+                strip.annotate(count, place, (4, -2.5), textcoords="offset points", fontsize=6)
+    strip.set_ylim(n - 0.4, -0.6)
+    strip.set_yticks(range(n), [group.name for group in plan.groups], fontsize=7)
+    for tick, group in zip(strip.get_yticklabels(), plan.groups, strict=True):
+        tick.set_color(look(plan, group)["color"])
+    strip.tick_params(axis="both", which="both", length=0, labelbottom=False)
+    strip.tick_params(axis="y", pad=33)
+    strip.spines[["left", "bottom"]].set_visible(False)
+    main.set_xscale("log")
+    main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
-    _dress_main(main, experiment, curves, quantity)
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=columns,
-        columnspacing=1.2,
-        frameon=False,
-        handlelength=3.2,
-        title="line: median, band: lowest to highest, over the seeds that did not diverge",
-        title_fontsize=8,
-    )
+    _scale(main, plan, points, name)
+    words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
+    caption(figure, f"{words}lr,\n×: diverged (all seeds, or as many as written)")
     return figure
 
 
-def _mark_diverged(strip: Axes, own: Any, height: int, colour: str) -> None:
-    """A cross where runs diverged, and how many of how many."""
-    for row in own[own["diverged"] > 0].to_dict("records"):
-        strip.plot(row["lr"], height, marker="x", color=colour, markersize=5, markeredgewidth=1.5)
-        if row["diverged"] < row["runs"]:
-            count = f"{row['diverged']}/{row['runs']}"
-            strip.annotate(count, (row["lr"], height), (5, -2.5), textcoords="offset points", fontsize=6.5)
+def caption(figure: Figure, text: str) -> None:
+    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
 
 
-def _dress_strip(strip: Axes, norms: list[str]) -> None:
-    strip.set_title("filled: best learning rate; × diverged (all seeds, or as many as written)", fontsize=8)
-    strip.set_ylim(len(norms) - 0.4, -0.6)
-    strip.set_yticks(range(len(norms)), norms, fontsize=7)
-    for tick, norm in zip(strip.get_yticklabels(), norms, strict=True):
-        tick.set_color(STYLE.get(norm, OTHER_STYLE)["color"])
-    strip.tick_params(axis="both", which="both", length=0, labelbottom=False)
-    strip.spines[["left", "bottom"]].set_visible(False)
-
-
-def _dress_main(main: Axes, experiment: Experiment, curves: Any, quantity: str) -> None:
-    """Axes: decades of learning rate; an error that may be 0 on a scale that is linear near 0."""
-    lrs = [float(lr) for lr in experiment.grid["optim.lr"]]
-    main.set_xscale("log")
-    main.set_xlim(min(lrs) / 1.4, max(lrs) * 1.6)
-    if quantity == "error":
+def _scale(main: Axes, plan: Plan, points: list[Row], name: str) -> None:
+    """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
+    known = [point for point in points if point[name] == point[name]]
+    if name == "error":
         ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
+        main.set_ylabel("final validation error (%)")
         main.set_yscale("symlog", linthresh=0.5, linscale=0.3)
-        lowest = float(np.nanmin([100 * curves["error_min"].min(), 90]))
+        lowest = min([90.0, *(point["error_min"] for point in known)])
         main.set_ylim(max(tick for tick in ticks if tick <= lowest), 105)
         main.yaxis.set_major_locator(FixedLocator(ticks))
         main.yaxis.set_minor_locator(NullLocator())
         main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    elif (curves["loss"] > 0).any():
-        main.set_yscale("log")
-        cut = measures.of(experiment).cut
-        highest = cut * float(curves["initial_loss"].max())
-        main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-        if highest < main.get_ylim()[1]:
-            main.set_ylim(0.9 * float(curves["loss_min"].min()), highest)
-            times = f"{cut} × " if cut > 1 else ""
-            main.set_ylabel(f"{main.get_ylabel()}\ncut off at {times}that before training")
+        return
+    main.set_ylabel(f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)")
+    lowest = min((point["loss_min"] for point in known), default=0)
+    if lowest <= 0:
+        return
+    main.set_yscale("log")
+    main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+    highest = plan.metric.cut * max(point["initial_loss"] for point in points)
+    if 0.9 * lowest < highest < main.get_ylim()[1]:
+        main.set_ylim(0.9 * lowest, highest)
+        times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
+        main.set_ylabel(f"{main.get_ylabel()}\ncut off at {times}that before training")
 
 
-def trajectory_figure(experiment: Experiment, rows: Any) -> Figure:
-    """What the middle layer did over the epochs: a column per norm, a line per learning rate."""
-    frame = _with_settings(rows)
-    norms = [str(norm) for norm in experiment.grid["norm"]]
-    lrs = sorted(float(lr) for lr in experiment.grid["optim.lr"])
-    scale = LogNorm(lrs[0], lrs[-1])
+def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
+    """What the middle layer did over the epochs: a column per group, a line per learning rate."""
+    groups, paths = plan.groups[:COLUMNS], _paths(rows)
+    lrs = sorted({lr for group in groups for lr in group.lrs})
+    scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
-    width = 1.7 * len(norms) + 1.9  # inches
-    places = {"left": 0.8 / width, "right": 1 - 1.1 / width, "top": 0.94, "bottom": 0.08, "wspace": 0.12}
+    width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
+    places = {"left": 0.8 / width, "right": 1 - 1.1 / width, "top": 0.94, "bottom": 0.12, "wspace": 0.12}
     figure = Figure(figsize=(width, 7.5))
-    shape = len(TRAJECTORIES), len(norms)
+    shape = len(TRAJECTORIES), len(groups)
     grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=places)
-    for i, (measure, label) in enumerate(TRAJECTORIES.items()):
+    for i, (name, label) in enumerate(TRAJECTORIES.items()):
+        finished = [path[name][1] for i, path in paths.items() if rows.runs[i]["status"] == "finished"]
         grid[i, 0].set_ylabel(label)
-        grid[i, 0].set_yscale("log" if measure != "g" and (frame[measure] > 0).any() else "linear")
-        _leave_out_explosions(grid[i, 0], frame, measure)
-        for axes, norm in zip(grid[i], norms, strict=True):
-            own = frame[frame["norm"] == norm]
-            _draw_runs(axes, own, measure, colours, scale)
-            if measure == "g" and own["g"].isna().all():
-                note = "no g" if len(own) else "pending"
+        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *finished]))
+        for axes, group in zip(grid[i], groups, strict=True):
+            own = {run_id: paths[run_id][name] for run_id in group.configs if run_id in paths}
+            note = ("no g" if name == "g_mean" else "not measured") if own else "pending"
+            note = note * (not any(len(epochs) for epochs, _ in own.values()))
+            if name == "effective_lr" and group.first.norm.statistics == "batch":
+                own, note = {}, "scale-invariant"
+            if note:
                 axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
-    for axes, norm in zip(grid[0], norms, strict=True):
-        title = norm if len(norm) < 20 else norm.replace("norm_mean", "norm_\nmean")
-        axes.set_title(title, fontsize=8, color=STYLE.get(norm, OTHER_STYLE)["color"])
+            for run_id, (epochs, path) in own.items():
+                colour = colours(scale(group.configs[run_id].optim.lr))
+                axes.plot(epochs, path, color=colour, linewidth=1.1)
+                if rows.runs[run_id]["status"] == "diverged" and len(path):
+                    last = path[-1] if axes.get_autoscaley_on() else np.clip(path[-1], *axes.get_ylim())
+                    axes.plot(epochs[-1], last, "x", color=colour, clip_on=False)
+    for axes, group in zip(grid[0], groups, strict=True):
+        title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
+        axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
-    place = figure.add_axes((1 - 0.85 / width, 0.08, 0.15 / width, 0.86))
-    figure.colorbar(ScalarMappable(scale, colours), cax=place).set_label("learning rate")
-    layer = ", ".join(sorted(frame["layer"].dropna().unique()))
-    figure.supxlabel(
-        f"epoch   (layer {layer}, mean over its units; seed {experiment.grid['seed'][0]}; "
-        "effective lr = lr (g/‖v‖)², plain: lr; × diverged)",
-        y=0.01,
-        fontsize=9,
-    )
+    place = figure.add_axes((1 - 0.85 / width, 0.12, 0.15 / width, 0.82))
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
+    if len(lrs) < 4:
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+        bar.set_ticks(lrs, labels=[f"{lr:g}" for lr in lrs])
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
+    layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
+    where = f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
+    rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
+    caption(figure, f"{where}; {rates}")
     return figure
 
 
-def _leave_out_explosions(axes: Axes, frame: Any, measure: str) -> None:
-    """Scale a row of panels to runs that are sound: weights that explode, or die, pass through 1e±30."""
-    finished = frame[frame["diverged"] == 0][measure].dropna()
+def _paths(rows: Rows) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """Epochs and values of every run that has probes, by the keys of :data:`TRAJECTORIES`."""
+    found = {}
+    for run_id, own in rows.curves.items():
+        probes: dict[str, list[tuple[int, float]]] = {}
+        for row in own:
+            if row["layer"]:
+                probes.setdefault(row["name"], []).append((row["epoch"], row["value"]))
+        if probes:
+            probes["weight"] = probes.get("v_norm_mean", probes.get("w_norm_mean", []))
+            pairs = {
+                name: np.array(probes.get(name, []), dtype=float).reshape(-1, 2) for name in TRAJECTORIES
+            }
+            found[run_id] = {name: (pair[:, 0], pair[:, 1]) for name, pair in pairs.items()}
+    return found
+
+
+def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
+    """Scale axes to runs that did not explode or collapse: weights that do pass through 1e±30."""
     positive = finished[finished > 0]
-    if len(positive) and axes.get_yscale() == "log":
-        span = 30 if measure == "weight" else 3000
-        positive = positive[(positive / positive.median()).between(1 / span, span)]
+    if name != "g_mean" and len(positive):
+        axes.set_yscale("log")
+        span = 30 if name == "weight" else 3000
+        middle = np.median(positive)
+        positive = positive[(positive > middle / span) & (positive < middle * span)]
         axes.set_ylim(positive.min() / 1.7, positive.max() * 1.7)
     elif len(finished):
+        if np.abs(finished).max() > 10:
+            axes.set_yscale("symlog", linthresh=10)
         margin = 0.06 * (finished.max() - finished.min()) or 0.1
         axes.set_ylim(finished.min() - margin, finished.max() + margin)
-
-
-def _with_settings(rows: Any) -> Any:
-    """The trajectories with the norm, learning rate and status of their runs, and ``weight``."""
-    runs = statistics.numeric(rows.runs)[["run_id", "norm", "optim.lr", "diverged"]]
-    frame = rows.series.merge(runs, on="run_id")
-    return frame.assign(weight=frame["v_norm"].fillna(frame["w_norm"]))
-
-
-def _draw_runs(axes: Axes, own: Any, measure: str, colours: Colormap, scale: LogNorm) -> None:
-    """A line per run; one that diverged ends in a cross, at the edge of the panel where it left that."""
-    for lr, run in own[own[measure].notna()].sort_values("epoch").groupby("optim.lr"):
-        colour = colours(scale(lr))
-        axes.plot(run["epoch"].astype(float), run[measure], color=colour, linewidth=1.1)
-        if run["diverged"].iloc[-1]:
-            last = run[measure].iloc[-1]
-            shown = last if axes.get_autoscaley_on() else np.clip(last, *axes.get_ylim())
-            axes.plot(float(run["epoch"].iloc[-1]), shown, "x", color=colour, markersize=5, clip_on=False)

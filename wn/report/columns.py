@@ -1,0 +1,154 @@
+"""A column of a table as one thing: its key in a row, its heading, how its number is written.
+
+A table is rows of text, the headings first, for a terminal or in Markdown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from wn.report.plan import Plan
+from wn.report.statistics import ENOUGH, ROUNDING
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    key: str
+    heading: str
+    text: Callable[[Row], str] | None = None
+    """The cell; None writes the value of ``key`` as it is."""
+    known: bool = False
+    """Shown even while nothing of the row is measured."""
+    front: bool = False
+    """Among the few of the project's front page."""
+
+    def cell(self, row: Row) -> str:
+        if row.get("pending") and not self.known:
+            return "pending"
+        return self.text(row) if self.text else str(row[self.key])
+
+
+def table(columns: Sequence[Column], rows: Iterable[Row]) -> list[list[str]]:
+    return [[column.heading for column in columns]] + [[c.cell(row) for c in columns] for row in rows]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text for a terminal: the first column flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def in_markdown(rows: Sequence[Sequence[str]]) -> str:
+    heading, *rest = rows
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    safe = ([cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *rest))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in safe)
+
+
+def missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def number(key: str, form: str) -> Callable[[Row], str]:
+    return lambda row: "–" if missing(row.get(key)) else f"{row[key]:{form}}"
+
+
+def interval(key: str, digits: int) -> Callable[[Row], str]:
+    """A mean and the half-width of its interval, which takes two seeds."""
+
+    def text(row: Row) -> str:
+        mean, half = row.get(key), row.get(f"{key}_half_width")
+        if missing(mean):
+            return "–"
+        return f"{mean:.{digits}f} ± {'n/a' if missing(half) else f'{half:.{digits}f}'}"
+
+    return text
+
+
+def probability(key: str) -> Callable[[Row], str]:
+    return lambda row: "–" if missing(row.get(key)) else "<0.001" if row[key] < 0.001 else f"{row[key]:.3f}"
+
+
+def at_least(key: str, form: str) -> Callable[[Row], str]:
+    """A number, with ``≥`` where it reaches an end of the grid."""
+    return lambda row: ("≥ " if row.get(f"{key}_open") else "") + number(key, form)(row)
+
+
+def sweep_columns(plan: Plan) -> list[Column]:
+
+    def best(row: Row) -> str:
+        return number("lr", "g")(row) + " (edge)" * bool(row.get("edge"))
+
+    columns = [Column(facet, facet, known=True, front=True) for facet in plan.facets]
+    columns += [
+        Column("norm", "norm", lambda row: row["norm"] + row["mark"], known=True, front=True),
+        Column("lr", "best lr", best, front=True),
+        Column(plan.metric.test, plan.metric.heading, interval(plan.metric.test, 2), front=True),
+        Column("n", "n", known=True, front=True),
+        Column("p_vs_none", "p vs none", probability("p_vs_none")),
+        Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
+    ]
+    columns += [Column(k, heading, at_least(k, ".2f")) for k, (heading, *_) in plan.metric.widths.items()]
+    stable = Column("largest_stable_lr", "largest stable lr", at_least("largest_stable_lr", "g"), front=True)
+    count = Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True)
+    return [*columns, stable, count]
+
+
+def rows_columns(plan: Plan) -> list[Column]:
+    metric, trainer = plan.metric, plan.groups[0].first.trainer
+    digits, test, is_error = f".{metric.digits}f", metric.test, metric.key == "error"
+
+    def lr(row: Row) -> str:
+        if missing(row["lr"]):
+            return "to be chosen" if row["pending"] else "–"
+        return f"{row['lr']:g}{' (chosen)' * row['chosen']}"
+
+    def band(row: Row) -> str:
+        low, high, n = row["band_low"], row["band_high"], row["n"]
+        inside = low - ROUNDING <= row[test] <= high + ROUNDING
+        verdict = "" if n < ENOUGH else ": in" if inside else ": out"
+        return "–" if missing(low) else f"{low:.1f} to {high:.1f}{verdict}"
+
+    def spread(row: Row) -> str:
+        own = "n/a" if row["n"] == 1 else number("sd", f".{metric.digits + 1}f")({"sd": row[f"{test}_sd"]})
+        bar = "" if missing(row["paper_bar"]) else f" ({row['paper_bar']:.{metric.digits + 1}f})"
+        return ("pending" if row["pending"] else own) + bar
+
+    def progress(row: Row) -> str:
+        if not row["runs"]:
+            return "pending"
+        done = "done" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} done"
+        return done + f", {row['diverged']} diverged" * bool(row["diverged"])
+
+    columns = [
+        Column("row", "row", known=True, front=True),
+        Column("lr", "lr", lr, known=True, front=True),
+        Column("paper", "paper %" if is_error else "paper", number("paper", digits), known=True, front=True),
+        Column("rerun", "RMSNorm authors' rerun %", number("rerun", ".2f"), known=True, front=True),
+        Column(test, metric.heading, interval(test, metric.digits), front=True),
+        Column("n", "n", known=True, front=True),
+    ]
+    if is_error:
+        columns += [
+            Column("band_low", "expected %", band, known=True),
+            Column("train_error_percent", "training error %", number("train_error_percent", ".2f")),
+            Column("p_vs_bn", "p vs BN", probability("p_vs_bn")),
+            Column("p_vs_normal", "p vs normal", probability("p_vs_normal")),
+        ]
+    else:
+        images = f", {trainer.iwae_images} images" if trainer.iwae_images else ""
+        iwae = f"IWAE bound, k = {trainer.iwae_samples}{images}"
+        columns += [
+            Column(f"{test}_sd", "sd (paper's bar)", spread, known=True),
+            Column("above_normal", "above normal", number("above_normal", f"+{digits}"), front=True),
+            Column("p_vs_normal", "p", probability("p_vs_normal")),
+            Column("iwae_bound", iwae, interval("iwae_bound", metric.digits)),
+            Column("reconstruction", "reconstruction", number("reconstruction", digits)),
+            Column("kl", "KL", number("kl", digits)),
+            Column("bits_per_dim", "bits/dim", number("bits_per_dim", ".3f")),
+        ]
+    return [*columns, Column("status", "status", progress, known=True, front=True)]

@@ -1,0 +1,185 @@
+"""Which runs a report is about: those of an experiment's file, or those whose records lie in a folder.
+
+A row of a table is a :class:`Group`: runs that differ in learning rate and seed alone. Whatever else differs
+between configurations, other than the norm, is a facet, and stands before the norm in the row's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+from wn import experiments, presets
+from wn.config import Config, VAEConfig, decides
+
+SECTIONS = ("model", "data", "optim", "trainer", "norm")
+NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in presets.DEFAULTS)}
+DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
+"""D: numbers in an image of a data set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss."""
+
+    key: str
+    """``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported."""
+    test: str
+    """The column that reports it, in %, or in nats where higher is better."""
+    heading: str
+    parts: tuple[str, ...]
+    """What a record has of each split."""
+    widths: dict[str, tuple[str, float, float]]
+    """Columns of usable widths: heading, and a and b of the threshold a + b x best."""
+    cut: int
+    """Figures show losses up to so many times that before training: some classifiers end at thousands of
+    nats, while VAEs differ by a nat or two among dozens."""
+    shift: float = 0.0
+    bits: float = math.nan
+    """Bits per dimension of a nat of loss; NaN for binary pixels, where they are not customary."""
+    digits: int = 2
+
+    def shown(self, name: str, value: float) -> float:
+        """A recorded number as tables and figures show it: errors in %, bounds in nats.
+
+        For bytes the paper's bounds, which are positive, are taken as those of a density of images from 0 to
+        1: ``shift`` = D ln 256 above the log probability of D bytes.
+        """
+        if name.endswith("error"):
+            return 100 * value
+        return value if self.key == "error" or name.endswith("kl") else self.shift - value
+
+
+def metric_of(config: Config) -> Metric:
+    """The metric follows from the model."""
+    if not isinstance(config.model, VAEConfig):
+        widths = {"width_1pp": ("width +1pp", 0.01, 1.0), "width_x1.5": ("width ×1.5", 0.0, 1.5)}
+        return Metric("error", "test_error_percent", "test error %", ("loss", "error"), widths, cut=4)
+    widths = {"width_1nat": ("width 1 nat", 1.0, 1.0), "width_3nats": ("width 3 nats", 3.0, 1.0)}
+    elbo = Metric("loss", "test_elbo", "test ELBO (nats)", ("loss", "reconstruction", "kl"), widths, cut=1)
+    if config.model.likelihood == "bernoulli":
+        return elbo
+    d = DIMENSIONS[config.data.name]
+    return dataclasses.replace(elbo, shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
+
+
+class Group:
+    """A row of the table: its runs by run_id, and where each stands."""
+
+    def __init__(self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None):
+        self.facet, self.name, self.row = facet, name, row
+        self.configs = {config.run_id: config for config in configs}
+        self.ids = {(config.optim.lr, config.seed): run_id for run_id, config in self.configs.items()}
+        self.first = configs[0]
+        self.norm = self.first.norm.label
+        self.lrs = sorted({lr for lr, _ in self.ids})
+        self.seeds = list(dict.fromkeys(seed for _, seed in self.ids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The runs that a report is about, whether they are done or not."""
+
+    name: str
+    groups: list[Group]
+    facets: tuple[str, ...] = ()
+    experiment: experiments.Experiment | None = None
+    suffix: str = ""
+    """Of file names, where a folder holds classifiers and VAEs."""
+
+    @cached_property
+    def metric(self) -> Metric:
+        return metric_of(self.groups[0].first)
+
+    @cached_property
+    def group_of(self) -> dict[str, Group]:
+        return {run_id: group for group in self.groups for run_id in group.configs}
+
+    @property
+    def is_sweep(self) -> bool:
+        """A row per norm, at the learning rate that validation chooses; otherwise the file lists the rows."""
+        return self.experiment is None or not self.experiment.rows
+
+    @cached_property
+    def one_lr(self) -> bool:
+        """Whether no row has a second learning rate: there is nothing to draw against it."""
+        return all(len(group.lrs) == 1 for group in self.groups)
+
+    @property
+    def chooses_itself(self) -> bool:
+        """Whether its own validation images choose each row's learning rate."""
+        return self.is_sweep or (self.experiment is not None and self.experiment.chosen_by == self.name)
+
+
+def of_experiment(name: str) -> Plan:
+    """The runs of an experiment's file."""
+    experiment = experiments.load(name)
+    runs = experiment.runs()
+    if not experiment.rows:
+        groups, facets = _grouped([run.config for run in runs])
+        return Plan(name, groups, facets, experiment)
+    own = {row.name: [run.config for run in runs if run.row == row.name] for row in experiment.rows}
+    return Plan(name, [Group((), own[row.name], row.name, row) for row in experiment.rows], (), experiment)
+
+
+def of_configs(name: str, configs: Iterable[Config]) -> list[Plan]:
+    """The runs that lie in a folder: one plan, or one for classifiers and one for VAEs."""
+    families: dict[str, list[Config]] = {}
+    for config in sorted(configs, key=lambda config: (config.seed, config.optim.lr)):
+        families.setdefault(metric_of(config).key, []).append(config)
+    norms, plans = list(presets.PRESETS), []
+    for key, family in sorted(families.items()):
+        groups, facets = _grouped(family)
+        places = {group: norms.index(group.norm) if group.norm in norms else len(norms) for group in groups}
+        groups.sort(key=lambda group: ([_natural(value) for value in group.facet], places[group], group.norm))
+        suffix = "-elbo" if key == "loss" and len(families) > 1 else ""
+        plans.append(Plan(name, groups, facets, suffix=suffix))
+    return plans
+
+
+def settings(config: Config) -> dict[str, str]:
+    """All that decides a run's numbers but for learning rate and seed, as text; the norm by its label."""
+    tree = config.model_dump(mode="json")
+    pairs = ((f"{section}.{key}", value) for section in SECTIONS for key, value in tree[section].items())
+    flat = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in pairs if k not in NOT_FACETS}
+    names_first = sorted(filter(decides, flat), key=lambda key: not key.endswith(".name"))
+    return {"norm": config.norm.label, **{key: flat[key] for key in names_first}}
+
+
+def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
+    """The fewest settings that tell the runs apart as all settings do, in their order.
+
+    A setting that follows from earlier ones (such as another model's own initial weights) is none.
+    """
+
+    def parts(keys: list[str]) -> int:
+        return len({tuple(one.get(key) for key in keys) for one in every})
+
+    kept: list[str] = []
+    for key in dict.fromkeys(key for one in every for key in one if key != "norm"):
+        known = [*kept, "norm"] if key.startswith("norm.") else kept
+        if parts([key]) > 1 and parts([*known, key]) > parts(known):
+            kept.append(key)
+    return tuple(kept)
+
+
+def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
+    every = [settings(config) for config in configs]
+    facets = facets_of(every)
+    found: dict[tuple[str, ...], list[Config]] = {}
+    for config, own in zip(configs, every, strict=True):
+        found.setdefault((*(own.get(facet, "–") for facet in facets), own["norm"]), []).append(config)
+    names = {key: [f"{f}={value}" for f, value in zip(facets, key, strict=False)] for key in found}
+    return [
+        Group(key[:-1], own, ", ".join([*names[key], key[-1]]), None) for key, own in found.items()
+    ], facets
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    """Sorts numbers by value, then words."""
+    try:
+        return False, float(text), ""
+    except ValueError:
+        return True, 0.0, text
