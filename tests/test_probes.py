@@ -27,7 +27,7 @@ def layer(seed: int = 0, **choices: str) -> nn.Module:
     """A layer ``0`` whose numbers are known; other members have them scaled."""
     model = normalize(nn.Sequential(nn.Linear(2, 3)), **choices).double()
     with torch.no_grad():
-        model[0].direction.copy_(V * (1 + seed))  # type: ignore[index]
+        model[0].raw_weight.copy_(V * (1 + seed))  # type: ignore[index]
         if model[0].has_gain:  # type: ignore[index]
             model[0].g.copy_(G)  # type: ignore[index]
     return model
@@ -62,15 +62,15 @@ def test_one_weight_normalised_layer_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["none", "mean_only", "batch"])
-def test_a_plain_layer_in_closed_form(stats: str) -> None:
-    (row,) = measured(Stack([layer(direction="plain", gain="none", statistics=stats)]), [0.1])
-    gains = {"g_min", "g_mean", "g_max"} if stats == "batch" else set()
+def test_a_plain_layer_in_closed_form(statistics: str) -> None:
+    (row,) = measured(Stack([layer(direction="plain", gain="none", statistics=statistics)]), [0.1])
+    gains = {"g_min", "g_mean", "g_max"} if statistics == "batch" else set()
     known = {"layer", "w_norm_min", "w_norm_mean", "w_norm_max", "effective_lr", "relative_update"}
     assert row.keys() == known | gains
     assert [row[f"w_norm_{s}"] for s in STATISTICS] == pytest.approx([2, 17 / 3, 10])
     assert row["effective_lr"] == 0.1
     assert row["relative_update"] == 0
-    if stats == "batch":
+    if statistics == "batch":
         assert [row[f"g_{s}"] for s in STATISTICS] == pytest.approx([-1, 14 / 3, 10])
 
 
@@ -167,8 +167,8 @@ def test_every_preset_and_convolutions_have_finite_rows(preset: str) -> None:
 
 
 def test_a_snapshot_is_a_copy_and_measuring_changes_nothing() -> None:
-    for weight in ("plain", "weight_norm"):
-        stack = Stack([layer(weight=weight), layer(1, weight=weight)])
+    for direction, gain in (("plain", "none"), ("row", "free")):
+        stack = Stack([layer(direction=direction, gain=gain), layer(1, direction=direction, gain=gain)])
         params = {k: p.detach().clone() for k, p in stack.params.items()}
         before = probes.snapshot(stack)
         kept = before["0"].clone()
@@ -232,9 +232,9 @@ def watch(norm: NormConfig, momentum: float = 0.0, name: Any = "sgd") -> Watcher
 @pytest.mark.parametrize("statistics", ["none", "mean_only"])
 @pytest.mark.parametrize("init", ["default", "data"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_v_never_shrinks_under_gradient_descent(stats: Any, init: Any, momentum: float) -> None:
+def test_v_never_shrinks_under_gradient_descent(statistics: Any, init: Any, momentum: float) -> None:
     """The paper claims it without momentum; with it <v, m> <= 0 holds by induction, and that is enough."""
-    watcher = watch(NormConfig(direction="row", gain="free", statistics=stats, init=init), momentum)
+    watcher = watch(NormConfig(direction="row", gain="free", statistics=statistics, init=init), momentum)
     assert len(watcher.norms) == 8 * 6
     for earlier, later in itertools.pairwise(watcher.norms):
         for name, norm in later.items():
