@@ -185,8 +185,8 @@ def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, int, int]) -> Gaussi
     channels, height, width = shape
     last = len(config.channels) - 1
     plan: list[tuple[int, int, int]] = []  # inputs, outputs, scale
-    for i, (before, width) in enumerate(zip((channels, *config.channels), config.channels, strict=False)):
-        plan += [(before, width, 1), (width, width, 1 if i == last else 2)]
+    for i, (before, after) in enumerate(zip((channels, *config.channels), config.channels, strict=False)):
+        plan += [(before, after, 1), (after, after, 1 if i == last else 2)]
     small = (config.channels[-1], height // 2**last, width // 2**last)
     features = math.prod(small)
     encoder = nn.Sequential(
