@@ -6,12 +6,15 @@ import contextlib
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from train_cases import REPOSITORY, SHORT
 
 from wn import run
 from wn.config import Config, parse
@@ -134,7 +137,6 @@ def dying(at: float) -> Iterator[Death]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", replaced)
-        patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(Record, "append", appended)
         patch.setattr(Path, "unlink", unlinked)
         patch.setattr(shutil, "copyfile", copied)
@@ -172,3 +174,14 @@ def sweep_in_child(configs: list[Config], members: int | None, log: Path) -> Non
     Record.begin = logged  # type: ignore[method-assign]
     run.FLUSH_SECONDS = 0.0
     train_sweep(configs, members)
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """``python -m wn.train WORDS`` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "wn.train", *SHORT.split(), *words],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )

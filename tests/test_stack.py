@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wn.config import OptimConfig
+from wn.metrics import classification
 from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import data_dependent_init, normalize, normalized_layers
-from wn.objectives import classification
 from wn.optim import Optimizer
 from wn.presets import DEFAULTS, PRESETS
 from wn.stack import Stack

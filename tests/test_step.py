@@ -10,10 +10,9 @@ import pytest
 import torch
 from sweep_cases import tiny
 
-from wn import memory
 from wn.config import Config, parse
 from wn.data import Dataset, Split
-from wn.trainer import Trainer
+from wn.trainer import Observer, Trainer
 
 PRESETS = {
     "none_init": {"init": "data"},
@@ -50,7 +49,7 @@ def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
     x = torch.rand(100, 3, 12, 12, generator=draw).to(device)
     split = Split(x=x, y=torch.arange(100, device=device) % 10)
     dataset = Dataset(split, split, split, classes=10)
-    trainer = Trainer(configs, dataset, torch.device(device), memory.Nobody())
+    trainer = Trainer(configs, dataset, torch.device(device), Observer())
     trainer._initialize()
     trainer.stack.train()
     return trainer
@@ -59,7 +58,7 @@ def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
 def steps_of(trainer: Trainer, count: int) -> dict[str, torch.Tensor]:
     """Parameters, moments, buffers and totals after some steps."""
     for batch in torch.split(trainer._orders(1), 20, dim=1)[:count]:
-        trainer._advance(batch)
+        trainer.update(batch)
     state = trainer.state()
     trees = {f"{tree}/{k}": t for tree in TREES for k, t in state[tree].items()}
     return {**trees, "totals": state["totals"]}
@@ -82,11 +81,11 @@ def assert_traced_step_is_the_step(configs: list[Config]) -> None:
     eager, traced = trainer_of(configs), trainer_of(configs)
     batches = torch.split(traced._orders(1), 20, dim=1)
     before = copy.deepcopy(steps_of(traced, 0))
-    traced._advance(batches[0])
-    graph = traced.update._trace(batches[0])  # type: ignore[union-attr]
+    traced.update(batches[0])
+    graph = traced._step._trace(batches[0])  # type: ignore[union-attr]
     with torch.no_grad():
         for batch in batches[1:3]:
-            graph(traced.update.state, batch)  # type: ignore[union-attr]
+            graph(traced._step.state, batch)  # type: ignore[union-attr]
     expected, found = steps_of(eager, 3), steps_of(traced, 0)
     assert expected.keys() == found.keys()
     moved = [name for name in found if not torch.equal(found[name], before[name])]

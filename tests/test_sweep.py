@@ -21,9 +21,9 @@ from sweep_cases import (
     tiny,
 )
 
-from wn import run, sweep, trainer
+from wn import resources, sweep, trainer
 from wn.config import Config, MLPConfig, UserError
-from wn.run import RunFailed, conclude
+from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -63,7 +63,7 @@ def test_the_second_call_trains_nothing_and_says_so(
 
 def test_what_is_done_needs_no_data_and_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_sweep([tiny(tmp_path)])
-    monkeypatch.setattr(run, "_load", pytest.fail)
+    monkeypatch.setattr(resources, "_load", pytest.fail)
     (record,) = train_sweep([tiny(tmp_path, trainer={"device": "nowhere"})])
     assert record.done
 
@@ -159,14 +159,14 @@ def test_a_sweep_with_a_bad_run_is_refused_before_any_is_trained(
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, norm: str, message: str) -> None:
     """Let the third step of every stack with this norm raise."""
-    step = Trainer._step
+    step = Trainer.update
 
     def failing(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
         if self.config.norm.label == norm and self.step == 3:
             raise RuntimeError(message)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", failing)
+    monkeypatch.setattr(Trainer, "update", failing)
 
 
 def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pyt
     assert not re.search(r"(?<![\w/.])/\w", error)
     assert len(results[0].metrics) == 2  # what was measured before is kept
     with pytest.raises(RunFailed, match=r"run \w+ failed: RuntimeError: no room .*record\.json"):
-        conclude(results[0])
+        final_loss(results[0])
 
 
 def test_a_failed_run_is_trained_again_by_the_next_call(
@@ -212,14 +212,14 @@ def test_a_failed_run_is_trained_again_by_the_next_call(
 def test_what_failed_in_a_large_stack_can_be_trained_in_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
+    step = Trainer.update
 
     def small_only(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
         if len(batch) > 2:
             raise torch.OutOfMemoryError("too large")
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", small_only)
+    monkeypatch.setattr(Trainer, "update", small_only)
     configs = [tiny(tmp_path, seed=seed) for seed in range(4)]
     assert {record.status for record in train_sweep(configs)} == {"failed"}
     assert {record.status for record in train_sweep(configs, members=2)} == {"finished"}
@@ -240,7 +240,7 @@ def test_a_model_that_cannot_be_built_is_a_failure_too(
     assert (failed.status, finished.status) == ("failed", "finished")
     assert failed.content["config"]["model"]["widths"] == [5]
     with pytest.raises(RunFailed, match=r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 5 GiB"):
-        conclude(failed)
+        final_loss(failed)
 
 
 def test_nothing_private_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

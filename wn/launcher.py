@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from wn import experiments
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import set_value
-from wn.run import conclude
+from wn.run import final_loss
 from wn.sweep import train_sweep
 
 Tree = dict[str, Any]
@@ -50,7 +50,7 @@ class StackedLauncher(Launcher):
         for overrides, job in zip(job_overrides, jobs, strict=True):
             done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
             try:
-                done.return_value = summary([conclude(next(records)) for _ in job])
+                done.return_value = summary([final_loss(next(records)) for _ in job])
             except Exception as error:
                 done.status, done.return_value = JobStatus.FAILED, error
             returns.append(done)

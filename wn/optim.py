@@ -33,7 +33,7 @@ class Optimizer:
             decay applies to weights; gains and biases may have learning rates of their own.
 
     Attributes:
-        hyper: ``lr, lr_gain, lr_bias, momentum, beta2, eps, weight_decay``, each ``[members]``, on the device.
+        hyper: ``lr, lr_gain, lr_bias, momentum, beta2, eps, weight_decay``, each ``[members]``.
         lr: the present learning rates, as numbers.
         state: the moments, shaped as the parameters, and ``steps``, a scalar.
     """

@@ -23,8 +23,8 @@ from wn.config import Config, UserError, explain_key, nearest
 from wn.config.compose import CONFIGS
 from wn.config.models import MODELS
 from wn.launcher import expand, plain_tree, summary
-from wn.run import RunFailed, conclude
-from wn.stops import Stopped, termination
+from wn.processes import Preempted, termination
+from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -41,7 +41,7 @@ def job(tree: DictConfig) -> float:
         records = train_sweep(configs)
     except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
-    return summary([conclude(record) for record in records])
+    return summary([final_loss(record) for record in records])
 
 
 def main() -> int:
@@ -66,7 +66,7 @@ def main() -> int:
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
+    except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
