@@ -203,7 +203,52 @@ def test_an_epoch_sets_each_members_own_numbers_on_the_device() -> None:
     assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
 
 
-# The average
+# Learning rates of gains and biases
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_each_kind_of_parameter_moves_at_its_own_rate(name: Any) -> None:
+    """As under one torch optimiser with a group per kind; None equals lr, members may differ."""
+    rates = [(0.1, None, None), (0.1, 0.02, None), (0.03, None, 0.2), (0.1, 0.5, 0.004)]
+    configs = [
+        OptimConfig(name=name, lr=lr, lr_gain=gain, lr_bias=bias, momentum=0.5, eps=1e-3)
+        for lr, gain, bias in rates
+    ]
+    params = start(len(configs))
+    alone = [{k: p[i].clone().requires_grad_() for k, p in params.items()} for i in range(len(configs))]
+    ours = Optimizer(configs, params, KINDS)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[name]
+    options: dict[str, Any] = {"momentum": 0.5} if name == "sgd" else {"betas": (0.5, 0.999), "eps": 1e-3}
+    theirs = []
+    for own, (lr, gain, bias) in zip(alone, rates, strict=True):
+        of_kind = {"weight": lr, "g": gain or lr, "bias": bias or lr}
+        groups = [{"params": [p], "lr": of_kind[KINDS[k]]} for k, p in own.items()]
+        theirs.append(kind(groups, **options))
+    for _ in range(STEPS):
+        grads = {k: torch.randn_like(p) for k, p in params.items()}
+        ours.step(grads)
+        for i, (rule, own) in enumerate(zip(theirs, alone, strict=True)):
+            for k, p in own.items():
+                p.grad = grads[k][i].clone()
+            rule.step()
+    for k, p in params.items():
+        expected = torch.stack([own[k].detach() for own in alone])
+        torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-12)
+    assert bool((params["layer.g"][1] != params["layer.g"][0]).all())
+
+
+def test_the_schedule_scales_the_rates_of_all_kinds() -> None:
+    options = {"schedule": "constant_then_linear", "momentum": 0.9}
+    configs = [OptimConfig(lr=0.1, lr_gain=gain, lr_bias=0.4, **options) for gain in (None, 0.02)]
+    rule = Optimizer(configs, start(2), KINDS)
+    rule.set_epoch(3, epochs=4)
+    assert rule.lr == [0.05, 0.05]
+    assert rule.hyper["lr_gain"].tolist() == [0.05, 0.01]
+    assert rule.hyper["lr_bias"].tolist() == [0.2, 0.2]
+    assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
+
+
+# The EMA
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])

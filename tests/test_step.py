@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sweep_cases import tiny
 
 from wn.config import Config, parse
 from wn.data import Dataset, Split
+from wn.step import WARM_UP, Step
 from wn.trainer import Observer, Trainer
 
 PRESETS = {
@@ -109,6 +111,52 @@ def test_the_traced_step_is_the_step(tmp_path: Path, norm: str, members: int, pr
 def test_a_vae_s_traced_step_is_its_step(tmp_path: Path, name: str, precision: str) -> None:
     """Alone: what is traced of a stack of convolutions has layouts that torch's compiler alone can run."""
     assert_traced_step_is_the_step(vaes(tmp_path, name, 1, precision=precision))
+
+
+def test_warm_up_capture_and_replay_share_one_contiguous_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended GPU, whose graph takes the step when it is captured and again when it is replayed."""
+    configs = pair(tmp_path, "weight_norm", 2)
+    eager, captured = trainer_of(configs), trainer_of(configs)
+    expected = steps_of(eager, 5)
+    seen: list[torch.Tensor] = []
+    streams: list[Any] = []
+    take = Step._take
+
+    def taken(self: Step, batch: torch.Tensor) -> None:
+        seen.append(batch)
+        take(self, batch)
+
+    class Stream:
+        def __init__(self) -> None:
+            streams.append(self)
+
+        def wait_stream(self, other: Any) -> None: ...
+
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+            if self.replays > 1:  # the capture has taken the first
+                taken(step, seen[WARM_UP])
+
+    monkeypatch.setattr(Step, "_take", taken)
+    current = Stream()
+    fakes = {"Stream": Stream, "current_stream": lambda: current, "CUDAGraph": Graph}
+    fakes |= dict.fromkeys(("stream", "graph"), lambda _: contextlib.nullcontext())
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    parts = (captured.stack, captured.optimizer, captured.average, captured.objective, captured.data.train)
+    step = Step(*parts, captured.totals, captured.autocast, compiled=False, captured=True)
+    step.captured, captured._step = True, step
+    found = steps_of(captured, 5)
+    assert len(seen) == 5
+    assert {batch.data_ptr() for batch in seen} == {seen[0].data_ptr()}
+    assert seen[0].is_contiguous()
+    assert len(streams) == 2  # the current one, and one for all of the warm-up
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow

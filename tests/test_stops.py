@@ -153,10 +153,14 @@ SIGNALS = {signal.SIGINT: ("SIGINT", 130), signal.SIGTERM: ("SIGTERM", 143)}
 ENDING = "; the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("words", "at"),
-    [("norm=weight_norm", 1), *((f"{SWEEP} hydra/launcher=stacked", at) for at in (1, 4, 6)), (SWEEP, 5)],
+    ("words", "number", "at"),
+    [
+        ("norm=weight_norm", signal.SIGINT, 1),
+        (SWEEP, signal.SIGTERM, 4),
+        (SWEEP, signal.SIGINT, 6),
+        (f"{SWEEP} hydra/launcher=basic", signal.SIGTERM, 5),
+    ],
 )
 def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
     call: Call, tmp_path: Path, steps: list[int], words: str, number: int, at: int
@@ -172,7 +176,7 @@ def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
         result = call(f"{words} runs_dir=cut")
     name, status = SIGNALS[signal.Signals(number)]
     what = (
-        "(4 runs)" if "stacked" in words else "lr=0.001 seed=0" if words.startswith("-m") else "lr=0.1 seed=0"
+        "lr=0.001 seed=0" if "basic" in words else "(4 runs)" if words.startswith("-m") else "lr=0.1 seed=0"
     )
     line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){ENDING}"
     assert (result.status, result.err) == (status, line)
@@ -219,7 +223,7 @@ def test_a_signal_in_the_last_evaluation_ends_the_sweep_after_the_run(call: Call
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "evaluate", signalled)
-        result = call(SWEEP)
+        result = call(f"{SWEEP} hydra/launcher=basic")
     assert (result.status, result.err) == (143, f"stopped: between two runs (SIGTERM){ENDING}")
     (record,) = records(tmp_path / "runs/adhoc").values()
     assert record["status"] == "finished"
