@@ -23,12 +23,9 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Objective(NamedTuple):
     """What a model is trained for."""
 
-    names: tuple[str, ...]
-    """Of the metrics; the mean of the first is minimised."""
-    selection_metric: str
-    """The metric that chooses a learning rate, or an epoch, on the validation split."""
-    metrics: Callable[[Any, Tensor], tuple[Tensor, ...]]
-    """A model's outputs and labels -> the metrics of each example, each of the labels' shape."""
+    names: tuple[str, ...]  # of the metrics; the mean of the first is minimised
+    selection_metric: str  # chooses a learning rate, or an epoch, on the validation split
+    metrics: Callable[[Any, Tensor], tuple[Tensor, ...]]  # outputs, labels -> each example's, as the labels
 
 
 def objective_of(model: Model) -> Objective:
@@ -36,14 +33,9 @@ def objective_of(model: Model) -> Objective:
 
 
 def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats and misclassification, of each example.
+    """Cross-entropy in nats and misclassification (0 or 1), each ``[...]``.
 
-    Args:
-        logits: ``[..., classes]``, of any floating type; the loss is computed in float32 at least.
-        labels: ``[...]``, int64.
-
-    Returns:
-        loss and error, both ``[...]``; an error is 0 or 1.
+    ``logits [..., classes]`` of any floating type; ``labels [...]``, int64.
     """
     # bfloat16's eight bits are too few for a loss.
     logits = logits.float() if logits.dtype.itemsize < 4 else logits

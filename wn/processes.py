@@ -34,22 +34,18 @@ OUT_OF_TIME = 75
 
 
 class Preempted(BaseException):
-    """Training was asked to stop and did so.
+    """Training was asked to stop and did so: by whom, where, and the process's exit status.
 
     Derives from BaseException so that ``except Exception`` does not swallow it.
-
-    Args:
-        why: the signal's name, or the setting.
-        where: how far training is.
-        status: the process's exit status.
     """
 
     def __init__(self, why: str, where: str, status: int) -> None:
         super().__init__(why, where, status)
-        self.why, self.where, self.status = why, where, status
+        self.status = status
 
     def __str__(self) -> str:
-        return f"stopped: {self.where} ({self.why}); the same command goes on from here"
+        why, where, _ = self.args
+        return f"stopped: {where} ({why}); the same command goes on from here"
 
 
 def _by_signal(number: int, where: str = "between two runs") -> Preempted:
@@ -58,13 +54,9 @@ def _by_signal(number: int, where: str = "between two runs") -> Preempted:
 
 
 class StopWatcher:
-    """Watches the clock, the other processes and, inside ``with``, signals.
+    """Watches the clock (``max_minutes`` since STARTED), other processes and, inside ``with``, signals.
 
-    A signal that :meth:`stop` was never asked about is raised on leaving: what was in training has come to
-    its end, and nothing further is to begin.
-
-    Args:
-        max_minutes: of the process, since :data:`STARTED`; None is unlimited.
+    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -126,33 +118,22 @@ def map_workers(
 ) -> list[tuple[Item, WorkerDied]]:
     """``work`` on every item, in this process and ``processes - 1`` others; each takes the next when free.
 
-    Each has its share of the threads that torch has here. This process begins at once, while the others
-    still start; those that come too late to get an item are not waited for.
-
-    Args:
-        work: a function of a module, so that another process can import it.
-        items: what to work on, in this order.
-        processes: how many, this one included; no more than there are items.
+    Each has its share of torch's threads. This process begins at once, while the others still start; those
+    that come too late to get an item are not waited for.
 
     Returns:
         The items at which two workers died. All others are done.
 
     Raises:
-        Preempted: the work was asked to stop, here or in another process; then all have stopped.
-        Exception: the first that ``work`` raised in any process; then all have stopped.
+        BaseException: the first that ``work`` raised in any process, as :class:`Preempted`; all have stopped.
     """
     processes = min(processes, len(items))
     if processes < 2:
         for item in items:
             work(item)
         return []
-    threads = torch.get_num_threads()
-    pool = _Pool(work, items, max(1, threads // processes))
-    try:
-        torch.set_num_threads(pool.threads)
-        pool.run(processes - 1)
-    finally:
-        torch.set_num_threads(threads)
+    pool = _Pool(work, items, max(1, torch.get_num_threads() // processes))
+    pool.run(processes - 1)
     return pool.failed
 
 
@@ -160,8 +141,7 @@ class _Pool(Generic[Item]):
     """The items left to do, and a thread for each worker that feeds it over a pipe."""
 
     def __init__(self, work: Callable[[Item], object], items: Sequence[Item], threads: int) -> None:
-        self.work, self.threads = work, threads
-        self.left = deque(items)
+        self.work, self.threads, self.left = work, threads, deque(items)
         self.failed: list[tuple[Item, WorkerDied]] = []
         self.error: BaseException | None = None
         self.context = multiprocessing.get_context("spawn")  # a fork would inherit torch's and W&B's threads
@@ -171,9 +151,10 @@ class _Pool(Generic[Item]):
 
     def run(self, workers: int) -> None:
         global STOP
-        STOP = self.stop
+        STOP, threads = self.stop, torch.get_num_threads()
         feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
         try:
+            torch.set_num_threads(self.threads)
             for feeder in feeders:
                 feeder.start()
             while (item := self._take()) is not None:
@@ -184,22 +165,20 @@ class _Pool(Generic[Item]):
             self._join(feeders)
         finally:
             STOP = ctypes.c_int(0)
+            torch.set_num_threads(threads)
         if self.error is not None:
             raise self.error
 
     def _take(self, worker: Any = None) -> Item | None:
         with self.lock:
-            if not self.left or self.stop.value:
-                return None
             self.idle.discard(worker)
-            return self.left.popleft()
+            return self.left.popleft() if self.left and not self.stop.value else None
 
     def _ask_to_stop(self, error: BaseException) -> None:
         """The first reason is the one that is raised in the end."""
         with self.lock:
             self.error = self.error or error
-            status = getattr(error, "status", 128 + signal.SIGINT)
-            self.stop.value = self.stop.value or status
+            self.stop.value = self.stop.value or getattr(error, "status", 128 + signal.SIGINT)
 
     def _join(self, feeders: list[threading.Thread]) -> None:
         """Wait for workers that have an item; end those that have none and may be importing still."""

@@ -4,8 +4,8 @@
 
 - ``record.json``: configuration, provenance, status and results; replaced as a whole, atomically;
 - ``metrics.jsonl``: a line per epoch (losses in nats, errors as fractions); only ever appended to;
-- ``probes.jsonl``: a line per layer and probe (see :mod:`wn.probes`); likewise;
-- ``reconstructions.png``, ``samples.png``: of a VAE, at the end (see :func:`wn.metrics.pictures`);
+- ``probes.jsonl``: a line per layer and probe (:mod:`wn.probes`); likewise;
+- ``reconstructions.png``, ``samples.png``: of a VAE, at the end (:func:`wn.metrics.pictures`);
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
 A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A file that
@@ -14,7 +14,6 @@ holds anything else than a trainer writes is damaged: it is named, set aside and
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -34,11 +33,9 @@ from wn.provenance import provenance
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-
+ROWS = ("metrics.jsonl", "probes.jsonl")
 DONE = ("finished", "diverged")
 """Statuses that are results: such a run is never trained again."""
-
-ROWS = ("metrics.jsonl", "probes.jsonl")
 
 
 class Content(pydantic.BaseModel):
@@ -55,17 +52,15 @@ class Content(pydantic.BaseModel):
     provenance: Row
     stack: list[str] = []
     engine: Row = {}
-    started: str = ""
     initial: Row = {}
     final: Row = {}
     best: Row = {}
-    steps: int = 0
     seconds: float = 0.0
     diverged_at: Row = {}
     error: str = ""
 
 
-class Damaged(UserError):
+class Damaged(UserError, ValueError):
     """A file of a record holds something else than a trainer writes."""
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -88,11 +83,7 @@ def to_json(tree: Any, indent: int | None = None) -> bytes:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file; a last line that a kill cut short is left out.
-
-    Raises:
-        Damaged: another line is no row.
-    """
+    """The rows of a ``.jsonl`` file; a last line that a kill cut is left out, another one is Damaged."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -125,14 +116,9 @@ class Record:
 
     @classmethod
     def of(cls, config: Config, run_id: str | None = None) -> Record:
-        """The record of a run, ``new`` where there is none that is whole.
-
-        Raises:
-            UserError: the runs folder cannot be one, or the record cannot be read.
-        """
-        run_id = run_id or config.run_id
-        folder = Path(config.runs_dir) / config.experiment_name / run_id
-        record = cls(folder, {"schema": SCHEMA, "run_id": run_id, "status": "new"})
+        """The record of a run, ``new`` where there is none, or where it is damaged."""
+        record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
+        record.content = record._new()
         try:
             record._load()
         except Damaged as damage:
@@ -141,11 +127,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """The record in a folder.
-
-        Raises:
-            UserError: there is none, it is damaged, or it cannot be read.
-        """
+        """The record in a folder; a UserError where there is none that can be read."""
         record = cls(folder, {})
         record._load()
         if not record.content:
@@ -153,7 +135,7 @@ class Record:
         return record
 
     def _load(self) -> None:
-        """Read ``record.json`` where there is one; of a run that is done check the rows as well."""
+        """Read ``record.json`` where there is one, and check the rows."""
         path = self.folder / "record.json"
         try:
             content = pydantic_core.from_json(path.read_bytes())
@@ -167,20 +149,21 @@ class Record:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except pydantic.ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise Damaged(path, f"{'.'.join(map(str, first['loc'])) or 'record'}: {first['msg']}") from None
+            first = error.errors()[0]
+            raise Damaged(path, " ".join([*map(str, first["loc"]), first["msg"]])) from None
         except ValueError as error:
             raise Damaged(path, str(error)) from None
-        if content["status"] in DONE:
-            if missing := {"initial", "final"} - content.keys():
-                raise Damaged(path, f"no {min(missing)}")
-            for name in ROWS:
-                read_rows(self.folder / name)
+        if content["status"] in DONE and (missing := {"initial", "final"} - content.keys()):
+            raise Damaged(path, f"no {min(missing)}")
+        for name in ROWS:
+            read_rows(self.folder / name)
         self.content = content
+
+    def _new(self) -> Row:
+        return {"schema": SCHEMA, "run_id": self.folder.name, "status": "new"}
 
     @property
     def status(self) -> str:
-        """``new``, ``running``, ``finished``, ``diverged`` or ``failed``."""
         return str(self.content["status"])
 
     @property
@@ -189,19 +172,16 @@ class Record:
 
     @property
     def metrics(self) -> list[Row]:
-        """A row per epoch, the first of them before training."""
         return read_rows(self.folder / "metrics.jsonl")
 
     @property
     def probes(self) -> list[Row]:
-        """A row per layer and probe."""
         return read_rows(self.folder / "probes.jsonl")
 
     def claim(self) -> bool:
         """Take the run for this process; False where another process is training it.
 
-        The record is read again under the lock, for the other process may have finished it; a damaged one is
-        set aside.
+        The record is read again, for the other process may have finished it; a damaged one is set aside.
         """
         self._lock = self._lock or filelock.FileLock(self.folder / "lock")
         try:
@@ -215,18 +195,15 @@ class Record:
             self._load()
         except Damaged:
             self._set_aside()
-            self.content = {"schema": SCHEMA, "run_id": self.folder.name, "status": "new"}
+            self.content = self._new()
         return True
 
     def _set_aside(self) -> None:
-        """Rename everything but the lock to ``*.damaged``."""
-        for path in sorted(self.folder.iterdir()):
-            if path.name != "lock" and ".damaged" not in path.suffixes:
-                aside, number = path.with_name(f"{path.name}.damaged"), 1
-                while aside.exists():
-                    number += 1
-                    aside = path.with_name(f"{path.name}.damaged.{number}")
-                os.replace(path, aside)
+        """Rename everything but the lock to ``*.damaged``, ``*.damaged2``, ..."""
+        for path in list(self.folder.iterdir()):
+            if path.name != "lock" and ".damaged" not in path.name:
+                names = (f"{path.name}.damaged{number}" for number in ("", *range(2, 1000)))
+                os.replace(path, next(filter(lambda p: not p.exists(), map(path.with_name, names))))
 
     def release(self) -> None:
         if self._lock is not None:
@@ -236,16 +213,12 @@ class Record:
         self.content.update(changes)
         write_atomically(self.folder / "record.json", to_json(self.content, indent=1) + b"\n")
 
-    def save_picture(self, name: str, png: bytes) -> None:
-        write_atomically(self.folder / f"{name}.png", png)
-
     @property
     def pictures(self) -> dict[str, Path]:
-        """The pictures that there are, by name."""
         return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
 
     def begin(self, config: Config, stack: list[str], device: str) -> None:
-        """Say that training starts: what is trained, by which code, on what; nothing earlier is left."""
+        """Training starts: what is trained, by which code, on what; nothing earlier is left."""
         self.content = {key: self.content[key] for key in ("schema", "run_id")}
         self.save(
             experiment=config.experiment_name,
@@ -259,7 +232,6 @@ class Record:
         )
 
     def append(self, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
-        """Append rows to ``metrics.jsonl`` and ``probes.jsonl``."""
         for name, rows in zip(ROWS, (metrics, probes), strict=True):
             if text := b"".join(to_json(row) + b"\n" for row in rows):
                 with open(self.folder / name, "ab") as file:
@@ -269,60 +241,35 @@ class Record:
         """Bytes of rows, for :meth:`rewind`."""
         return [path.stat().st_size if path.exists() else 0 for path in map(self.folder.joinpath, ROWS)]
 
-    def check_rows(self, sizes: list[int]) -> None:
-        """Refuse to go on from rows that are fewer than at a checkpoint, or damaged.
-
-        Raises:
-            ValueError: they are.
-        """
-        if any(own < size for own, size in zip(self.sizes(), sizes, strict=True)):
-            raise ValueError(f"rows of run {self.folder.name} are missing")
-        for name in ROWS:
-            try:
-                read_rows(self.folder / name)
-            except Damaged as damage:
-                raise ValueError(str(damage)) from None
-
     def rewind(self, sizes: list[int]) -> None:
-        """Forget the rows after a checkpoint: training goes on from there."""
-        for name, size in zip(ROWS, sizes, strict=True):
-            if (self.folder / name).exists():
+        """Forget the rows after a checkpoint, when there were ``sizes`` bytes; ValueError if now fewer."""
+        for name, size, there in zip(ROWS, sizes, self.sizes(), strict=True):
+            if there < size:
+                raise ValueError(f"rows of run {self.folder.name} are missing")
+            if there > size:
                 os.truncate(self.folder / name, size)
 
 
 def reuse(records: Iterable[Record]) -> set[str]:
-    """Copy the results that other experiments beside them have of the same runs.
-
-    Returns:
-        The run_ids of those that were taken over; their records are done.
-    """
-    found: dict[Path, dict[str, list[Path]]] = {}
+    """Copy the results that other experiments beside them have of the same runs; return their run_ids."""
+    listed: dict[Path, dict[str, list[Path]]] = {}
     taken = set()
     for here in records:
         runs_dir, run_id = here.folder.parents[1], here.folder.name
-        if runs_dir not in found:
-            found[runs_dir] = _folders_by_run(runs_dir)
-        for folder in found[runs_dir].get(run_id, []):
-            if folder != here.folder and _copy_result(folder, here):
-                taken.add(run_id)
-                break
+        if runs_dir not in listed:  # one listing for each experiment, however many runs
+            listed[runs_dir] = defaultdict(list)
+            for folder in sorted(runs_dir.glob("*/*")):
+                listed[runs_dir][folder.name].append(folder)
+        others = [folder for folder in listed[runs_dir][run_id] if folder != here.folder]
+        if any(_copy_result(folder, here) for folder in others):
+            taken.add(run_id)
     return taken
-
-
-def _folders_by_run(runs_dir: Path) -> dict[str, list[Path]]:
-    """Every run's folders, in one listing for each experiment."""
-    folders: dict[str, list[Path]] = defaultdict(list)
-    with contextlib.suppress(FileNotFoundError):
-        for experiment in sorted(path for path in runs_dir.iterdir() if path.is_dir()):
-            for name in os.listdir(experiment):
-                folders[name].append(experiment / name)
-    return folders
 
 
 def _copy_result(folder: Path, here: Record) -> bool:
     try:
         there = Record.read(folder)
-    except UserError:  # being written, or damaged: no result to take over
+    except UserError:  # being written, or damaged
         return False
     if not there.done or not here.claim():
         return False
@@ -346,7 +293,7 @@ def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
 
 
 def public_config(config: Config) -> Row:
-    """The configuration without what is of this machine alone (folders)."""
+    """Without what is of this machine alone (folders)."""
     tree = config.model_dump(mode="json")
     del tree["runs_dir"], tree["data"]["root"]
     return tree

@@ -15,15 +15,12 @@ from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
 
 MEMBERS = {"mlp": 64, "mlp_vae": 16}
-"""Largest stack on a CPU, by architecture; others train alone.
-
-Measured (docs/LOG.md): up to these a member costs less the larger the stack, and takes 3 to 5 MiB (mlp) or up
-to 50 (mlp_vae). Convolutions of a stack are grouped ones: a member of four costs 1.6 to 1.8 times as much as
-alone.
-"""
+"""Largest stack on a CPU by architecture: up to it a member costs less the larger its stack, at up to 5 MiB
+(mlp) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and cost 1.6 to 1.8 times as
+much (measured: docs/LOG.md)."""
 
 MEMORY_SHARE = 0.8
-"""Of the memory that is free on a GPU, the share that a stack is planned into."""
+"""Share of a GPU's free memory that a stack is planned into."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -50,7 +47,7 @@ def _load(config: DataConfig, device: torch.device, dtype: torch.dtype, unit: bo
 
 
 def resolve(config: Config) -> tuple[torch.device, Dataset]:
-    """Device and data of a run, once it is clear that it can be trained on them. Changes no setting of torch.
+    """Device and data of a run that can be trained on them. Changes no setting of torch.
 
     Raises:
         UserError: there is no such device, the data cannot be had, or are too few or too small.
@@ -97,14 +94,11 @@ def keep_freed_memory() -> None:
 def largest_stack(config: Config, device: torch.device, dataset: Dataset) -> int:
     """How many members a stack may have: a constant on a CPU; on CUDA what fits into free memory."""
     largest = MEMBERS.get(config.model.name, 1)
-    if largest > 1 and device.type == "cuda":
-        return max(1, int(MEMORY_SHARE * _free_bytes(device)) // bytes_per_member(config, device, dataset))
-    return largest
-
-
-def _free_bytes(device: torch.device) -> int:
-    torch.cuda.empty_cache()  # what this process's allocator holds on to counts as used otherwise
-    return int(torch.cuda.mem_get_info(device)[0])
+    if largest == 1 or device.type != "cuda":
+        return largest
+    each = bytes_per_member(config, device, dataset)
+    torch.cuda.empty_cache()  # blocks that this process's allocator caches would count as used
+    return max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]) // each)
 
 
 def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> int:

@@ -25,7 +25,7 @@ from wn.checkpoints import Checkpoints
 from wn.config import Config
 from wn.metrics import Objective, objective_of
 from wn.processes import Preempted, StopWatcher
-from wn.records import Record, Row
+from wn.records import Record, Row, write_atomically
 from wn.resources import configure_torch, device_name, resolve
 from wn.trainer import Observer, Trainer
 
@@ -40,8 +40,8 @@ def train_stack(configs: Sequence[Config]) -> None:
 
     Runs that are done, or that another process trains, are left out. Where these are all the members of a
     stack that was cut short, the done ones train along, unrecorded, and nothing happens while another process
-    has one of them. A stack that runs out of memory is split in two; one that was cut short fails, and keeps
-    its checkpoint.
+    has one of them. A stack that runs out of memory is split in two; a resumed one fails, and keeps its
+    checkpoint.
 
     Raises:
         UserError: the configurations cannot be trained here; no record says otherwise.
@@ -76,11 +76,7 @@ class RunFailed(Exception):
 
 
 def final_loss(record: Record) -> float:
-    """The validation loss that a run ended with; for a diverged one that of its start.
-
-    Raises:
-        RunFailed: the run failed.
-    """
+    """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
     if record.status == "failed":
         last = record.content["error"].splitlines()[-1]
         raise RunFailed(
@@ -105,16 +101,13 @@ class _Session(Observer):
         self.started = self.flushed = time.monotonic()
         self.live: tracking.Live | None = None
         self.ids = [record.content["run_id"] for record in self.records]
-        self.checkpoints = self._checkpoints_of(self.ids)
-
-    def _checkpoints_of(self, ids: list[str]) -> Checkpoints:
-        return Checkpoints(self.records[0].folder.parent / "stacks", ids)
+        self.stacks = self.records[0].folder.parent / "stacks"
+        self.checkpoints = Checkpoints(self.stacks, self.ids)
 
     def train(self, may_split: bool) -> bool:
-        """Train to the end; an exception ends the members that are open as ``failed``.
+        """Train to the end, or until an exception: then the open members have failed.
 
-        Returns:
-            False where memory ran out and the stack may be split.
+        False where memory ran out and the stack may be split.
         """
         device, dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
@@ -140,15 +133,11 @@ class _Session(Observer):
         return True
 
     def _begin(self, device: str) -> None:
-        """Name the stack and the device in its members' records.
-
-        From now on a run that was cut short in another stack belongs to this one; the old stack's checkpoint
-        is deleted.
-        """
+        """From now on the members belong to this stack; the checkpoint of an old one is deleted."""
         self.devices = [device]
         for old in {tuple(self.records[i].content.get("stack", self.ids)) for i in self.open}:
             if list(old) != self.ids:
-                self._checkpoints_of(list(old)).remove()
+                Checkpoints(self.stacks, old).remove()
         for i in sorted(self.open):
             self.records[i].begin(self.configs[i], self.ids, device)
 
@@ -164,22 +153,19 @@ class _Session(Observer):
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""
-        sizes = {i: [0, 0] for i in self.open}
 
         def go_on(content: Row) -> None:
             seconds, devices = float(content["seconds"]), [*content["devices"], *self.devices]
-            then = {i: content["sizes"][self.ids[i]] for i in self.open}
             for i in self.open:
-                self.records[i].check_rows(then[i])
+                self.records[i].rewind(content["sizes"][self.ids[i]])
             trainer.restore(content["trainer"])
-            sizes.update(then)
             self.started -= seconds
             self.devices = list(dict.fromkeys(devices))
             log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
 
-        self.checkpoints.restore(go_on)
-        for i in self.open:
-            self.records[i].rewind(sizes[i])
+        if not self.checkpoints.restore(go_on):
+            for i in self.open:
+                self.records[i].rewind([0, 0])
 
     def stop(self, done: int, total: int) -> Preempted | None:
         return self.watcher.stop(f"{title(self.configs)}, step {done} of {total}")
@@ -203,7 +189,7 @@ class _Session(Observer):
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
         if member in self.open:
             for name, images in pictures.items():
-                self.records[member].save_picture(name, png(images))
+                write_atomically(self.records[member].folder / f"{name}.png", png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
         if member not in self.open:

@@ -32,12 +32,9 @@ class Step:
     """The training step of a stack that is in training mode. Build a new one if the state is reallocated.
 
     Args:
-        stack: what is trained.
-        optimizer: of its parameters.
         average: of parameters and buffers; None for none.
-        objective: what is minimised, and measured.
         train: the images.
-        totals: ``[metrics, members]``; a step adds what it saw before its update.
+        totals: ``[metrics, members]``; a step adds its metrics before the update.
         autocast: makes the context of the forward pass.
         compiled: whether torch compiles the step; that takes a while.
         captured: whether a GPU replays the step as a CUDA graph.

@@ -37,7 +37,7 @@ def train_sweep(
 
     Raises:
         UserError: one of them cannot be trained here; none is trained.
-        Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
+        Preempted: training was asked to stop; what was in training is saved.
     """
     ids = [config.run_id for config in configs]
     runs = dict(zip(ids, configs, strict=True))
@@ -99,11 +99,7 @@ def _workers(runs: dict[str, Config], resolved: Resolved) -> int:
 
 
 def _stacks(
-    fresh: dict[str, Config],
-    resolved: Resolved,
-    members: int | None = None,
-    workers: int = 1,
-    runs: int = 0,
+    fresh: dict[str, Config], resolved: Resolved, members: int | None = None, workers: int = 1, runs: int = 0
 ) -> list[list[str]]:
     """Group runs into stacks of nearly equal size, in the order of their first members.
 

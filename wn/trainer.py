@@ -25,15 +25,9 @@ from wn.stack import Stack
 from wn.step import Step
 
 Row = dict[str, Any]
-Columns = dict[str, list[float]]
-"""Metrics with one number per member of the stack."""
+Columns = dict[str, list[float]]  # a number per member
 
-DTYPES = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.float32,
-    "float64": torch.float64,
-}
+DTYPES = {**dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32), "float64": torch.float64}
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
 CHECKPOINT_SECONDS = 60.0
@@ -41,10 +35,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Observer:
-    """What a trainer tells; a member is known by its place in the list of configurations.
-
-    The methods do nothing here: override those that matter.
-    """
+    """What a trainer tells; a member is known by its place in the list of configurations."""
 
     def on_step(self, done: int, total: int) -> None:
         """``done`` of ``total`` steps are taken."""
@@ -84,22 +75,19 @@ class Trainer:
     Args:
         configs: the members; they agree in all but :data:`wn.config.STACKABLE`.
         data: on the device, in the precision's type.
-        device: where to train.
+        device: of the data and the stack.
         observer: is told what happens.
-
-    Raises:
-        UserError: a batch is larger than the data.
     """
 
     def __init__(
         self, configs: Sequence[Config], data: Dataset, device: torch.device, observer: Observer
     ) -> None:
         self.configs, self.data, self.device, self.observer = list(configs), data, device, observer
-        self.config = self.configs[0]
+        self.config = configs[0]
         self.steps_per_epoch = steps_per_epoch(self.config, data)
         self.total = self.config.trainer.epochs * self.steps_per_epoch
         self.step = 0
-        self._step: Step | None = None
+        self.take_step: Step | None = None
         self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
         self.objective = objective_of(self.config.model)
@@ -110,7 +98,7 @@ class Trainer:
         self._build_optimizer()
 
     def run(self) -> None:
-        """Train to the end, from the beginning or from what :meth:`restore` was given."""
+        """Train from the beginning, or from what :meth:`restore` was given, to the end."""
         settings = self.config.trainer
         if self.step == 0:
             self._initialize()  # section 3, where norm.init=data
@@ -139,16 +127,14 @@ class Trainer:
 
     def update(self, batch: Tensor) -> None:
         """One step on the images with these indices, ``[members, batch]``; adds its metrics to the totals."""
-        if self._step is None:
+        if self.take_step is None:
             settings = self.config.trainer
             parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
-            self._step = Step(
-                *parts, self.autocast, compiled=settings.compile, captured=settings.cuda_graph
-            )
-        self._step(batch)
+            self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
+        self.take_step(batch)
 
     def evaluate(self, part: str) -> Columns:
-        """The metrics' means on a split, ``train``, ``valid`` or ``test``, under names that begin with it."""
+        """The metrics' means on ``train``, ``valid`` or ``test``, under names that begin with it."""
         split: Split = getattr(self.data, part)
         means = metrics.means(self._averaged_stack(), self.objective, split, self.autocast)
         return {f"{part}_{name}": values for name, values in means.items()}
@@ -215,12 +201,8 @@ class Trainer:
             raise stop
 
     def _checkpoint_is_due(self) -> bool:
-        """Every so many epochs, or seconds where epochs are long.
-
-        Also at the end, where finishing takes a while: a stack's records are written one after another, and
-        an IWAE bound takes long.
-        """
-        if self.step == self.total:
+        """Every so many epochs, or seconds where epochs are long."""
+        if self.step == self.total:  # finishing takes a while: an IWAE bound, or many records to write
             return len(self.configs) > 1 or self.objective is ELBO
         epoch, within = divmod(self.step, self.steps_per_epoch)
         late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
@@ -233,8 +215,8 @@ class Trainer:
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Indices of the training images, ``[members, batch]`` each, in every member's own order."""
-        whole = torch.split(self._orders(epoch), self.config.trainer.batch_size, dim=1)
-        return whole[: self.steps_per_epoch]
+        batches = torch.split(self._orders(epoch), self.config.trainer.batch_size, dim=1)
+        return batches[: self.steps_per_epoch]
 
     def _orders(self, epoch: int) -> Tensor:
         """Every member's permutation of the training images in an epoch, ``[members, images]``."""
@@ -263,7 +245,7 @@ class Trainer:
         statistics = {k: b for k, b in self.stack.buffers.items() if k.split(".")[-1].startswith("running_")}
         averaged = {**self.stack.params, **statistics}
         self.average = EMA(averaged, max(0.0, 1 - 1 / steps)) if steps else None
-        self._step = None
+        self.take_step = None
 
     def _averaged_stack(self) -> Stack:
         """The stack that is evaluated: with the EMA's tensors, if there is one."""
