@@ -8,8 +8,8 @@
 - ``reconstructions.png``, ``samples.png``: of a VAE, at the end (:func:`wn.metrics.pictures`);
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
-A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A file that
-holds anything else than a trainer writes is damaged: it is named, set aside and its run is trained again.
+A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A damaged
+file is named, set aside when its run is trained again, and until then the run counts as not done.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ROWS = ("metrics.jsonl", "probes.jsonl")
-DONE = ("finished", "diverged")
-"""Statuses that are results: such a run is never trained again."""
+DONE = ("finished", "diverged")  # results: such a run is never trained again
 
 
 class Content(pydantic.BaseModel):
@@ -117,12 +116,18 @@ class Record:
     @classmethod
     def of(cls, config: Config, run_id: str | None = None) -> Record:
         """The record of a run, ``new`` where there is none, or where it is damaged."""
-        record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
-        record.content = record._new()
+        record = cls.unread(config, run_id)
         try:
             record._load()
         except Damaged as damage:
             log.warning("%s; its run counts as not done", damage)
+        return record
+
+    @classmethod
+    def unread(cls, config: Config, run_id: str | None = None) -> Record:
+        """The record of a run before :meth:`claim` has read it."""
+        record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
+        record.content = record._new()
         return record
 
     @classmethod
@@ -142,12 +147,10 @@ class Record:
             Content.model_validate(content)
         except FileNotFoundError:
             return
-        except NotADirectoryError as error:
-            raise _unwritable(self.folder, error) from None
         except IsADirectoryError:
             raise Damaged(path, "a folder") from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise _unwritable(self.folder, error) from None
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             raise Damaged(path, " ".join([*map(str, first["loc"]), first["msg"]])) from None
@@ -181,7 +184,7 @@ class Record:
     def claim(self) -> bool:
         """Take the run for this process; False where another process is training it.
 
-        The record is read again, for the other process may have finished it; a damaged one is set aside.
+        The record is read, for another process may have finished it meanwhile; a damaged one is set aside.
         """
         self._lock = self._lock or filelock.FileLock(self.folder / "lock")
         try:
@@ -210,7 +213,7 @@ class Record:
             self._lock.release()
 
     def save(self, **changes: Any) -> None:
-        self.content.update(changes)
+        self.content |= changes
         write_atomically(self.folder / "record.json", to_json(self.content, indent=1) + b"\n")
 
     @property
@@ -274,8 +277,7 @@ def _copy_result(folder: Path, here: Record) -> bool:
     if not there.done or not here.claim():
         return False
     if not here.done:
-        rows = [folder / name for name in ROWS if (folder / name).exists()]
-        for path in [*rows, *there.pictures.values()]:
+        for path in [*filter(Path.exists, map(folder.joinpath, ROWS)), *there.pictures.values()]:
             shutil.copyfile(path, here.folder / path.name)
         here.content = there.content
         here.save(experiment=here.folder.parent.name)
@@ -293,7 +295,6 @@ def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
 
 
 def public_config(config: Config) -> Row:
-    """Without what is of this machine alone (folders)."""
     tree = config.model_dump(mode="json")
-    del tree["runs_dir"], tree["data"]["root"]
+    del tree["runs_dir"], tree["data"]["root"]  # folders of this machine alone
     return tree

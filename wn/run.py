@@ -47,18 +47,18 @@ def train_stack(configs: Sequence[Config]) -> None:
         UserError: the configurations cannot be trained here; no record says otherwise.
         Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
-    records = [Record.of(config) for config in configs]
-    ids = [record.content["run_id"] for record in records]
-    resuming = any(r.status == "running" and r.content.get("stack") == ids for r in records)
+    ids = [config.run_id for config in configs]
     with ExitStack() as claims:
-        members = []
-        for config, record in zip(configs, records, strict=True):
+        claimed = []
+        for config, run_id in zip(configs, ids, strict=True):
+            record = Record.unread(config, run_id)
             if record.claim():
                 claims.callback(record.release)
-                if resuming or not record.done:
-                    members.append((config, record))
-            elif resuming:
-                return
+                claimed.append((config, record))
+        resuming = any(r.status == "running" and r.content.get("stack") == ids for _, r in claimed)
+        if resuming and len(claimed) < len(configs):
+            return
+        members = [(config, record) for config, record in claimed if resuming or not record.done]
         if all(record.done for _, record in members):
             return
         with StopWatcher(configs[0].trainer.max_minutes) as watcher:
