@@ -162,7 +162,7 @@ def test_numbers_that_are_none_become_null() -> None:
 
 def test_rows_that_a_kill_cut_short_are_left_out(tmp_path: Path) -> None:
     whole = [{"step": 0, "loss": 2.5}, {"step": 1, "loss": None}]
-    text = b"".join(to_json(row) + b"\n" for row in whole)
+    text = "".join(to_json(row) + "\n" for row in whole).encode()
     for end in range(len(text) + 1):
         (tmp_path / "metrics.jsonl").write_bytes(text[:end])
         assert read_rows(tmp_path / "metrics.jsonl") == whole[: text[:end].count(b"\n")]

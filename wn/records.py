@@ -67,18 +67,16 @@ class Damaged(UserError, ValueError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file; readers, and a kill, see either the old or the new file.
-
-    Nothing waits for the disk: that would protect from a loss of power alone and cost more than a short run.
-    """
+    """Replace a file; readers, and a kill, see either the old or the new file."""
+    # Without fsync: it would protect from a loss of power alone, and cost more than a short run.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(content)
     os.replace(scratch, path)
 
 
-def to_json(tree: Any, indent: int | None = None) -> bytes:
+def to_json(tree: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: NaN and infinity become null."""
-    return pydantic_core.to_json(tree, indent=indent, inf_nan_mode="null")
+    return pydantic_core.to_json(tree, indent=indent, inf_nan_mode="null").decode()
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -125,7 +123,6 @@ class Record:
 
     @classmethod
     def unread(cls, config: Config, run_id: str | None = None) -> Record:
-        """The record of a run before :meth:`claim` has read it."""
         record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
         record.content = record._new()
         return record
@@ -214,7 +211,10 @@ class Record:
 
     def save(self, **changes: Any) -> None:
         self.content |= changes
-        write_atomically(self.folder / "record.json", to_json(self.content, indent=1) + b"\n")
+        write_atomically(self.folder / "record.json", (to_json(self.content, indent=1) + "\n").encode())
+
+    def save_picture(self, name: str, png: bytes) -> None:
+        write_atomically(self.folder / f"{name}.png", png)
 
     @property
     def pictures(self) -> dict[str, Path]:
@@ -236,9 +236,9 @@ class Record:
 
     def append(self, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
         for name, rows in zip(ROWS, (metrics, probes), strict=True):
-            if text := b"".join(to_json(row) + b"\n" for row in rows):
+            if text := "".join(to_json(row) + "\n" for row in rows):
                 with open(self.folder / name, "ab") as file:
-                    file.write(text)
+                    file.write(text.encode())
 
     def sizes(self) -> list[int]:
         """Bytes of rows, for :meth:`rewind`."""
@@ -295,6 +295,5 @@ def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
 
 
 def public_config(config: Config) -> Row:
-    tree = config.model_dump(mode="json")
-    del tree["runs_dir"], tree["data"]["root"]  # folders of this machine alone
-    return tree
+    """Without the folders, which are of this machine alone."""
+    return config.model_dump(mode="json", exclude={"runs_dir": True, "data": {"root"}})

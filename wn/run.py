@@ -25,7 +25,7 @@ from wn.checkpoints import Checkpoints
 from wn.config import Config
 from wn.metrics import Objective, objective_of
 from wn.processes import Preempted, StopWatcher
-from wn.records import Record, Row, write_atomically
+from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
 from wn.trainer import Observer, Trainer
 
@@ -99,7 +99,7 @@ class _Session(Observer):
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
-        self.live: tracking.Live | None = None
+        self.live: tracking.LiveMirror | None = None
         self.ids = [record.content["run_id"] for record in self.records]
         self.stacks = self.records[0].folder.parent / "stacks"
         self.checkpoints = Checkpoints(self.stacks, self.ids)
@@ -189,7 +189,7 @@ class _Session(Observer):
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
         if member in self.open:
             for name, images in pictures.items():
-                write_atomically(self.records[member].folder / f"{name}.png", png(images))
+                self.records[member].save_picture(name, png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
         if member not in self.open:
