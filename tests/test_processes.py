@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from sweep_cases import grid, outcome, tiny
 from wn import processes, sweep
 from wn.config import Config, UserError
 from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
-from wn.records import Record
+from wn.records import Damaged, Record
 
 train_one = sweep._train  # a test replaces it
 
@@ -148,6 +149,18 @@ def test_an_error_in_a_worker_stops_all_and_is_raised(tmp_path: Path) -> None:
         map_workers(functools.partial(fail_abroad, tmp_path, os.getpid()), range(5), 2)
     assert len(os.listdir(tmp_path)) == 2
     assert processes.STOP.value == 0
+
+
+def test_what_crosses_between_processes_can_be_pickled() -> None:
+    stop = Preempted("SIGTERM", "somewhere", 143)
+    broken = OSError(28, "No space left on device")
+    errors = [stop, KeyboardInterrupt(), Damaged(Path("a"), "b"), broken]
+    for error in errors:
+        there = processes._portable(error)
+        assert str(pickle.loads(pickle.dumps(there))) == str(there)
+    assert processes._portable(KeyboardInterrupt()).status == 130  # type: ignore[attr-defined]
+    assert str(processes._portable(errors[2])) == "a: damaged (b)"
+    assert str(processes._portable(broken)) == "OSError: [Errno 28] No space left on device\n"
 
 
 def test_a_stop_of_one_process_stops_all(tmp_path: Path) -> None:

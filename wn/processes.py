@@ -17,9 +17,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from traceback import format_exception
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from wn.config import UserError
 
 Item = TypeVar("Item")
 
@@ -238,11 +241,18 @@ def _work(pipe: Connection, work: Callable[[Any], object], threads: int, started
             while (item := pipe.recv()) is not None:
                 work(item)
                 pipe.send(None)
-    except KeyboardInterrupt:
-        pipe.send(_by_signal(signal.SIGINT))
     except BaseException as error:
         with contextlib.suppress(OSError):  # the parent may be gone
-            pipe.send(error)
+            pipe.send(_portable(error))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An exception that can cross to another process; not all can be pickled."""
+    if isinstance(error, KeyboardInterrupt):
+        return _by_signal(signal.SIGINT)
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    return error if isinstance(error, Preempted) else RuntimeError("".join(format_exception(error)))
 
 
 def _die_with_parent() -> None:
