@@ -28,12 +28,11 @@ sys.path.insert(0, str(ROOT))
 import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 
-from wn import memory, records  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.launcher import configuration  # noqa: E402
-from wn.run import device_name, prepare  # noqa: E402
-from wn.sweep import stack_size  # noqa: E402
-from wn.trainer import Trainer  # noqa: E402
+from wn.provenance import git_state  # noqa: E402
+from wn.resources import bytes_per_member, configure_torch, device_name, largest_stack, resolve  # noqa: E402
+from wn.trainer import Observer, Trainer  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -71,11 +70,11 @@ def main() -> None:
         "training": lambda: training(models, extra, options.steps),
         "growth": lambda: growth(models, extra),
     }
-    device, _ = prepare(configuration("data=digits", extra[0]))
+    device, _ = resolve(configuration("data=digits", extra[0]))
     origin = {
         "device": device_name(device),
         "torch": torch.__version__,
-        "commit": records.git_state()["commit"],
+        "commit": git_state()["commit"],
     }
     rows = [{**origin, **row} for row in measure[options.what]()]
     print(bench.record(options.what, rows, ROOT / "results" / "bench"))
@@ -112,9 +111,9 @@ def training(models: dict[str, tuple[str, ...]], extra: list[str], steps: int) -
     for model, words in models.items():
         for norm in NORMS:
             group = _group(configuration(f"norm={norm}", *words, *extra))
-            device, _ = prepare(group[0])
+            device, dataset = resolve(group[0])
             workers = cores if device.type == "cpu" else 1
-            size = stack_size(group, workers)
+            size = largest_stack(group[0], device, dataset)
             count = min(len(group), workers * -(-len(group) // (size * workers)))
             stacks = [group[i::count] for i in range(count)]
             some = group[:: max(1, len(group) // 5)]
@@ -152,7 +151,7 @@ def growth(models: dict[str, tuple[str, ...]], extra: list[str]) -> list[Row]:
 
 def _grow(config: Config, members: int) -> Row:
     """Time of a step of a stack, and what the process takes for it beyond what it held before."""
-    device, _ = prepare(config)
+    device, _ = resolve(config)
     cuda = device.type == "cuda"
     before = torch.cuda.memory_allocated() if cuda else _resident()
     seconds = min(_time_steps(_group(config)[:1] * members, 5) for _ in range(3)) / 5
@@ -164,8 +163,7 @@ def _grow(config: Config, members: int) -> Row:
 
 
 def _bytes_per_member(config: Config) -> int:
-    device, dataset = prepare(config)
-    return memory.bytes_per_member(config, dataset, device)
+    return bytes_per_member(config, *resolve(config))  # on CUDA; a CPU's stacks are of constant size
 
 
 def _resident() -> int:
@@ -192,16 +190,17 @@ def _seconds(stacks: list[list[Config]], steps: int, processes: int, threads: in
 
 def _time_steps(stack: list[Config], steps: int) -> float:
     """Seconds that the steps of a stack take, without what comes before and after."""
-    device, dataset = prepare(stack[0])
-    trainer = Trainer(stack, dataset, device, memory.Nobody())
+    device, dataset = resolve(stack[0])
+    configure_torch(stack[0].trainer, device)
+    trainer = Trainer(stack, dataset, device, Observer())
     trainer.optimizer.set_epoch(0, 1)
     batches = list(_batches(trainer, steps + 1))
-    trainer._step(batches[0])
+    trainer.update(batches[0])
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
     for batch in batches[1:]:
-        trainer._step(batch)
+        trainer.update(batch)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -26,12 +26,12 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from wn import memory, records  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
 from wn.launcher import configuration  # noqa: E402
-from wn.run import device_name, round_products  # noqa: E402
-from wn.trainer import Trainer, pick_device  # noqa: E402
+from wn.provenance import git_state  # noqa: E402
+from wn.resources import allow_tf32, device_name, keep_freed_memory, pick_device  # noqa: E402
+from wn.trainer import Observer, Trainer  # noqa: E402
 
 NORMS = ("none", "weight_norm", "batch_norm", "mean_only_bn", "weight_norm_mean_only_bn")
 IMAGES = 2000
@@ -56,7 +56,7 @@ def main() -> None:
     device = pick_device(options.device)
     steps = options.steps or (100 if device.type == "cuda" else 2)
     compiled = device.type == "cuda" if options.compile is None else options.compile
-    memory.keep_freed_memory()
+    keep_freed_memory()
     engines: dict[tuple[str, str], Advance] = {}
     for norm in NORMS:
         engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device, _images(device))
@@ -78,7 +78,7 @@ def compared(
     origin = {
         "device": device_name(device),
         "torch": torch.__version__,
-        "commit": records.git_state()["commit"],
+        "commit": git_state()["commit"],
     }
     return [
         {**origin, "norm": key[0], "engine": key[1], "step_ms": round(1000 * min(t[key] for t in times), 3)}
@@ -105,16 +105,16 @@ def _images(device: torch.device) -> Split:
 
 def ours(config: Config, device: torch.device, split: Split) -> Advance:
     """The project's own step on these images; a call takes one."""
-    trainer = Trainer([config], Dataset(split, split, split, classes=10), device, memory.Nobody())
+    trainer = Trainer([config], Dataset(split, split, split, classes=10), device, Observer())
     trainer.optimizer.set_epoch(0, 200)
     trainer.stack.train()
     batches = _endless(torch.split(trainer._orders(1), BATCH, dim=1))
-    return lambda: trainer._step(next(batches))
+    return lambda: trainer.update(next(batches))
 
 
 def usual(norm: str, device: torch.device) -> Advance:
     """What most would write: a DataLoader with workers, torch's own layers, eager, loss.item()."""
-    round_products(True)
+    allow_tf32(True)
     network = reference(norm).to(device)
     adam = torch.optim.Adam(network.parameters(), lr=0.003)
     split = _images(torch.device("cpu"))

@@ -14,10 +14,9 @@ import bench_table as bench
 import torch
 from bench_convnet import IMAGES, ROOT, compared, ours  # which also finds the project
 
-from wn import memory
 from wn.data import Split
 from wn.launcher import configuration
-from wn.trainer import pick_device
+from wn.resources import keep_freed_memory, pick_device
 
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
 ENGINES = {
@@ -37,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     steps = options.steps or (100 if device.type == "cuda" else 5)
-    memory.keep_freed_memory()
+    keep_freed_memory()
     engines = {
         (norm, engine): ours(configuration(*_words(norm, device), *words), device, _grey(device))
         for norm in NORMS

@@ -35,19 +35,17 @@ def wandb_in_temporary_folders(
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of members that each step trained, but for those that only measure memory."""
-    from wn.memory import Nobody  # after the environment is set
-    from wn.trainer import Trainer
+    """The number of members that each step trained."""
+    from wn.trainer import Trainer  # after the environment is set
 
     taken: list[int] = []
-    step = Trainer._step
+    update = Trainer.update
 
-    def counted(self: Trainer, batch: Any) -> Any:
-        if not isinstance(self.observer, Nobody):
-            taken.append(len(batch))
-        return step(self, batch)
+    def counted(self: Trainer, batch: Any) -> None:
+        taken.append(len(batch))
+        update(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", counted)
+    monkeypatch.setattr(Trainer, "update", counted)
     return taken
 
 

@@ -134,7 +134,6 @@ def dying(at: float) -> Iterator[Death]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", replaced)
-        patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(Record, "append", appended)
         patch.setattr(Path, "unlink", unlinked)
         patch.setattr(shutil, "copyfile", copied)

@@ -30,7 +30,7 @@ def runs(folder: Path) -> list[Config]:
 
 def cut(folder: Path, configs: list[Config], after: int = 7) -> tuple[Path, Path]:
     """Train until a kill in the step after ``after`` of them: the newest checkpoint, and the one before."""
-    step = Trainer._step
+    step = Trainer.update
 
     def killed(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
         if self.step > after:
@@ -38,7 +38,7 @@ def cut(folder: Path, configs: list[Config], after: int = 7) -> tuple[Path, Path
         return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "update", killed)
         with pytest.raises(Killed):
             train_sweep(configs)
     before, newest = sorted(folder.rglob("*.pt"))

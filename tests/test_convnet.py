@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from wn import run
 from wn.config import Config, ConvNetConfig, NormConfig, OptimConfig, UserError, parse
 from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split
-from wn.memory import Nobody
 from wn.models import build, check
 from wn.models.convnet import ChannelsLast
 from wn.norm import NormalizedLayer, data_dependent_init, fold, normalized_layers
 from wn.presets import PRESETS
-from wn.trainer import Trainer
+from wn.resources import resolve
+from wn.trainer import Observer, Trainer
 
 NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 ROWS = ("none_init", "scaled_init", "batch_norm", "weight_norm_init", "weight_norm_mean_only_bn_init")
@@ -172,7 +171,7 @@ def dataset() -> Dataset:
     return Dataset(*splits, classes=3)
 
 
-class Watcher(Nobody):
+class Watcher(Observer):
     """Keeps what each member's epochs came to."""
 
     def __init__(self) -> None:
@@ -278,7 +277,7 @@ def test_images_that_are_too_small_are_refused_in_one_line() -> None:
     ):
         check(NARROW, (3, 11, 40))
     with pytest.raises(UserError, match=r"^model=convnet: .* these have 8x8; .*or model=mlp$"):
-        run.check([parse({"model": {"name": "convnet"}, "trainer": {"device": "cpu"}})])
+        resolve(parse({"model": {"name": "convnet"}, "trainer": {"device": "cpu"}}))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from train_cases import Call, declare, records
+from wn.stops import Stopped
 
 from wn import experiments, launcher, train
 from wn.config import Config
 from wn.run import RunFailed
-from wn.stops import Stopped
 
 Cell = tuple[str, float, int]
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from wn.config import OptimConfig
-from wn.optim import Average, Optimizer, scheduled
+from wn.optim import EMA, Optimizer, scheduled
 
 SHAPES = {"layer.v": (4, 3), "layer.g": (4,), "layer.bias": (), "conv.weight": (2, 3, 2, 2)}
-DECAYED = {"layer.v", "conv.weight"}
+KINDS = {"layer.v": "weight", "layer.g": "g", "layer.bias": "bias", "conv.weight": "weight"}
+DECAYED = {name for name, kind in KINDS.items() if kind == "weight"}
 STEPS = 20
 RATES = [0.003, 0.1]
 
@@ -64,7 +65,7 @@ def test_each_member_moves_as_under_torch(name: str) -> None:
     configs = [OptimConfig(name=name, **member) for member in MEMBERS[name]]
     params = start(len(configs))
     alone = [{k: p[i].clone().requires_grad_() for k, p in params.items()} for i in range(len(configs))]
-    ours = Optimizer(configs, params, DECAYED)
+    ours = Optimizer(configs, params, KINDS)
     theirs = [torchs(config, own) for config, own in zip(configs, alone, strict=True)]
     for step in range(STEPS):
         grads = slopes(step, params)
@@ -83,7 +84,7 @@ def test_float32_follows_float64(name: str) -> None:
     configs = [OptimConfig(name=name, **member) for member in MEMBERS[name]]
     narrow = start(len(configs), torch.float32)
     wide = {k: p.double() for k, p in narrow.items()}
-    rules = [Optimizer(configs, params, DECAYED) for params in (narrow, wide)]
+    rules = [Optimizer(configs, params, KINDS) for params in (narrow, wide)]
     for step in range(STEPS):
         grads = slopes(step, narrow)
         rules[0].step(grads)
@@ -99,7 +100,7 @@ def test_weight_decay_is_for_the_named_alone(name: str) -> None:
     for p in params.values():
         p[1] = p[0]
     before = {k: p.clone() for k, p in params.items()}
-    rule = Optimizer(configs, params, DECAYED)
+    rule = Optimizer(configs, params, KINDS)
     rule.step({k: torch.zeros_like(p) for k, p in params.items()})
     for k, p in params.items():
         assert torch.equal(p[0], before[k][0])
@@ -159,10 +160,10 @@ def test_the_papers_schedule_over_two_hundred_epochs() -> None:
         name="adam", lr=0.003, momentum=0.9, schedule="constant_then_linear", late_momentum=0.5
     )
     for epoch in range(200):
-        lr, momentum = scheduled(config, epoch, 200)
-        assert lr == pytest.approx(0.003 * min(2 - epoch / 100, 1), rel=1e-12)
+        factor, momentum = scheduled(config, epoch, 200)
+        assert factor == pytest.approx(min(2 - epoch / 100, 1), rel=1e-12)
         assert momentum == (0.9 if epoch < 100 else 0.5)
-    assert scheduled(config, 199, 200)[0] == pytest.approx(0.01 * 0.003)
+    assert scheduled(config, 199, 200)[0] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10])
@@ -177,7 +178,7 @@ def test_every_epoch_learns_and_none_faster_than_the_one_before(epochs: int, dec
 
 def test_a_constant_schedule_ignores_the_late_settings() -> None:
     config = OptimConfig(lr=0.2, momentum=0.9, decay_from=0.1, late_momentum=0.5)
-    assert {scheduled(config, epoch, 10) for epoch in range(10)} == {(0.2, 0.9)}
+    assert {scheduled(config, epoch, 10) for epoch in range(10)} == {(1.0, 0.9)}
 
 
 def test_late_momentum_of_none_keeps_the_momentum() -> None:
@@ -202,13 +203,58 @@ def test_an_epoch_sets_each_members_own_numbers_on_the_device() -> None:
     assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
 
 
-# The average
+# Learning rates of gains and biases
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_each_kind_of_parameter_moves_at_its_own_rate(name: Any) -> None:
+    """As under one torch optimiser with a group per kind; None equals lr, members may differ."""
+    rates = [(0.1, None, None), (0.1, 0.02, None), (0.03, None, 0.2), (0.1, 0.5, 0.004)]
+    configs = [
+        OptimConfig(name=name, lr=lr, lr_gain=gain, lr_bias=bias, momentum=0.5, eps=1e-3)
+        for lr, gain, bias in rates
+    ]
+    params = start(len(configs))
+    alone = [{k: p[i].clone().requires_grad_() for k, p in params.items()} for i in range(len(configs))]
+    ours = Optimizer(configs, params, KINDS)
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}[name]
+    options: dict[str, Any] = {"momentum": 0.5} if name == "sgd" else {"betas": (0.5, 0.999), "eps": 1e-3}
+    theirs = []
+    for own, (lr, gain, bias) in zip(alone, rates, strict=True):
+        of_kind = {"weight": lr, "g": gain or lr, "bias": bias or lr}
+        groups = [{"params": [p], "lr": of_kind[KINDS[k]]} for k, p in own.items()]
+        theirs.append(kind(groups, **options))
+    for _ in range(STEPS):
+        grads = {k: torch.randn_like(p) for k, p in params.items()}
+        ours.step(grads)
+        for i, (rule, own) in enumerate(zip(theirs, alone, strict=True)):
+            for k, p in own.items():
+                p.grad = grads[k][i].clone()
+            rule.step()
+    for k, p in params.items():
+        expected = torch.stack([own[k].detach() for own in alone])
+        torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-12)
+    assert bool((params["layer.g"][1] != params["layer.g"][0]).all())
+
+
+def test_the_schedule_scales_the_rates_of_all_kinds() -> None:
+    options = {"schedule": "constant_then_linear", "momentum": 0.9}
+    configs = [OptimConfig(lr=0.1, lr_gain=gain, lr_bias=0.4, **options) for gain in (None, 0.02)]
+    rule = Optimizer(configs, start(2), KINDS)
+    rule.set_epoch(3, epochs=4)
+    assert rule.lr == [0.05, 0.05]
+    assert rule.hyper["lr_gain"].tolist() == [0.05, 0.01]
+    assert rule.hyper["lr_bias"].tolist() == [0.2, 0.2]
+    assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
+
+
+# The EMA
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
 def test_an_average_is_the_weighted_mean_of_what_came_after_steps(decay: float) -> None:
     tensors = start(2)
-    average = Average(tensors, decay)
+    average = EMA(tensors, decay)
     assert average.values() == {}
     weighted, weights = {name: torch.zeros_like(t) for name, t in tensors.items()}, 0.0
     for _ in range(STEPS):
@@ -225,7 +271,7 @@ def test_an_average_is_the_weighted_mean_of_what_came_after_steps(decay: float) 
 
 def test_an_average_of_what_stands_still_stands_still() -> None:
     tensors = start(1)
-    average = Average(tensors, 0.99)
+    average = EMA(tensors, 0.99)
     average.step(tensors)
     average.step(tensors)
     for name, tensor in average.values().items():

@@ -16,7 +16,7 @@ from wn.data import Dataset, Split
 from wn.norm import normalize
 from wn.presets import DEFAULTS, PRESETS
 from wn.stack import Stack
-from wn.trainer import Trainer
+from wn.trainer import Observer, Trainer
 
 V = torch.tensor([[3.0, 4.0], [0.0, -2.0], [6.0, 8.0]], dtype=torch.float64)  # norms 5, 2, 10
 G = torch.tensor([10.0, -1.0, 5.0], dtype=torch.float64)  # g/||v|| = 2, -0.5, 0.5
@@ -27,7 +27,7 @@ def layer(seed: int = 0, **choices: str) -> nn.Module:
     """A layer ``0`` whose numbers are known; other members have them scaled."""
     model = normalize(nn.Sequential(nn.Linear(2, 3)), **choices).double()
     with torch.no_grad():
-        model[0].direction.copy_(V * (1 + seed))  # type: ignore[index]
+        model[0].raw_weight.copy_(V * (1 + seed))  # type: ignore[index]
         if model[0].has_gain:  # type: ignore[index]
             model[0].g.copy_(G)  # type: ignore[index]
     return model
@@ -62,15 +62,16 @@ def test_one_weight_normalised_layer_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["none", "mean_only", "batch"])
-def test_a_plain_layer_in_closed_form(stats: str) -> None:
-    (row,) = measured(Stack([layer(direction="plain", gain="none", statistics=stats)]), [0.1])
-    gains = {"g_min", "g_mean", "g_max"} if stats == "batch" else set()
+def test_a_plain_layer_in_closed_form(statistics: str) -> None:
+    gain = "free" if statistics == "batch" else "none"
+    (row,) = measured(Stack([layer(direction="plain", gain=gain, statistics=statistics)]), [0.1])
+    gains = {"g_min", "g_mean", "g_max"} if statistics == "batch" else set()
     known = {"layer", "w_norm_min", "w_norm_mean", "w_norm_max", "effective_lr", "relative_update"}
     assert row.keys() == known | gains
     assert [row[f"w_norm_{s}"] for s in STATISTICS] == pytest.approx([2, 17 / 3, 10])
     assert row["effective_lr"] == 0.1
     assert row["relative_update"] == 0
-    if stats == "batch":
+    if statistics == "batch":
         assert [row[f"g_{s}"] for s in STATISTICS] == pytest.approx([-1, 14 / 3, 10])
 
 
@@ -167,8 +168,8 @@ def test_every_preset_and_convolutions_have_finite_rows(preset: str) -> None:
 
 
 def test_a_snapshot_is_a_copy_and_measuring_changes_nothing() -> None:
-    for weight in ("plain", "weight_norm"):
-        stack = Stack([layer(weight=weight), layer(1, weight=weight)])
+    for direction, gain in (("plain", "none"), ("row", "free")):
+        stack = Stack([layer(direction=direction, gain=gain), layer(1, direction=direction, gain=gain)])
         params = {k: p.detach().clone() for k, p in stack.params.items()}
         before = probes.snapshot(stack)
         kept = before["0"].clone()
@@ -186,7 +187,7 @@ def test_a_snapshot_is_a_copy_and_measuring_changes_nothing() -> None:
 RATES = (0.003, 0.03, 0.3)
 
 
-class Watcher:
+class Watcher(Observer):
     """Keeps ||v|| per unit after each step, and the probes."""
 
     def __init__(self) -> None:
@@ -202,10 +203,6 @@ class Watcher:
 
     def on_end(self, member: int, status: str, result: dict[str, Any]) -> None:
         assert status == "finished"
-
-    def on_checkpoint(self, state: dict[str, Any]) -> None: ...
-
-    def stop(self, done: int, total: int) -> None: ...
 
     trainer: Trainer
 
@@ -232,9 +229,9 @@ def watch(norm: NormConfig, momentum: float = 0.0, name: Any = "sgd") -> Watcher
 @pytest.mark.parametrize("statistics", ["none", "mean_only"])
 @pytest.mark.parametrize("init", ["default", "data"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_v_never_shrinks_under_gradient_descent(stats: Any, init: Any, momentum: float) -> None:
+def test_v_never_shrinks_under_gradient_descent(statistics: Any, init: Any, momentum: float) -> None:
     """The paper claims it without momentum; with it <v, m> <= 0 holds by induction, and that is enough."""
-    watcher = watch(NormConfig(direction="row", gain="free", statistics=stats, init=init), momentum)
+    watcher = watch(NormConfig(direction="row", gain="free", statistics=statistics, init=init), momentum)
     assert len(watcher.norms) == 8 * 6
     for earlier, later in itertools.pairwise(watcher.norms):
         for name, norm in later.items():

@@ -12,14 +12,16 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
-from wn import records
-from wn.config import LATER, Config, UserError, parse
-from wn.records import Record, adopt, read_experiment, read_rows, to_json, write_atomically
+from wn.config import Config, UserError, parse
+from wn.provenance import git_state
+from wn.records import Damaged, Record, read_experiment, read_rows, reuse, to_json, write_atomically
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -30,13 +32,13 @@ def config_in(folder: Path, **changes: Any) -> Config:
     return parse({"runs_dir": str(folder), **changes})
 
 
-def ended(config: Config, status: str = "finished", rows: int = 2) -> Record:
+def ended(config: Config, status: str = "finished", rows: int = 2, claimed: Record | None = None) -> Record:
     """A record with a result, as a trainer leaves it."""
-    record = Record.of(config)
+    record = claimed or Record.of(config)
     assert record.claim()
     record.begin(config, [config.run_id], "a processor")
     record.append([{"step": step, "loss": 1.0 / (1 + step)} for step in range(rows)], [{"step": 1, "g": 2.0}])
-    record.save(status=status, final={"valid_loss": 0.5})
+    record.save(status=status, initial={"valid_loss": 2.0}, final={"valid_loss": 0.5})
     record.release()
     return record
 
@@ -46,47 +48,20 @@ def ended(config: Config, status: str = "finished", rows: int = 2) -> Record:
 
 def test_run_id_is_pinned() -> None:
     # A change here gives every run of every user another name: raise SCHEMA and mean it.
-    assert Config().run_id == "fb5cb56397ad"
+    assert Config().run_id == "b908fe6fae49"
 
 
-def test_run_id_is_the_hash_of_what_decides_the_numbers() -> None:
+def test_run_id_is_the_hash_of_what_decides_the_numbers_and_is_not_at_its_default() -> None:
     numbers = {
-        "schema": 1,
-        "model": {
-            "name": "mlp",
-            "widths": [128, 128],
-            "activation": "relu",
-            "noise": 0.0,
-            "dropout": 0.0,
-            "draw": "he",
-        },
-        "norm": {
-            "direction": "plain",
-            "gain": "none",
-            "statistics": "none",
-            "init": "default",
-            "eps": 1e-6,
-            "momentum": 0.1,
-            "correction": "images",
-        },
-        "data": {"name": "digits", "valid_fraction": 0.2},
-        "optim": {
-            "name": "sgd",
-            "lr": 0.01,
-            "momentum": 0.0,
-            "beta2": 0.999,
-            "eps": 1e-8,
-            "eps_inside_root": False,
-            "weight_decay": 0.0,
-            "schedule": "constant",
-            "decay_from": 0.5,
-            "late_momentum": None,
-        },
-        "trainer": {"epochs": 30, "batch_size": 100, "init_batch_size": 500, "precision": "float32"},
-        "seed": 0,
+        "schema": 2,
+        "model": {"name": "mlp", "widths": [7]},
+        "norm": {"gain": "free", "statistics": "batch"},
+        "trainer": {"epochs": 2},
+        "seed": 3,
     }
     text = json.dumps(numbers, sort_keys=True, separators=(",", ":"))
-    assert Config().run_id == hashlib.sha256(text.encode()).hexdigest()[:12]
+    del numbers["schema"]
+    assert parse(numbers).run_id == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize(
@@ -102,14 +77,6 @@ def test_run_id_is_the_hash_of_what_decides_the_numbers() -> None:
 )
 def test_where_a_run_happens_is_no_part_of_its_identity(where: dict[str, Any]) -> None:
     assert parse(where).run_id == Config().run_id
-
-
-@pytest.mark.parametrize(("section", "key"), [(s, key) for s, keys in LATER.items() for key in keys])
-def test_a_later_setting_enters_the_identity_where_it_is_used_alone(section: str, key: str) -> None:
-    before = LATER[section][key]
-    config = parse({section: {key: before}})
-    assert config.model_dump()[section][key] == before
-    assert key not in config.identity()[section]
 
 
 @pytest.mark.parametrize(
@@ -172,12 +139,11 @@ def test_a_reader_sees_the_old_content_or_the_new(tmp_path: Path) -> None:
 def test_a_write_that_is_cut_short_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ended(config_in(tmp_path))
     before = (record.folder / "record.json").read_bytes()
-    for call in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, _interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                record.save(status="failed")
-        assert (record.folder / "record.json").read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            record.save(status="failed")
+    assert (record.folder / "record.json").read_bytes() == before
     assert [r.status for r in read_experiment(tmp_path, "adhoc")] == ["finished"]
 
 
@@ -196,40 +162,109 @@ def test_numbers_that_are_none_become_null() -> None:
 
 def test_rows_that_a_kill_cut_short_are_left_out(tmp_path: Path) -> None:
     whole = [{"step": 0, "loss": 2.5}, {"step": 1, "loss": None}]
-    text = "".join(to_json(row) + "\n" for row in whole)
+    text = "".join(to_json(row) + "\n" for row in whole).encode()
     for end in range(len(text) + 1):
-        (tmp_path / "metrics.jsonl").write_text(text[:end])
-        assert read_rows(tmp_path / "metrics.jsonl") == whole[: text[:end].count("\n")]
+        (tmp_path / "metrics.jsonl").write_bytes(text[:end])
+        assert read_rows(tmp_path / "metrics.jsonl") == whole[: text[:end].count(b"\n")]
     assert read_rows(tmp_path / "missing.jsonl") == []
 
 
 def test_rewind_forgets_later_rows_and_half_ones(tmp_path: Path) -> None:
-    record = ended(config_in(tmp_path), rows=4)
+    record = ended(config_in(tmp_path), rows=3)
+    sizes = record.sizes()
+    record.append([{"step": 3}, {"step": 3}], [])  # twice, as a copied folder may have them
     for name in ("metrics", "probes"):
-        with open(record.folder / f"{name}.jsonl", "a") as file:
+        with open(record.folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write('{"step": 9, "lo')
-    record.rewind(2)
+    record.rewind(sizes)
     assert [row["step"] for row in record.metrics] == [0, 1, 2]
     record.append([{"step": 3}], [])
     assert [row["step"] for row in record.metrics] == [0, 1, 2, 3]
-    assert (record.folder / "probes.jsonl").read_text() == '{"step": 1, "g": 2.0}\n'
-    record.rewind(-1)
+    assert (record.folder / "probes.jsonl").read_bytes() == b'{"step":1,"g":2.0}\n'
+    with pytest.raises(ValueError, match=r"^rows of run \w+ are missing$"):
+        record.rewind([1000, 0])
+    record.rewind([0, 0])
     assert record.metrics == record.probes == []
 
 
 def test_rewind_of_a_run_without_rows(tmp_path: Path) -> None:
     record = Record.of(config_in(tmp_path))
-    record.rewind(-1)
+    record.rewind([0, 0])
     assert record.metrics == record.probes == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '"finished"', "\0\0\0"])
-def test_an_unreadable_record_is_an_error_of_one_line(tmp_path: Path, content: str) -> None:
-    record = ended(config_in(tmp_path))
-    (record.folder / "record.json").write_text(content)
-    with pytest.raises(UserError, match=r"record\.json: unreadable .*delete that folder") as error:
-        Record.of(config_in(tmp_path))
+# Damage
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def without(key: str, **changes: Any) -> Callable[[Path], object]:
+    """A record that lacks a key, or has another value there."""
+
+    def change(path: Path) -> None:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        del content[key]
+        path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+    return change
+
+
+def joined(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"\n", b"", 1))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "empty": ("record.json", lambda path: path.write_text("")),
+    "cut": ("record.json", lambda path: path.write_bytes(path.read_bytes()[:-20])),
+    "zeros": ("record.json", lambda path: path.write_bytes(bytes(100))),
+    "a list": ("record.json", lambda path: path.write_text("[]")),
+    "a word": ("record.json", lambda path: path.write_text('"finished"')),
+    "no status": ("record.json", without("status")),
+    "no config": ("record.json", without("config")),
+    "no result": ("record.json", without("final")),
+    "a number for a name": ("record.json", without("run_id", run_id=7)),
+    "an unknown status": ("record.json", without("status", status="done")),
+    "not UTF-8": ("record.json", lambda path: path.write_bytes(path.read_bytes().replace(b"a", b"\xff"))),
+    "a folder": ("record.json", make_folder),
+    "zeros in a row": ("metrics.jsonl", lambda path: path.write_bytes(bytes(5) + path.read_bytes())),
+    "joined rows": ("metrics.jsonl", joined),
+    "rows not UTF-8": ("probes.jsonl", lambda path: path.write_bytes(b'{"step":0,"layer":"\xff"}\n')),
+    "no row": ("probes.jsonl", lambda path: path.write_bytes(b"[1]\n")),
+    "a folder of rows": ("metrics.jsonl", make_folder),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_is_named_set_aside_and_its_run_trained_again(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_in(tmp_path)
+    record, other = ended(config), ended(config_in(tmp_path, seed=1))
+    damage(record.folder / name)
+    with pytest.raises(Damaged, match=rf"{name}: damaged \(.*\)$") as error:
+        Record.read(record.folder)
     assert "\n" not in str(error.value)
+    assert [r.content["run_id"] for r in read_experiment(tmp_path, "adhoc")] == [other.content["run_id"]]
+    found = Record.of(config)
+    assert (found.status, found.done) == ("new", False)
+    assert [str(error.value) in r.getMessage() for r in caplog.records] == [True, True]
+    assert not list(tmp_path.rglob("*.damaged"))  # who reads changes nothing
+    for times in (1, 2):
+        before = sorted(path.name for path in record.folder.iterdir() if path.name != "lock")
+        assert found.claim()
+        found.release()
+        left = {path.name for path in record.folder.iterdir()}
+        assert left >= {f"{name}.damaged"}
+        assert all(".damaged" in other for other in left - {"lock"})
+        assert len(left) == len(before) + 1
+        ended(config)
+        if times == 1:
+            damage(record.folder / name)
+            found = Record.of(config)
+    assert Record.of(config).done
 
 
 def test_runs_dir_that_is_a_file(tmp_path: Path) -> None:
@@ -245,12 +280,11 @@ def test_runs_dir_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     record = Record.of(config_in(tmp_path))
-    monkeypatch.setattr(record._lock, "acquire", denied)
-    with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
-        record.claim()
-    monkeypatch.setattr(Path, "mkdir", denied)
-    with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
-        Record.of(config_in(tmp_path))
+    for where, name in ((filelock.FileLock, "acquire"), (Path, "mkdir")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, denied)
+            with pytest.raises(UserError, match=r"cannot be written to \(Permission denied\)"):
+                record.claim()
 
 
 # What a record says
@@ -279,7 +313,7 @@ def test_a_record_says_what_it_was_and_not_where(tmp_path: Path, monkeypatch: py
 
 def test_a_new_start_forgets_an_earlier_failure(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    Record.of(config).save(status="failed", error="boom", stack=["old"], diverged_at={"step": 3})
+    ended(config, "failed").save(error="boom", stack=["old"], diverged_at={"step": 3})
     assert "boom" not in json.dumps(ended(config).content)
     assert "diverged_at" not in Record.of(config).content
 
@@ -289,7 +323,28 @@ def test_outside_a_checkout_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) 
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", none)
-    assert records.git_state() == {"commit": None, "dirty": None}
+    assert git_state() == {"commit": None, "dirty": None}
+
+
+def test_the_commit_is_this_project_s_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source archive unpacked inside another repository, or GIT_DIR, must not lend it that one's commit."""
+    here = git_state()
+
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "of another project")
+    inside = tmp_path / "unpacked"
+    inside.mkdir()
+    assert git_state(inside) == {"commit": None, "dirty": None}
+    found = git_state(tmp_path)
+    assert (len(str(found["commit"])), found["dirty"]) == (40, False)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert git_state() == here
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    assert git_state() == here
 
 
 # Locks
@@ -300,7 +355,7 @@ def test_a_run_is_claimed_once(tmp_path: Path) -> None:
     one, other = Record.of(config), Record.of(config)
     assert one.claim()
     assert not other.claim()
-    one.save(status="finished")
+    ended(config, claimed=one)
     one.release()
     assert other.claim()
     assert other.done  # read again under the lock
@@ -329,11 +384,15 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 # Several experiments
 
 
+def reuse_in(config: Config) -> bool:
+    return reuse([Record.of(config)]) == {config.run_id}
+
+
 @pytest.mark.parametrize("status", ["finished", "diverged"])
-def test_a_result_of_another_experiment_is_adopted(tmp_path: Path, status: str) -> None:
+def test_a_result_of_another_experiment_is_reused(tmp_path: Path, status: str) -> None:
     there = ended(config_in(tmp_path, experiment_name="one"), status)
     config = config_in(tmp_path, experiment_name="two")
-    assert adopt(config)
+    assert reuse_in(config)
     here = Record.of(config)
     assert here.status == status
     assert here.content == {**there.content, "experiment": "two"}
@@ -343,11 +402,11 @@ def test_a_result_of_another_experiment_is_adopted(tmp_path: Path, status: str) 
     here.release()
 
 
-def test_only_results_of_others_are_adopted(tmp_path: Path) -> None:
+def test_only_results_of_others_are_reused(tmp_path: Path) -> None:
     for name, status in (("one", "failed"), ("two", "running"), ("here", "finished")):
         ended(config_in(tmp_path, experiment_name=name), status)
     ended(config_in(tmp_path, experiment_name="three", seed=1))
-    assert not adopt(config_in(tmp_path, experiment_name="here"))
+    assert not reuse_in(config_in(tmp_path, experiment_name="here"))
 
 
 def test_a_run_in_training_is_not_overwritten_by_an_adopted_one(tmp_path: Path) -> None:
@@ -356,7 +415,7 @@ def test_a_run_in_training_is_not_overwritten_by_an_adopted_one(tmp_path: Path) 
     training = Record.of(config)
     assert training.claim()
     training.append([{"step": 0}], [])
-    assert not adopt(config)
+    assert not reuse_in(config)
     assert training.metrics == [{"step": 0}]
     training.release()
 
@@ -367,9 +426,9 @@ def test_adoption_that_is_cut_short_is_made_again(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            adopt(config)
+            reuse_in(config)
     assert not Record.of(config).done
-    assert adopt(config)
+    assert reuse_in(config)
     assert Record.of(config).metrics == there.metrics
 
 

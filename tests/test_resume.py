@@ -87,7 +87,7 @@ def test_rows_wait_in_memory_and_are_made_again(tmp_path: Path, monkeypatch: pyt
     train_sweep(stack_of_three(tmp_path / "whole", **longer))
     for fatal in range(1, 12):
         folder = tmp_path / str(fatal)
-        step = Trainer._step
+        step = Trainer.update
 
         def killed(self: Trainer, batch: torch.Tensor, fatal: int = fatal, step: Any = step) -> torch.Tensor:
             if self.step == fatal:
@@ -95,7 +95,7 @@ def test_rows_wait_in_memory_and_are_made_again(tmp_path: Path, monkeypatch: pyt
             return step(self, batch)  # type: ignore[no-any-return]
 
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_step", killed)
+            patch.setattr(Trainer, "update", killed)
             with pytest.raises(sweep_cases.Killed):
                 train_sweep(stack_of_three(folder, **longer))
         assert_resumed(folder, stack_of_three(folder, **longer), outcome(tmp_path / "whole"))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wn.config import OptimConfig
+from wn.metrics import classification
 from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import data_dependent_init, normalize, normalized_layers
-from wn.objectives import classification
 from wn.optim import Optimizer
 from wn.presets import DEFAULTS, PRESETS
 from wn.stack import Stack
@@ -216,13 +216,13 @@ def test_selected_members_go_on_as_they_were(kept: list[int]) -> None:
 
 def test_map_stacks_whatever_a_function_returns() -> None:
     def norms(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        return {k: (layer.direction.norm(), x.sum()) for k, layer in normalized_layers(model).items()}
+        return {k: (layer.raw_weight.norm(), x.sum()) for k, layer in normalized_layers(model).items()}
 
     for size in (1, 3):
         models = [member("mlp", "none", torch.float64, seed) for seed in range(size)]
         x = torch.arange(2.0 * size).view(size, 2)
         found = Stack(models).map(norms, x)
         for name, (norm, total) in found.items():
-            expected = [normalized_layers(model)[name].direction.norm() for model in models]
+            expected = [normalized_layers(model)[name].raw_weight.norm() for model in models]
             torch.testing.assert_close(norm, torch.stack(expected))
             assert torch.equal(total, x.sum(1))

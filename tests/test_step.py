@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import torch
 from sweep_cases import tiny
 
-from wn import memory
 from wn.config import Config, parse
 from wn.data import Dataset, Split
-from wn.trainer import Trainer
+from wn.step import WARM_UP, Step
+from wn.trainer import Observer, Trainer
 
 PRESETS = {
     "none_init": {"init": "data"},
@@ -50,7 +51,7 @@ def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
     x = torch.rand(100, 3, 12, 12, generator=draw).to(device)
     split = Split(x=x, y=torch.arange(100, device=device) % 10)
     dataset = Dataset(split, split, split, classes=10)
-    trainer = Trainer(configs, dataset, torch.device(device), memory.Nobody())
+    trainer = Trainer(configs, dataset, torch.device(device), Observer())
     trainer._initialize()
     trainer.stack.train()
     return trainer
@@ -59,7 +60,7 @@ def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
 def steps_of(trainer: Trainer, count: int) -> dict[str, torch.Tensor]:
     """Parameters, moments, buffers and totals after some steps."""
     for batch in torch.split(trainer._orders(1), 20, dim=1)[:count]:
-        trainer._advance(batch)
+        trainer.update(batch)
     state = trainer.state()
     trees = {f"{tree}/{k}": t for tree in TREES for k, t in state[tree].items()}
     return {**trees, "totals": state["totals"]}
@@ -82,11 +83,11 @@ def assert_traced_step_is_the_step(configs: list[Config]) -> None:
     eager, traced = trainer_of(configs), trainer_of(configs)
     batches = torch.split(traced._orders(1), 20, dim=1)
     before = copy.deepcopy(steps_of(traced, 0))
-    traced._advance(batches[0])
-    graph = traced.update._trace(batches[0])  # type: ignore[union-attr]
+    traced.update(batches[0])
+    graph = traced.take_step._trace(batches[0])  # type: ignore[union-attr]
     with torch.no_grad():
         for batch in batches[1:3]:
-            graph(traced.update.state, batch)  # type: ignore[union-attr]
+            graph(traced.take_step.state, batch)  # type: ignore[union-attr]
     expected, found = steps_of(eager, 3), steps_of(traced, 0)
     assert expected.keys() == found.keys()
     moved = [name for name in found if not torch.equal(found[name], before[name])]
@@ -110,6 +111,52 @@ def test_the_traced_step_is_the_step(tmp_path: Path, norm: str, members: int, pr
 def test_a_vae_s_traced_step_is_its_step(tmp_path: Path, name: str, precision: str) -> None:
     """Alone: what is traced of a stack of convolutions has layouts that torch's compiler alone can run."""
     assert_traced_step_is_the_step(vaes(tmp_path, name, 1, precision=precision))
+
+
+def test_warm_up_capture_and_replay_share_one_contiguous_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended GPU, whose graph takes the step when it is captured and again when it is replayed."""
+    configs = pair(tmp_path, "weight_norm", 2)
+    eager, captured = trainer_of(configs), trainer_of(configs)
+    expected = steps_of(eager, 5)
+    seen: list[torch.Tensor] = []
+    streams: list[Any] = []
+    take = Step._take
+
+    def taken(self: Step, batch: torch.Tensor) -> None:
+        seen.append(batch)
+        take(self, batch)
+
+    class Stream:
+        def __init__(self) -> None:
+            streams.append(self)
+
+        def wait_stream(self, other: Any) -> None: ...
+
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+            if self.replays > 1:  # the capture has taken the first
+                taken(step, seen[WARM_UP])
+
+    monkeypatch.setattr(Step, "_take", taken)
+    current = Stream()
+    fakes = {"Stream": Stream, "current_stream": lambda: current, "CUDAGraph": Graph}
+    fakes |= dict.fromkeys(("stream", "graph"), lambda _: contextlib.nullcontext())
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    parts = (captured.stack, captured.optimizer, captured.average, captured.objective, captured.data.train)
+    step = Step(*parts, captured.totals, captured.autocast, compiled=False, captured=True)
+    step.captured, captured.take_step = True, step
+    found = steps_of(captured, 5)
+    assert len(seen) == 5
+    assert {batch.data_ptr() for batch in seen} == {seen[0].data_ptr()}
+    assert seen[0].is_contiguous()
+    assert len(streams) == 2  # the current one, and one for all of the warm-up
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import torch
 from sweep_cases import outcome, tiny
-from test_trainer import CPU, NORMS, Watcher, at_rate, config, dataset
 from train_cases import SWEEP, Call, records, start
+from trainer_cases import CPU, NORMS, Watcher, at_rate, config, dataset
 
-from wn import run, stops, sweep, tracking
+from wn import processes, run, sweep, tracking
 from wn.config import Config
-from wn.memory import Nobody
+from wn.processes import Preempted, StopWatcher
 from wn.records import Record
-from wn.stops import Stopped, Watch
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -127,14 +126,14 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing() -> None:
 
 def when(patch: pytest.MonkeyPatch, at: Callable[[Trainer], bool], action: Callable[[], object]) -> None:
     """Have something happen while the trainer takes a step."""
-    step = Trainer._step
+    step = Trainer.update
 
     def stepped(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
-        if at(self) and not isinstance(self.observer, Nobody):  # who only measures memory
+        if at(self):
             action()
         return step(self, batch)
 
-    patch.setattr(Trainer, "_step", stepped)
+    patch.setattr(Trainer, "update", stepped)
 
 
 def send(number: int, times: int = 1) -> Callable[[], None]:
@@ -147,17 +146,21 @@ def send(number: int, times: int = 1) -> Callable[[], None]:
 
 def late(patch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let an hour go by."""
-    return lambda: patch.setattr(stops, "STARTED", time.monotonic() - 3600)
+    return lambda: patch.setattr(processes, "STARTED", time.monotonic() - 3600)
 
 
 SIGNALS = {signal.SIGINT: ("SIGINT", 130), signal.SIGTERM: ("SIGTERM", 143)}
 ENDING = "; the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("words", "at"),
-    [("norm=weight_norm", 1), *((f"{SWEEP} hydra/launcher=stacked", at) for at in (1, 4, 6)), (SWEEP, 5)],
+    ("words", "number", "at"),
+    [
+        ("norm=weight_norm", signal.SIGINT, 1),
+        (SWEEP, signal.SIGTERM, 4),
+        (SWEEP, signal.SIGINT, 6),
+        (f"{SWEEP} hydra/launcher=basic", signal.SIGTERM, 5),
+    ],
 )
 def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
     call: Call, tmp_path: Path, steps: list[int], words: str, number: int, at: int
@@ -173,7 +176,7 @@ def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
         result = call(f"{words} runs_dir=cut")
     name, status = SIGNALS[signal.Signals(number)]
     what = (
-        "(4 runs)" if "stacked" in words else "lr=0.001 seed=0" if words.startswith("-m") else "lr=0.1 seed=0"
+        "lr=0.001 seed=0" if "basic" in words else "(4 runs)" if words.startswith("-m") else "lr=0.1 seed=0"
     )
     line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){ENDING}"
     assert (result.status, result.err) == (status, line)
@@ -204,7 +207,7 @@ def test_a_second_signal_acts_at_once(call: Call, tmp_path: Path, number: int) -
 def test_where_nothing_trains_a_signal_acts_at_once(
     call: Call, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(sweep, "check", lambda _: send(number)())
+    monkeypatch.setattr(sweep, "_resolve", lambda _: send(number)())
     result = call("")
     assert result.status == SIGNALS[signal.Signals(number)][1]
     assert result.err.startswith("stopped: ")
@@ -220,7 +223,7 @@ def test_a_signal_in_the_last_evaluation_ends_the_sweep_after_the_run(call: Call
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "evaluate", signalled)
-        result = call(SWEEP)
+        result = call(f"{SWEEP} hydra/launcher=basic")
     assert (result.status, result.err) == (143, f"stopped: between two runs (SIGTERM){ENDING}")
     (record,) = records(tmp_path / "runs/adhoc").values()
     assert record["status"] == "finished"
@@ -232,7 +235,7 @@ def test_a_limit_stops_the_run_in_progress_and_nothing_further_begins(
 ) -> None:
     words = f"{SWEEP} hydra/launcher=stacked hydra.launcher.members=2 trainer.max_minutes=50"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stops, "STARTED", time.monotonic())
+        patch.setattr(processes, "STARTED", time.monotonic())
         when(patch, lambda t: t.config.norm.label == "weight_norm" and t.step == 1, late(patch))
         result = call(words)
         where = "mlp weight_norm sgd (2 runs), step 1 of 4"
@@ -257,7 +260,7 @@ def test_a_script_loops_until_zero(call: Call, tmp_path: Path, words: str) -> No
     pieces = 0
     while True:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stops, "STARTED", time.monotonic())
+            patch.setattr(processes, "STARTED", time.monotonic())
             taken: list[int] = []
             when(patch, lambda t, n=taken: n.append(1) or len(n) == 3, late(patch))  # type: ignore[misc,func-returns-value]
             status = call(f"{words} runs_dir=cut trainer.max_minutes=50").status
@@ -299,7 +302,7 @@ def stop_at(step: int, configs: list[Config]) -> None:
     """Train until SIGTERM comes in a step."""
     with pytest.MonkeyPatch.context() as patch:
         when(patch, lambda t: t.step == step, send(signal.SIGTERM))
-        with pytest.raises(Stopped):
+        with pytest.raises(Preempted):
             train_sweep(configs)
 
 
@@ -346,7 +349,7 @@ def test_the_live_copy_is_paused_rather_than_finished(
 
 
 def test_a_stop_crosses_from_one_process_to_another() -> None:
-    stop = Stopped("SIGTERM", "somewhere", 143)
+    stop = Preempted("SIGTERM", "somewhere", 143)
     other = pickle.loads(pickle.dumps(stop))
     assert (str(other), other.status) == (str(stop), 143)
     assert not isinstance(stop, Exception)
@@ -356,7 +359,7 @@ def test_beside_the_main_thread_the_clock_alone_is_watched() -> None:
     handler, seen = signal.getsignal(signal.SIGINT), []
 
     def watch() -> None:
-        with Watch(None) as watch:
+        with StopWatcher(None) as watch:
             seen.append((watch.stop(""), signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=watch)

@@ -21,11 +21,18 @@ from sweep_cases import (
     tiny,
 )
 
-from wn import run, sweep, trainer
+from wn import resources, sweep, trainer
 from wn.config import Config, MLPConfig, UserError
-from wn.run import RunFailed, conclude
+from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
+
+
+def stacks_of(configs: list[Config], members: int | None = None) -> list[list[Config]]:
+    runs = {config.run_id: config for config in configs}
+    stacks = sweep._stacks(runs, sweep._resolve(runs), members)
+    return [[runs[run_id] for run_id in stack] for stack in stacks]
+
 
 # A sweep, and the same again
 
@@ -57,15 +64,45 @@ def test_the_second_call_trains_nothing_and_says_so(
     capsys.readouterr()
     train_sweep(configs)
     assert capsys.readouterr().out == "8 runs: 8 done before, 0 to train\n"
+    (record,) = train_sweep(configs[:1])
+    assert capsys.readouterr().out == (
+        "1 runs: 1 done before, 0 to train\nmlp none sgd lr=0.1 seed=0: finished, validation error "
+        f"{100 * record.content['final']['valid_error']:.2f} %, record {record.folder}\n"
+    )
     assert not steps
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 def test_what_is_done_needs_no_data_and_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_sweep([tiny(tmp_path)])
-    monkeypatch.setattr(run, "_load", pytest.fail)
+    monkeypatch.setattr(resources, "_load", pytest.fail)
     (record,) = train_sweep([tiny(tmp_path, trainer={"device": "nowhere"})])
     assert record.done
+
+
+def test_a_stack_ends_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = train_sweep([tiny(tmp_path, lr=lr) for lr in (0.1, 0.2, 0.3, DIVERGING)])
+    errors = sorted(100 * r.content["final"]["valid_error"] for r in records[:3])
+    shown = f"validation error {errors[0]:.2f} % at best, {errors[1]:.2f} % in the median"
+    line = capsys.readouterr().out.splitlines()[1]
+    assert re.sub(r"\d+\.\d s", "T", line) == f"mlp none sgd (4 runs): 3 finished, 1 diverged in T, {shown}"
+
+
+def test_a_damaged_run_is_trained_again(
+    tmp_path: Path, steps: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = grid(tmp_path)
+    records = train_sweep(configs)
+    expected = outcome(tmp_path)
+    (records[0].folder / "record.json").write_bytes(bytes(100))
+    (records[2].folder / "probes.jsonl").write_bytes(b"{}{}\n")
+    steps.clear()
+    train_sweep(configs)
+    assert steps == [2, 2, 1, 1, 1, 1]  # the second of the two diverges again
+    assert sum("damaged" in r.getMessage() for r in caplog.records) == 2
+    for found, whole in zip(outcome(tmp_path).values(), expected.values(), strict=True):
+        assert_near(found["metrics"], whole["metrics"])
+    assert len(list(tmp_path.rglob("record.json.damaged"))) == 2
 
 
 def test_no_checkpoint_is_left(tmp_path: Path) -> None:
@@ -93,16 +130,16 @@ def test_another_experiment_s_runs_are_adopted(tmp_path: Path, steps: list[int])
 @pytest.mark.parametrize(("members", "sizes"), [(None, [7]), (1, [1] * 7), (3, [3, 2, 2]), (100, [7])])
 def test_stacks_are_of_nearly_equal_size(tmp_path: Path, members: int | None, sizes: list[int]) -> None:
     configs = [tiny(tmp_path, seed=seed) for seed in range(7)]
-    stacks = sweep._stacks(configs, members)
+    stacks = stacks_of(configs, members)
     assert [len(stack) for stack in stacks] == sizes
     assert sorted(c.seed for stack in stacks for c in stack) == list(range(7))
 
 
 def test_stacks_are_trained_in_the_order_of_the_sweep(tmp_path: Path) -> None:
     configs = [tiny(tmp_path, norm, seed=seed) for seed in (0, 1) for norm in NORMS]
-    alone = sweep._stacks(configs, 1)
+    alone = stacks_of(configs, 1)
     assert [stack[0] for stack in alone] == configs
-    assert [stack[0] for stack in sweep._stacks(configs)] == configs[: len(NORMS)]
+    assert [stack[0] for stack in stacks_of(configs)] == configs[: len(NORMS)]
 
 
 def test_only_numbers_differ_within_a_stack(tmp_path: Path) -> None:
@@ -112,7 +149,7 @@ def test_only_numbers_differ_within_a_stack(tmp_path: Path) -> None:
         for lr in (0.1, 0.2)
         for batch in (400, 500)
     ]
-    stacks = sweep._stacks(configs, None)
+    stacks = stacks_of(configs)
     assert len(stacks) == 8
     for stack in stacks:
         assert [config.optim.lr for config in stack] == [0.1, 0.2]
@@ -159,14 +196,14 @@ def test_a_sweep_with_a_bad_run_is_refused_before_any_is_trained(
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, norm: str, message: str) -> None:
     """Let the third step of every stack with this norm raise."""
-    step = Trainer._step
+    step = Trainer.update
 
     def failing(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
         if self.config.norm.label == norm and self.step == 3:
             raise RuntimeError(message)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", failing)
+    monkeypatch.setattr(Trainer, "update", failing)
 
 
 def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +225,7 @@ def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pyt
     assert not re.search(r"(?<![\w/.])/\w", error)
     assert len(results[0].metrics) == 2  # what was measured before is kept
     with pytest.raises(RunFailed, match=r"run \w+ failed: RuntimeError: no room .*record\.json"):
-        conclude(results[0])
+        final_loss(results[0])
 
 
 def test_a_failed_run_is_trained_again_by_the_next_call(
@@ -209,20 +246,38 @@ def test_a_failed_run_is_trained_again_by_the_next_call(
         assert_near(found[run_id]["metrics"], whole["metrics"])
 
 
-def test_what_failed_in_a_large_stack_can_be_trained_in_small_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fits", "expected"), [(2, {"finished"}), (0, {"failed"})])
+def test_a_stack_that_runs_out_of_memory_is_split_in_two(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fits: int,
+    expected: set[str],
 ) -> None:
-    step = Trainer._step
+    update = Trainer.update
 
-    def small_only(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
-        if len(batch) > 2:
+    def small_only(self: Trainer, batch: torch.Tensor) -> None:
+        if len(batch) > fits and self.step > 2:
             raise torch.OutOfMemoryError("too large")
-        return step(self, batch)
+        update(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", small_only)
-    configs = [tiny(tmp_path, seed=seed) for seed in range(4)]
-    assert {record.status for record in train_sweep(configs)} == {"failed"}
-    assert {record.status for record in train_sweep(configs, members=2)} == {"finished"}
+    configs = [tiny(tmp_path, seed=seed) for seed in range(7)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", small_only)
+        records = train_sweep(configs)
+    assert {record.status for record in records} == expected
+    sizes = {record.content["engine"]["stack_size"] for record in records}
+    assert sizes == ({1, 2} if fits else {1})
+    said = [r.getMessage() for r in caplog.records]
+    assert said[0] == "mlp none sgd (7 runs): out of memory; going on with two halves"
+    assert len(said) == (3 if fits else 6)
+    assert not list(tmp_path.rglob("*.pt"))
+    if fits:
+        train_sweep([tiny(tmp_path / "alone", seed=seed) for seed in range(7)], members=1)
+        for record, alone in zip(
+            outcome(tmp_path).values(), outcome(tmp_path / "alone").values(), strict=True
+        ):
+            assert_near(record["metrics"], alone["metrics"])
 
 
 def test_a_model_that_cannot_be_built_is_a_failure_too(
@@ -240,7 +295,7 @@ def test_a_model_that_cannot_be_built_is_a_failure_too(
     assert (failed.status, finished.status) == ("failed", "finished")
     assert failed.content["config"]["model"]["widths"] == [5]
     with pytest.raises(RunFailed, match=r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 5 GiB"):
-        conclude(failed)
+        final_loss(failed)
 
 
 def test_nothing_private_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,95 +10,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trainer_cases import (
+    CLASSES,
+    CPU,
+    NORMS,
+    RULES,
+    SIZE,
+    Watcher,
+    at_rate,
+    config,
+    dataset,
+    load,
+    member_of,
+    train,
+)
 
-from wn import data, evaluation, trainer
-from wn.config import Config, DataConfig, MLPConfig, NormConfig, OptimConfig, UserError
+from wn import data, metrics, trainer
+from wn.config import Config, DataConfig, MLPConfig, OptimConfig, UserError
 from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split, permutation
 from wn.models import build
 from wn.norm import data_dependent_init, normalized_layers
-from wn.presets import PRESETS
+from wn.resources import pick_device
 from wn.stack import Stack
-from wn.trainer import Trainer, pick_device
-
-CPU = torch.device("cpu")
-NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
-RULES = {
-    "sgd": OptimConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3),
-    "adam": OptimConfig(name="adam", lr=0.01, momentum=0.9),
-    "adamax": OptimConfig(name="adamax", lr=0.01, momentum=0.9),
-}
-NOISY = MLPConfig(widths=(8,), noise=0.1, dropout=0.2)
-SIZE, CLASSES = 45, 3
-
-
-class Watcher:
-    """Keeps all that a trainer tells."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, list[dict[str, Any]]] = {}
-        self.probes: dict[int, list[dict[str, Any]]] = {}
-        self.ends: dict[int, tuple[str, dict[str, Any]]] = {}
-        self.states: list[dict[str, Any]] = []
-        self.steps: list[tuple[int, int]] = []
-
-    def on_step(self, done: int, total: int) -> None:
-        self.steps.append((done, total))
-
-    def on_epoch(self, member: int, metrics: dict[str, Any], probes: list[dict[str, Any]]) -> None:
-        assert member not in self.ends
-        self.rows.setdefault(member, []).append(metrics)
-        self.probes.setdefault(member, []).extend(probes)
-
-    def on_end(self, member: int, status: str, result: dict[str, Any]) -> None:
-        assert member not in self.ends
-        self.ends[member] = (status, result)
-
-    def on_checkpoint(self, state: dict[str, Any]) -> None:
-        self.states.append(copy.deepcopy(state))
-
-    def stop(self, done: int, total: int) -> None: ...
-
-
-def dataset(dtype: torch.dtype = torch.float64, valid: int = 12) -> Dataset:
-    """Three blurred classes, which a small network tells apart."""
-    torch.manual_seed(0)
-    centres = torch.randn(CLASSES, 1, 3, 4, dtype=torch.float64)
-
-    def split(size: int) -> Split:
-        y = torch.arange(size) % CLASSES
-        return Split((centres[y] + 0.7 * torch.randn(size, 1, 3, 4, dtype=torch.float64)).to(dtype), y)
-
-    return Dataset(split(SIZE), split(valid), split(15), CLASSES)
-
-
-def config(norm: str = "weight_norm", seed: int = 0, model: MLPConfig = NOISY, **changes: Any) -> Config:
-    optim = changes.pop("optim", RULES["sgd"])
-    settings = {"epochs": 4, "batch_size": 10, "init_batch_size": 20, "precision": "float64"} | changes
-    return Config(model=model, norm=NORMS[norm], optim=optim, trainer=Settings(**settings), seed=seed)
-
-
-def at_rate(lr: float, **changes: Any) -> Config:
-    return config(optim=RULES["sgd"].model_copy(update={"lr": lr}), **changes)
-
-
-def train(*configs: Config, on: Dataset | None = None) -> tuple[Trainer, Watcher]:
-    watcher = Watcher()
-    loop = Trainer(configs, on or dataset(), CPU, watcher)
-    loop.run()
-    return loop, watcher
-
-
-def member_of(loop: Trainer, row: int) -> dict[str, Tensor]:
-    return {k: t[row].detach() for k, t in (*loop.stack.params.items(), *loop.stack.buffers.items())}
-
-
-def load(loop: Trainer, row: int, config: Config, on: Dataset) -> nn.Module:
-    """A member as a module of its own, in evaluation mode."""
-    model = build(config.model, config.norm, on.shape, on.classes, seed=99).double()
-    model.load_state_dict(member_of(loop, row))
-    return model.eval()
-
+from wn.trainer import Trainer
 
 # The whole loop, written out with torch's own optimisers on the module itself
 
@@ -316,13 +251,13 @@ def test_divergence_in_the_last_step_shows_without_a_validation_split(
     on = dataset(valid=0)
     loop, watcher = Trainer([config(), config(seed=1)], on, CPU, (watch := Watcher())), watch
 
-    def step(batch: Tensor, original: Any = loop._step) -> Tensor:
+    def step(batch: Tensor, original: Any = loop.update) -> Tensor:
         found: Tensor = original(batch)
         if loop.step == loop.total:
             next(iter(loop.stack.params.values())).data[0] = math.nan
         return found
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "update", step)
     loop.run()
     assert watcher.ends[0] == ("diverged", {"epoch": 4, "step": 16})
     assert watcher.ends[1][0] == "finished"
@@ -454,7 +389,7 @@ def test_without_a_validation_split_there_are_no_such_columns() -> None:
 
 def test_evaluation_goes_by_parts_that_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = train(config(), config(seed=1))
-    monkeypatch.setattr(evaluation, "BATCH", 7)
+    monkeypatch.setattr(metrics, "BATCH", 7)
     _, parts = train(config(), config(seed=1))
     for i in (0, 1):
         assert parts.rows[i] == [pytest.approx(row, rel=1e-12) for row in whole.rows[i]]

@@ -12,11 +12,11 @@ from PIL import Image
 from sweep_cases import moments, outcome, tiny, train_until
 from train_cases import Call, records
 
-from wn import evaluation, memory, run
+from wn import metrics, resources
 from wn.config import Config
 from wn.records import read_rows
 from wn.sweep import train_sweep
-from wn.trainer import Trainer
+from wn.trainer import Observer, Trainer
 
 WORDS = "model=mlp_vae optim=adamax norm=weight_norm_init trainer.images=32 trainer.iwae_samples=4"
 PARTS = ("loss", "reconstruction", "kl")
@@ -84,8 +84,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path, mem
 
 
 def trainer_of(configs: list[Config]) -> Trainer:
-    device, dataset = run.prepare(configs[0])
-    trainer = Trainer(configs, dataset, device, memory.Nobody())
+    device, dataset = resources.resolve(configs[0])
+    trainer = Trainer(configs, dataset, device, Observer())
     trainer.run()
     return trainer
 
@@ -111,28 +111,11 @@ def test_what_is_evaluated_is_the_average(tmp_path: Path) -> None:
     newest = trainer.evaluate("valid")
     assert averaged != newest
     stack = trainer.stack.with_state(values)
-    assert evaluation.means(stack, trainer.objective, trainer.data.valid, trainer.autocast) == {
+    assert metrics.means(stack, trainer.objective, trainer.data.valid, trainer.autocast) == {
         name.removeprefix("valid_"): value for name, value in averaged.items()
     }
     trainer.stack.load({k: values[k] for k in trainer.stack.params}, trainer.stack.buffers)
     assert trainer.evaluate("valid") == averaged
-
-
-def test_a_vae_s_memory_is_predicted_without_taking_its_whole_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    bounds = evaluation.iwae_bounds
-
-    def counted(stack: Any, x: torch.Tensor, samples: int, autocast: Any) -> list[float]:
-        seen.append(len(x) * samples)
-        return bounds(stack, x, samples, autocast)
-
-    monkeypatch.setattr(evaluation, "iwae_bounds", counted)
-    config = vae(tmp_path, iwae_samples=100, iwae_images=None)
-    device, dataset = run.prepare(config)
-    assert memory.bytes_per_member(config, dataset, device) > 0
-    assert seen == [evaluation.BATCH]
 
 
 def test_a_kill_in_the_last_evaluation_costs_no_step(
@@ -142,7 +125,7 @@ def test_a_kill_in_the_last_evaluation_costs_no_step(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "iwae_bounds", killed)
+        patch.setattr(metrics, "iwae_bounds", killed)
         with pytest.raises(KeyboardInterrupt):
             train_sweep([vae(tmp_path)])
     assert len(steps) == 6

@@ -1,7 +1,7 @@
-"""Checkpoints: what a stack goes on from, in two files, the newest and the one before.
+"""Checkpoints: what a stack goes on from, in two files, the newest and a backup.
 
-A file is what ``torch.save`` writes, of tensors, numbers and lists alone, and then the SHA-256 of that. It is
-replaced as a whole, and any device can read what another one wrote.
+A file is what ``torch.save`` writes, of tensors, numbers and lists alone, then its SHA-256 (``torch.load``
+checks none). It is replaced as a whole, and any device can read what another one wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DIGEST = hashlib.sha256().digest_size
 
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
-"""What reading a damaged file raises. Not OSError and not a lack of memory: they say nothing of the file."""
+"""Raised by a damaged file. OSError and OutOfMemoryError say nothing of it."""
 
 
 class Checkpoints:
@@ -49,22 +49,24 @@ class Checkpoints:
             os.replace(self.newest, self.before)
         write_atomically(self.newest, file.getvalue() + hashlib.sha256(file.getbuffer()).digest())
 
-    def restore(self, use: Callable[[Row], None]) -> None:
-        """Call ``use`` with the newest content that it can take; without any it is not called.
+    def restore(self, use: Callable[[Row], None]) -> bool:
+        """Call ``use`` with the newest content that it can take; say whether there was any.
 
-        A file that is damaged, or that ``use`` raises such an error at, is named and removed: kept, it would
-        soon be the one before.
+        A file that is damaged, or that ``use`` finds so, is logged and deleted: the next save would rotate it
+        into the backup.
         """
         paths = [path for path in (self.newest, self.before) if path.exists()]
         for path in paths:
             try:
                 use(self._read(path))
-                return
+                return True
             except DAMAGE as error:
-                reason = " ".join(str(error).split()) if type(error) is ValueError else type(error).__name__
+                known = isinstance(error, ValueError)
+                reason = " ".join(str(error).split()) if known else type(error).__name__
                 then = "its runs start anew" if path is paths[-1] else "going on from the one before"
                 log.warning("%s: damaged (%s); %s", path, reason, then)
                 path.unlink()
+        return False
 
     def _read(self, path: Path) -> Row:
         """A file's content.

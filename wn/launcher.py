@@ -20,7 +20,7 @@ from wn import experiments
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
 from wn.records import Record
-from wn.run import conclude
+from wn.run import final_loss
 from wn.sweep import train_sweep
 
 LARGEST_SWEEP = 100_000
@@ -189,4 +189,4 @@ def _texts(overrides: Sequence[Override], keys: dict[str, Any]) -> str:
 
 def summary(records: Sequence[Record]) -> float:
     """What a sweeper may minimise: the mean of the runs' final validation losses."""
-    return math.fsum(map(conclude, records)) / len(records)
+    return math.fsum(map(final_loss, records)) / len(records)

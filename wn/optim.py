@@ -26,16 +26,15 @@ class Optimizer:
     """Updates stacked parameters in place.
 
     Args:
-        configs: one per member; they agree on ``name``, ``schedule``, ``decay_from`` and
-            ``eps_inside_root``.
+        configs: one per member; they differ in numbers alone.
         params: tensors ``[members, ...]``, float32 or float64.
         kinds: name to ``weight``, ``g``, ``bias`` or ``other`` (:func:`wn.norm.parameter_groups`). Weight
             decay applies to weights; gains and biases may have learning rates of their own.
 
     Attributes:
-        hyper: ``lr, lr_gain, lr_bias, momentum, beta2, eps, weight_decay``, each ``[members]``, on the device.
+        hyper: ``lr, lr_gain, lr_bias, momentum, beta2, eps, weight_decay``, each ``[members]``.
         lr: the present learning rates, as numbers.
-        state: the moments, shaped as the parameters, and ``steps``, a scalar.
+        state: moments, shaped as the parameters, and ``steps``, a scalar.
     """
 
     def __init__(self, configs: Sequence[OptimConfig], params: Tensors, kinds: dict[str, str]) -> None:
@@ -138,7 +137,7 @@ def adamax(
 
 
 RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adamax": (adamax, 2)}
-"""Name to rule and its number of moments."""
+"""Rule and number of moments."""
 
 
 class EMA:
@@ -161,7 +160,7 @@ class EMA:
 
     @torch.no_grad()
     def step(self, tensors: Tensors) -> None:
-        """Take in what the tensors are after a step; others than those of the beginning are not read."""
+        """Take in the tensors after a step; others than those of the beginning are not read."""
         for name, total in self.state.items():
             newest = tensors[name].detach() if name != "total weight" else torch.ones_like(total)
             total.mul_(self.decay).add_(newest, alpha=1 - self.decay)

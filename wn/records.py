@@ -4,60 +4,99 @@
 
 - ``record.json``: configuration, provenance, status and results; replaced as a whole, atomically;
 - ``metrics.jsonl``: a line per epoch (losses in nats, errors as fractions); only ever appended to;
-- ``probes.jsonl``: a line per layer and probe (see :mod:`wn.probes`); likewise;
-- ``reconstructions.png``, ``samples.png``: of a VAE, at the end (see :func:`wn.evaluation.pictures`);
+- ``probes.jsonl``: a line per layer and probe (:mod:`wn.probes`); likewise;
+- ``reconstructions.png``, ``samples.png``: of a VAE, at the end (:func:`wn.metrics.pictures`);
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
-A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``.
+A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A damaged
+file is named, set aside when its run is trained again, and until then the run counts as not done.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
-import math
+import logging
 import os
-import platform
 import shutil
-import subprocess
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
+import pydantic
+import pydantic_core
 
 from wn.config import SCHEMA, Config, UserError
+from wn.provenance import provenance
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+ROWS = ("metrics.jsonl", "probes.jsonl")
+DONE = ("finished", "diverged")  # results: such a run is never trained again
 
-DONE = ("finished", "diverged")
-"""Statuses that are results: such a run is never trained again."""
+
+class Content(pydantic.BaseModel):
+    """The keys of ``record.json`` that others read, and their types."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    version: int = pydantic.Field(alias="schema")
+    run_id: str
+    status: Literal["running", "finished", "diverged", "failed"]
+    experiment: str
+    norm: str
+    config: Row
+    provenance: Row
+    stack: list[str] = []
+    engine: Row = {}
+    initial: Row = {}
+    final: Row = {}
+    best: Row = {}
+    seconds: float = 0.0
+    diverged_at: Row = {}
+    error: str = ""
+
+
+class Damaged(UserError, ValueError):
+    """A file of a record holds something else than a trainer writes."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: damaged ({reason})")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that a reader, or a kill, sees the old content or the new, never a part."""
+    """Replace a file; readers, and a kill, see either the old or the new file."""
+    # Without fsync: it would protect from a loss of power alone, and cost more than a short run.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    scratch.write_bytes(content)
     os.replace(scratch, path)
 
 
 def to_json(tree: Any, indent: int | None = None) -> str:
     """JSON that every reader takes: NaN and infinity become null."""
+    return pydantic_core.to_json(tree, indent=indent, inf_nan_mode="null").decode()
 
-    def finite(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {key: finite(value) for key, value in x.items()}
-        if isinstance(x, (list, tuple)):
-            return [finite(value) for value in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
 
-    return json.dumps(finite(tree), indent=indent, allow_nan=False)
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a ``.jsonl`` file; a last line that a kill cut is left out, another one is Damaged."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except IsADirectoryError:
+        raise Damaged(path, "a folder") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = pydantic_core.from_json(line)
+        except ValueError as error:
+            raise Damaged(path, f"line {number}: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise Damaged(path, f"line {number}: no row")
+        rows.append(row)
+    return rows
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
@@ -65,103 +104,124 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder}: cannot be written to ({reason}); name another folder with runs_dir=...")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]  # what follows the last newline was cut short
-    return [json.loads(line) for line in lines]
-
-
 class Record:
     """One run's folder. ``content`` is what ``record.json`` holds."""
 
     def __init__(self, folder: Path, content: Row) -> None:
-        self.folder = folder
-        self.content = content
-        self._lock = filelock.FileLock(folder / "lock")
+        self.folder, self.content = folder, content
+        self._lock: filelock.BaseFileLock | None = None
 
     @classmethod
-    def of(cls, config: Config) -> Record:
-        """The record of a run, read from disk where there is one.
-
-        Raises:
-            UserError: the runs folder cannot be written to, or the record cannot be read.
-        """
-        folder = Path(config.runs_dir) / config.experiment_name / config.run_id
+    def of(cls, config: Config, run_id: str | None = None) -> Record:
+        """The record of a run, ``new`` where there is none, or where it is damaged."""
+        record = cls.unread(config, run_id)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        if (folder / "record.json").exists():
-            return cls.read(folder)
-        return cls(folder, {"schema": SCHEMA, "run_id": config.run_id, "status": "new"})
+            record._load()
+        except Damaged as damage:
+            log.warning("%s; its run counts as not done", damage)
+        return record
+
+    @classmethod
+    def unread(cls, config: Config, run_id: str | None = None) -> Record:
+        record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
+        record.content = record._new()
+        return record
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """The record in a folder, without changing anything there."""
-        try:
-            record = cls(folder, json.loads((folder / "record.json").read_text()))
-            record.status  # noqa: B018 - a record without one is none
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"{folder / 'record.json'}: unreadable ({error}); delete that folder") from None
+        """The record in a folder; a UserError where there is none that can be read."""
+        record = cls(folder, {})
+        record._load()
+        if not record.content:
+            raise UserError(f"{folder / 'record.json'}: no such file")
         return record
+
+    def _load(self) -> None:
+        """Read ``record.json`` where there is one, and check the rows."""
+        path = self.folder / "record.json"
+        try:
+            content = pydantic_core.from_json(path.read_bytes())
+            Content.model_validate(content)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            raise Damaged(path, "a folder") from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise Damaged(path, " ".join([*map(str, first["loc"]), first["msg"]])) from None
+        except ValueError as error:
+            raise Damaged(path, str(error)) from None
+        if content["status"] in DONE and (missing := {"initial", "final"} - content.keys()):
+            raise Damaged(path, f"no {min(missing)}")
+        for name in ROWS:
+            read_rows(self.folder / name)
+        self.content = content
+
+    def _new(self) -> Row:
+        return {"schema": SCHEMA, "run_id": self.folder.name, "status": "new"}
 
     @property
     def status(self) -> str:
-        """``new``, ``running``, ``finished``, ``diverged`` or ``failed``."""
         return str(self.content["status"])
 
     @property
     def done(self) -> bool:
-        """Whether the run has its result."""
         return self.status in DONE
 
     @property
     def metrics(self) -> list[Row]:
-        """A row per epoch, the first of them before training."""
         return read_rows(self.folder / "metrics.jsonl")
 
     @property
     def probes(self) -> list[Row]:
-        """A row per layer and probe."""
         return read_rows(self.folder / "probes.jsonl")
 
     def claim(self) -> bool:
         """Take the run for this process; False where another process is training it.
 
-        The record is read again under the lock: the other process may have finished it.
+        The record is read, for another process may have finished it meanwhile; a damaged one is set aside.
         """
+        self._lock = self._lock or filelock.FileLock(self.folder / "lock")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             return False
         except OSError as error:
             raise _unwritable(self.folder, error) from None
-        if (self.folder / "record.json").exists():
-            self.content = Record.read(self.folder).content
+        try:
+            self._load()
+        except Damaged:
+            self._set_aside()
+            self.content = self._new()
         return True
 
+    def _set_aside(self) -> None:
+        """Rename everything but the lock to ``*.damaged``, ``*.damaged2``, ..."""
+        for path in list(self.folder.iterdir()):
+            if path.name != "lock" and ".damaged" not in path.name:
+                names = (f"{path.name}.damaged{number}" for number in ("", *range(2, 1000)))
+                os.replace(path, next(filter(lambda p: not p.exists(), map(path.with_name, names))))
+
     def release(self) -> None:
-        """Give the run back."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def save(self, **changes: Any) -> None:
-        """Update ``record.json``."""
-        self.content.update(changes)
+        self.content |= changes
         write_atomically(self.folder / "record.json", (to_json(self.content, indent=1) + "\n").encode())
 
     def save_picture(self, name: str, png: bytes) -> None:
-        """Write a picture."""
         write_atomically(self.folder / f"{name}.png", png)
 
     @property
     def pictures(self) -> dict[str, Path]:
-        """The pictures that there are, by name."""
         return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
 
     def begin(self, config: Config, stack: list[str], device: str) -> None:
-        """Say that training starts: what is trained, by which code, on what; nothing earlier is left."""
+        """Training starts: what is trained, by which code, on what; nothing earlier is left."""
         self.content = {key: self.content[key] for key in ("schema", "run_id")}
         self.save(
             experiment=config.experiment_name,
@@ -175,86 +235,65 @@ class Record:
         )
 
     def append(self, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
-        """Append rows to ``metrics.jsonl`` and ``probes.jsonl``."""
-        for name, rows in (("metrics", metrics), ("probes", probes)):
-            text = "".join(to_json(row) + "\n" for row in rows)
-            if text:
-                with open(self.folder / f"{name}.jsonl", "a") as file:
-                    file.write(text)
+        for name, rows in zip(ROWS, (metrics, probes), strict=True):
+            if text := "".join(to_json(row) + "\n" for row in rows):
+                with open(self.folder / name, "ab") as file:
+                    file.write(text.encode())
 
-    def rewind(self, step: int) -> None:
-        """Forget the rows after ``step``: training goes on from there."""
-        for name in ("metrics", "probes"):
-            path = self.folder / f"{name}.jsonl"
-            rows = [row for row in read_rows(path) if row["step"] <= step]
-            if path.exists():
-                write_atomically(path, "".join(to_json(row) + "\n" for row in rows).encode())
+    def sizes(self) -> list[int]:
+        """Bytes of rows, for :meth:`rewind`."""
+        return [path.stat().st_size if path.exists() else 0 for path in map(self.folder.joinpath, ROWS)]
+
+    def rewind(self, sizes: list[int]) -> None:
+        """Forget the rows after a checkpoint, when there were ``sizes`` bytes; ValueError if now fewer."""
+        for name, size, there in zip(ROWS, sizes, self.sizes(), strict=True):
+            if there < size:
+                raise ValueError(f"rows of run {self.folder.name} are missing")
+            if there > size:
+                os.truncate(self.folder / name, size)
 
 
-def adopt(config: Config) -> bool:
-    """Where another experiment has finished the same run, copy its record; say whether it did."""
-    here = Record.of(config)
-    for folder in sorted(Path(config.runs_dir).glob(f"*/{config.run_id}")):
-        if folder == here.folder or not (folder / "record.json").exists():
-            continue
+def reuse(records: Iterable[Record]) -> set[str]:
+    """Copy the results that other experiments beside them have of the same runs; return their run_ids."""
+    listed: dict[Path, dict[str, list[Path]]] = {}
+    taken = set()
+    for here in records:
+        runs_dir, run_id = here.folder.parents[1], here.folder.name
+        if runs_dir not in listed:  # one listing for each experiment, however many runs
+            listed[runs_dir] = defaultdict(list)
+            for folder in sorted(runs_dir.glob("*/*")):
+                listed[runs_dir][folder.name].append(folder)
+        others = [folder for folder in listed[runs_dir][run_id] if folder != here.folder]
+        if any(_copy_result(folder, here) for folder in others):
+            taken.add(run_id)
+    return taken
+
+
+def _copy_result(folder: Path, here: Record) -> bool:
+    try:
         there = Record.read(folder)
-        if not there.done or not here.claim():
-            continue
-        if not here.done:
-            rows = [folder / name for name in ("metrics.jsonl", "probes.jsonl") if (folder / name).exists()]
-            for path in [*rows, *there.pictures.values()]:
-                shutil.copyfile(path, here.folder / path.name)
-            here.content = there.content
-            here.save(experiment=config.experiment_name)
-        here.release()
-        return True
-    return False
+    except UserError:  # being written, or damaged
+        return False
+    if not there.done or not here.claim():
+        return False
+    if not here.done:
+        for path in [*filter(Path.exists, map(folder.joinpath, ROWS)), *there.pictures.values()]:
+            shutil.copyfile(path, here.folder / path.name)
+        here.content = there.content
+        here.save(experiment=here.folder.parent.name)
+    here.release()
+    return True
 
 
 def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
-    """The records of an experiment, ordered by run_id."""
+    """The records of an experiment, ordered by run_id; a damaged one is named and left out."""
     for path in sorted((runs_dir / experiment).glob("*/record.json")):
-        yield Record.read(path.parent)
+        try:
+            yield Record.read(path.parent)
+        except UserError as error:
+            log.warning("%s; left out: the next training of the experiment makes it again", error)
 
 
 def public_config(config: Config) -> Row:
-    """The configuration without what is of this machine alone (folders)."""
-    tree = config.model_dump(mode="json")
-    del tree["runs_dir"], tree["data"]["root"]
-    return tree
-
-
-@functools.cache
-def provenance(device: str) -> Row:
-    """Which code, which packages, what kind of machine: never its name, its user or its paths."""
-    packages = ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")
-    return {
-        **git_state(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-    }
-
-
-def cpu_name() -> str:
-    """The processor's model."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def git_state() -> Row:
-    """Commit, and whether what decides the numbers differs from it; None outside a checkout."""
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    changed = git("status", "--porcelain", "--", ".", "../configs", "../experiments")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    """Without the folders, which are of this machine alone."""
+    return config.model_dump(mode="json", exclude={"runs_dir": True, "data": {"root"}})

@@ -7,10 +7,8 @@ in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
-import os
 import re
 import time
 import traceback
@@ -22,69 +20,63 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wn import data, memory, models, records, tracking
+from wn import tracking
 from wn.checkpoints import Checkpoints
-from wn.config import Config, DataConfig, VAEConfig
-from wn.objectives import Objective, objective_of
+from wn.config import Config
+from wn.metrics import Objective, objective_of
+from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
-from wn.stops import Stopped, Watch
-from wn.trainer import DTYPES, Trainer, pick_device, steps_per_epoch
+from wn.resources import configure_torch, device_name, resolve
+from wn.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
-"""How long rows may wait in memory. What a kill takes with them, the resumed run makes again."""
+"""How long rows may wait in memory. Those that a kill takes with them, the resumed run makes again."""
 
 
-def check(configs: Iterable[Config]) -> None:
-    """Refuse runs that cannot be trained here, before any of them is.
-
-    Raises:
-        UserError: there is no such device, the data cannot be had, or are too few or too small.
-    """
-    for config in {(c.model, c.data, c.trainer): c for c in configs}.values():
-        prepare(config)
-
-
-def train_stack(configs: Sequence[Config], resuming: bool = False) -> None:
+def train_stack(configs: Sequence[Config]) -> None:
     """Train runs that differ only in numbers as one stack; the records hold what came of it.
 
-    Args:
-        configs: the members. Those that are done, or that another process trains, are left out.
-        resuming: whether these are all the members of a stack that was cut short. Then the done ones
-            train along, unrecorded, and nothing happens while another process has one of them.
+    Runs that are done, or that another process trains, are left out. Where these are all the members of a
+    stack that was cut short, the done ones train along, unrecorded, and nothing happens while another process
+    has one of them. A stack that runs out of memory is split in two; a resumed one fails, and keeps its
+    checkpoint.
 
     Raises:
         UserError: the configurations cannot be trained here; no record says otherwise.
-        Stopped: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
+        Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
+    ids = [config.run_id for config in configs]
     with ExitStack() as claims:
-        members = []
-        for config in configs:
-            record = Record.of(config)
+        claimed = []
+        for config, run_id in zip(configs, ids, strict=True):
+            record = Record.unread(config, run_id)
             if record.claim():
                 claims.callback(record.release)
-                if resuming or not record.done:
-                    members.append((config, record))
-            elif resuming:
-                return
-        if any(not record.done for _, record in members):
-            with Watch(configs[0].trainer.max_minutes) as watch:
-                if stop := watch.stop(f"before {title(configs)}"):
-                    raise stop
-                _Session(members, watch).train()
+                claimed.append((config, record))
+        resuming = any(r.status == "running" and r.content.get("stack") == ids for _, r in claimed)
+        if resuming and len(claimed) < len(configs):
+            return
+        members = [(config, record) for config, record in claimed if resuming or not record.done]
+        if all(record.done for _, record in members):
+            return
+        with StopWatcher(configs[0].trainer.max_minutes) as watcher:
+            if stop := watcher.stop(f"before {title(configs)}"):
+                raise stop
+            fits = _Session(members, watcher).train(may_split=len(members) > 1 and not resuming)
+    if not fits:
+        log.warning("%s: out of memory; going on with two halves", title(configs))
+        for half in (members[::2], members[1::2]):
+            train_stack([config for config, _ in half])
 
 
 class RunFailed(Exception):
     """A run ended with an exception; the traceback is in its record."""
 
 
-def conclude(record: Record) -> float:
-    """The validation loss that a run ended with; for a diverged one that of its start.
-
-    Raises:
-        RunFailed: the run failed.
-    """
+def final_loss(record: Record) -> float:
+    """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
     if record.status == "failed":
         last = record.content["error"].splitlines()[-1]
         raise RunFailed(
@@ -95,42 +87,11 @@ def conclude(record: Record) -> float:
     return float("nan") if loss is None else float(loss)
 
 
-def prepare(config: Config) -> tuple[torch.device, data.Dataset]:
-    """Device and data of a run, once it is clear that it can be trained on them.
+class _Session(Observer):
+    """One stack in training: observes the trainer and writes the records."""
 
-    Raises:
-        UserError: it cannot.
-    """
-    memory.keep_freed_memory()
-    device = pick_device(config.trainer.device)
-    _be_deterministic(config.trainer.deterministic)
-    round_products(config.trainer.precision == "tf32")
-    dataset = _load(
-        config.data, device, DTYPES[config.trainer.precision], isinstance(config.model, VAEConfig)
-    )
-    models.check(config.model, dataset.shape)
-    steps_per_epoch(config, dataset)
-    return device, dataset
-
-
-def _be_deterministic(wanted: bool) -> None:
-    """Have torch take the operations that give the same bits each time, and refuse those that cannot."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
-    if wanted != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(wanted)
-
-
-def round_products(wanted: bool) -> None:
-    """Let a GPU round the factors of products in float32, or not: torch would for convolutions alone."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
-
-
-class _Session:
-    """One stack being trained: the trainer's observer, and the scribe of its members' records."""
-
-    def __init__(self, members: list[tuple[Config, Record]], watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, members: list[tuple[Config, Record]], watcher: StopWatcher) -> None:
+        self.watcher = watcher
         self.configs = [config for config, _ in members]
         self.records = [record for _, record in members]
         self.config = self.configs[0]
@@ -139,43 +100,45 @@ class _Session:
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
         self.live: tracking.LiveMirror | None = None
-        self.ids = [config.run_id for config in self.configs]
-        self.checkpoints = self._checkpoints_of(self.ids)
+        self.ids = [record.content["run_id"] for record in self.records]
+        self.stacks = self.records[0].folder.parent / "stacks"
+        self.checkpoints = Checkpoints(self.stacks, self.ids)
 
-    def _checkpoints_of(self, ids: list[str]) -> Checkpoints:
-        """The checkpoints of a stack of this experiment."""
-        return Checkpoints(Path(self.config.runs_dir) / self.config.experiment_name / "stacks", ids)
+    def train(self, may_split: bool) -> bool:
+        """Train to the end, or until an exception: then the open members have failed.
 
-    def train(self) -> None:
-        """Train to the end, or to a stop; an exception ends the members that are open as ``failed``."""
-        device, dataset = prepare(self.config)
+        False where memory ran out and the stack may be split.
+        """
+        device, dataset = resolve(self.config)
+        configure_torch(self.config.trainer, device)
         self._begin(device_name(device))
         try:
             trainer = Trainer(self.configs, dataset, device, self)
             self._resume(trainer)
             self._run(trainer)
-        except Stopped:
+        except Preempted:
             if self.live is not None:
                 self.live.pause()
             raise
         except Exception as error:
-            self._fail(error)
+            if may_split and isinstance(error, torch.OutOfMemoryError):
+                return False
+            self._flush(self.open)
+            for member in sorted(self.open):
+                self._close(member, "failed", {"error": _describe(error)})
         else:
             self.checkpoints.remove()
         if self.live is not None:
             self.live.finish(self.records[0])
+        return True
 
     def _begin(self, device: str) -> None:
-        """Name the stack and the device in its members' records.
-
-        One that was cut short in another stack leaves that for good: its rows are this one's from here
-        on, so the other, if it goes on, has to start anew and its checkpoint goes.
-        """
+        """From now on the members belong to this stack; the checkpoint of an old one is deleted."""
         self.devices = [device]
+        for old in {tuple(self.records[i].content.get("stack", self.ids)) for i in self.open}:
+            if list(old) != self.ids:
+                Checkpoints(self.stacks, old).remove()
         for i in sorted(self.open):
-            left = self.records[i].content.get("stack", self.ids)
-            if left != self.ids:
-                self._checkpoints_of(left).remove()
             self.records[i].begin(self.configs[i], self.ids, device)
 
     def _run(self, trainer: Trainer) -> None:
@@ -189,67 +152,59 @@ class _Session:
             trainer.run()
 
     def _resume(self, trainer: Trainer) -> None:
-        """Go on from the newest checkpoint that is whole, else from the beginning."""
+        """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""
 
         def go_on(content: Row) -> None:
             seconds, devices = float(content["seconds"]), [*content["devices"], *self.devices]
+            for i in self.open:
+                self.records[i].rewind(content["sizes"][self.ids[i]])
             trainer.restore(content["trainer"])
             self.started -= seconds
             self.devices = list(dict.fromkeys(devices))
             log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
 
-        self.checkpoints.restore(go_on)
-        for i in self.open:
-            self.records[i].rewind(trainer.step if trainer.step else -1)
+        if not self.checkpoints.restore(go_on):
+            for i in self.open:
+                self.records[i].rewind([0, 0])
 
-    def stop(self, done: int, total: int) -> Stopped | None:
-        """The stop that a signal or the clock asks for."""
-        return self.watch.stop(f"{title(self.configs)}, step {done} of {total}")
+    def stop(self, done: int, total: int) -> Preempted | None:
+        return self.watcher.stop(f"{title(self.configs)}, step {done} of {total}")
 
     def on_step(self, done: int, total: int) -> None:
-        """Move the progress bar."""
         self.bar.update(done - self.bar.n)
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
-        """Keep the rows, and write them down now and then."""
         if member not in self.open:
             return
         self.rows[member][0].append(metrics)
         self.rows[member][1].extend(probes)
         if self.live is not None:
             self.live.log([metrics], probes)
-        criterion = self.objective.criterion
-        shown = {"loss": metrics.get("train_loss"), f"valid {criterion}": metrics.get(f"valid_{criterion}")}
+        selection = f"valid_{self.objective.selection_metric}"
+        shown = {"loss": metrics.get("train_loss"), selection: metrics.get(selection)}
         self.bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items() if v is not None}, refresh=False)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self._flush()
+            self._flush(self.open)
 
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
-        """Write a member's pictures, each as a grid of images in the record's folder."""
         if member in self.open:
             for name, images in pictures.items():
                 self.records[member].save_picture(name, png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
-        """Write a member's result."""
         if member not in self.open:
             return
-        self._flush()
+        self._flush([member])
         summary = _summary(self.records[member].metrics, self.objective)
         if status == "finished":
             summary["final"] |= result
         self._close(member, status, summary if status == "finished" else {**summary, "diverged_at": result})
 
     def on_checkpoint(self, state: Row) -> None:
-        """Write the rows, then the state that stands behind them."""
-        self._flush()
-        seconds = time.monotonic() - self.started
-        self.checkpoints.save({"trainer": state, "seconds": seconds, "devices": self.devices})
-
-    def _fail(self, error: Exception) -> None:
-        self._flush()
-        for member in sorted(self.open):
-            self._close(member, "failed", {"error": _describe(error)})
+        """Write the rows, then the state that they lead to."""
+        self._flush(self.open)
+        content = {"trainer": state, "seconds": time.monotonic() - self.started, "devices": self.devices}
+        self.checkpoints.save({**content, "sizes": {self.ids[i]: self.records[i].sizes() for i in self.open}})
 
     def _close(self, member: int, status: str, result: Row) -> None:
         seconds = (time.monotonic() - self.started) / len(self.records)
@@ -258,24 +213,23 @@ class _Session:
         record.save(status=status, seconds=round(seconds, 3), provenance=made, **result)
         self.open.remove(member)
 
-    def _flush(self) -> None:
-        for member in self.open:
-            metrics, probes = self.rows[member]
-            self.records[member].append(metrics, probes)
+    def _flush(self, members: Iterable[int]) -> None:
+        for member in members:
+            self.records[member].append(*self.rows[member])
             self.rows[member] = ([], [])
         self.flushed = time.monotonic()
 
 
 def _summary(rows: list[Row], objective: Objective) -> Row:
     """The numbers of ``record.json``: before training, after the last epoch, and at the best one."""
-    train, valid = ([f"{part}_{name}" for name in objective.metrics] for part in ("train", "valid"))
-    criterion = f"valid_{objective.criterion}"
-    known = [row for row in rows if row.get(criterion) is not None]
-    best = min(known, key=lambda row: row[criterion], default={})
+    train, valid = ([f"{part}_{name}" for name in objective.names] for part in ("train", "valid"))
+    selection = f"valid_{objective.selection_metric}"
+    known = [row for row in rows if row.get(selection) is not None]
+    best = min(known, key=lambda row: row[selection], default={})
     return {
         "initial": {key: rows[0].get(key) for key in valid},
         "final": {key: rows[-1].get(key) for key in train + valid},
-        "best": {key: best.get(key) for key in ("epoch", criterion)},
+        "best": {key: best.get(key) for key in ("epoch", selection)},
         "steps": rows[-1]["step"],
     }
 
@@ -298,22 +252,7 @@ def png(images: Tensor) -> bytes:
 
 
 def title(configs: Sequence[Config]) -> str:
-    """What to call a stack, or a run alone, on a screen."""
+    """A stack, or a run alone, on a screen."""
     one = configs[0]
     what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"({len(configs)} runs)"
     return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"
-
-
-def device_name(device: torch.device) -> str:
-    """The kind of the processor: never the machine's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return (
-        f"{records.cpu_name()} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _load(config: DataConfig, device: torch.device, dtype: torch.dtype, unit: bool) -> data.Dataset:
-    """The data, once for all the stacks of a sweep."""
-    return data.load(config, device, dtype, unit)

@@ -1,6 +1,6 @@
 """A stack: models of one architecture, trained together along a leading axis.
 
-Members do not meet: a forward pass is ``torch.vmap`` of the one model over stacked parameters and
+Members never interact: a forward pass is ``torch.vmap`` of the one model over stacked parameters and
 buffers, so the gradient of the sum of their losses holds, slice by slice, each member's own gradient.
 """
 
@@ -70,7 +70,7 @@ class Stack:
         return tree_map(lambda t: t.unsqueeze(0), result)
 
     def train(self, mode: bool = True) -> Stack:
-        """Set training or evaluation mode. What evaluation draws (:class:`wn.models.noise.Sampler`) begins anew."""
+        """Set training or evaluation mode. Random numbers of evaluation begin anew."""
         self.template.train(mode)
         for name, buffer in self.buffers.items():
             if name.endswith("evaluations"):
@@ -102,9 +102,10 @@ class Stack:
 
 
 def _leaf(p: Tensor) -> Tensor:
-    """A stacked parameter, ready to be trained; several matrices are stored by columns.
+    """A stacked parameter, ready to be trained.
 
-    That is how a batched product lays out their gradients, and arithmetic on two layouts is slow.
+    Several matrices are column-major, the layout of their gradients under bmm: arithmetic on two layouts is
+    slow.
     """
     if p.dim() == 3 and len(p) > 1:
         p = p.mT.contiguous().mT

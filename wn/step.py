@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,26 +18,23 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wn.data import Split
-from wn.objectives import Objective
+from wn.metrics import Autocast, Objective
 from wn.optim import EMA, Optimizer
 from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
 
 WARM_UP = 3
-"""Steps that are taken before a CUDA graph is captured: libraries choose their kernels in them."""
+"""Eager steps before a CUDA graph is captured: cuBLAS and cuDNN choose kernels and allocate in them."""
 
 
 class Step:
-    """The training step of a stack that is in training mode. State that moves to other tensors needs another.
+    """The training step of a stack that is in training mode. Build a new one if the state is reallocated.
 
     Args:
-        stack: what is trained.
-        optimizer: of its parameters.
         average: of parameters and buffers; None for none.
-        objective: what is minimised, and measured.
         train: the images.
-        totals: ``[metrics, members]``; a step adds what it saw before its update.
+        totals: ``[metrics, members]``; a step adds its metrics before the update.
         autocast: makes the context of the forward pass.
         compiled: whether torch compiles the step; that takes a while.
         captured: whether a GPU replays the step as a CUDA graph.
@@ -51,7 +48,7 @@ class Step:
         objective: Objective,
         train: Split,
         totals: Tensor,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        autocast: Autocast,
         compiled: bool,
         captured: bool,
     ) -> None:
@@ -67,20 +64,29 @@ class Step:
         }
         self.compiled = compiled
         self.captured = captured and totals.device.type == "cuda"
-        self.function: Callable[[State, Tensor], None] | None = None
-        """What was compiled."""
+        self.function: Callable[[State, Tensor], None] | None = None  # once compiled
         self.taken = 0
+        self.batch: Tensor | None = None
+        self.stream: torch.cuda.Stream | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Tensor) -> None:
         """One update on the images with these indices, int64 ``[members, batch]``."""
         if not self.captured:
-            self._take(batch)
-        elif self.taken < WARM_UP:
-            with _side_stream():
-                self._take(batch)
-        else:
-            self._replay(batch)
+            return self._take(batch)
+        if self.batch is None:
+            # One contiguous buffer for warm-up, capture and replay alike: a graph knows addresses, and a
+            # batch of other strides would be compiled once more, amid the capture, where torch cannot.
+            self.batch = batch.clone(memory_format=torch.contiguous_format)
+        self.batch.copy_(batch)
+        if self.taken < WARM_UP:
+            with self._side_stream():
+                return self._take(self.batch)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._take(self.batch)
+        self.graph.replay()
 
     def _take(self, batch: Tensor) -> None:
         self.taken += 1
@@ -88,17 +94,17 @@ class Step:
             return self._update(self.state, batch)
         if self.function is None:
             self.function = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
-        with torch.no_grad():  # what was traced has its gradient within
+        with torch.no_grad():  # the traced graph holds its own backward pass
             self.function(self.state, batch)
 
-    def _replay(self, batch: Tensor) -> None:
-        """Replay the step on a copy of ``batch`` at the address that the graph knows."""
-        if self.graph is None:
-            self.batch, self.graph = batch.clone(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._take(self.batch)
-        self.batch.copy_(batch)
-        self.graph.replay()
+    @contextmanager
+    def _side_stream(self) -> Iterator[None]:
+        """Warm-up happens on a stream of its own, as CUDA asks before a capture."""
+        self.stream = self.stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
 
     def _update(self, state: State, batch: Tensor) -> None:
         """The step on ``state``, which is the stack's own or, while torch traces, stands for it."""
@@ -108,7 +114,7 @@ class Step:
         data = state["data"]
         with self.autocast():
             outputs = stack(data["x"][batch])
-        metrics = torch.stack([m.mean(1) for m in self.objective.measure(outputs, data["y"][batch])])
+        metrics = torch.stack([m.mean(1) for m in self.objective.metrics(outputs, data["y"][batch])])
         grads = torch.autograd.grad(metrics[0].sum(), list(stack.params.values()))
         optimizer.step(dict(zip(stack.params, grads, strict=True)))
         data["totals"] += metrics.detach()
@@ -121,13 +127,3 @@ class Step:
         """The step as one graph of operations, for these shapes."""
         update = functools.partial(self._update)  # make_fx would count self as an argument of the method
         return make_fx(update, tracing_mode="fake")(self.state, batch)
-
-
-@contextmanager
-def _side_stream() -> Iterator[None]:
-    """Within it, work goes to a stream of its own: CUDA wants that before a capture."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 
-from wn import memory, records, tracking
+from wn import tracking
 from wn.config import Config
-from wn.records import Record
-from wn.run import check, prepare, title, train_stack
+from wn.data import Dataset
+from wn.metrics import objective_of
+from wn.processes import WorkerDied, map_workers
+from wn.records import Record, reuse
+from wn.resources import largest_stack, resolve
+from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
-from wn.workers import share_out
 
 WORKER_STEPS = 4_000
-"""Steps of a single run that a worker process must be given to make up for its start of some seconds."""
+"""Steps of single runs that a worker must be given to amortise the seconds that it takes to start."""
 
-
-class Job(NamedTuple):
-    """A stack to train."""
-
-    configs: list[Config]
-    resuming: bool
+Resolved = dict[str, tuple[torch.device, Dataset]]
 
 
 def train_sweep(
@@ -34,114 +32,131 @@ def train_sweep(
 
     Args:
         configs: the runs, in any number of architectures; the same run twice counts once.
-        members: the largest stack; None chooses what fits memory and cache.
+        members: the largest stack; None chooses by architecture and device.
         workers: processes to train in; None chooses: one, or on a CPU with enough to do one per core.
 
     Raises:
-        UserError: one of them cannot be trained here.
-        WorkerDied: a worker process ended early; the other runs are trained.
+        UserError: one of them cannot be trained here; none is trained.
+        Preempted: training was asked to stop; what was in training is saved.
     """
-    runs = {config.run_id: config for config in configs}
-    todo = outstanding(configs)
+    ids = [config.run_id for config in configs]
+    runs = dict(zip(ids, configs, strict=True))
+    records = {run_id: Record.of(config, run_id) for run_id, config in runs.items()}
+    missing = {run_id: record for run_id, record in records.items() if not record.done}
+    reused = reuse(missing.values())
+    todo = [run_id for run_id in missing if run_id not in reused]
+    resolved = _resolve({run_id: runs[run_id] for run_id in todo})
+    if reused:
+        _say(f"{len(reused)} runs taken over from other experiments")
     _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
-    workers = workers or _workers(runs.values(), todo.values())
-    cut_short = _interrupted(runs, todo)
-    taken = {key for ids in cut_short for key in ids}
-    fresh = [config for key, config in todo.items() if key not in taken]
-    jobs = [Job([runs[key] for key in ids], True) for ids in cut_short]
-    jobs += [Job(stack, False) for stack in _stacks(fresh, members, workers, len(runs))]
-    share_out(jobs, _train, workers)
-    return [Record.of(config) for config in configs]
+    if len(runs) == 1 and not todo:
+        _say(f"{title(configs)}: {_outcome(configs[0], list(records.values()))}")
+    workers = workers or _workers(runs, resolved)
+    stacks = _interrupted([missing[run_id] for run_id in todo], runs)
+    taken = {run_id for stack in stacks for run_id in stack}
+    fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
+    stacks += _stacks(fresh, resolved, members, workers, len(runs))
+    for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
+        _fail(stack, death)
+    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
+    return [records[run_id] for run_id in ids]
 
 
-def outstanding(configs: Sequence[Config]) -> dict[str, Config]:
-    """The runs, by run_id, that neither this experiment nor another has done; all can be trained here.
-
-    Raises:
-        UserError: one of them cannot.
-    """
-    runs = {config.run_id: config for config in configs}
-    missing = {key: config for key, config in runs.items() if not Record.of(config).done}
-    todo = {key: config for key, config in missing.items() if not records.adopt(config)}
-    if len(todo) < len(missing):
-        _say(f"{len(missing) - len(todo)} runs taken over from other experiments")
-    check(todo.values())
-    return todo
+def _resolve(runs: dict[str, Config]) -> Resolved:
+    """Device and data of every run; looked up once for all that share them."""
+    known: dict[object, tuple[torch.device, Dataset]] = {}
+    resolved = {}
+    for run_id, config in runs.items():
+        shared = (config.model, config.data, config.trainer)
+        if shared not in known:
+            known[shared] = resolve(config)
+        resolved[run_id] = known[shared]
+    return resolved
 
 
-def _train(job: Job) -> None:
-    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
-    stack, resuming = job
-    started = time.monotonic()
-    train_stack(stack, resuming)
-    ended = [Record.of(config) for config in stack]
-    if len(stack) > 1:
-        here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
-        tracking.mirror_all(here, stack[0].tracking)
-    _say(f"{title(stack)}: {_outcome(ended, time.monotonic() - started)}")
-
-
-def _outcome(ended: list[Record], seconds: float) -> str:
-    """What became of a stack, or, in more detail, of a run alone."""
-    if len(ended) > 1:
-        counts = Counter(record.status for record in ended)
-        return ", ".join(f"{n} {status}" for status, n in counts.items()) + f" in {seconds:.1f} s"
-    error = ended[0].content.get("final", {}).get("valid_error")
-    shown = "" if error is None else f", validation error {100 * error:.2f} %"
-    return f"{ended[0].status} in {seconds:.1f} s{shown}, record {ended[0].folder}"
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _interrupted(runs: dict[str, Config], todo: dict[str, Config]) -> list[list[str]]:
+def _interrupted(unfinished: list[Record], runs: dict[str, Config]) -> list[list[str]]:
     """The stacks, as lists of run_ids, that were cut short and whose members are all among ``runs``.
 
     Not those that failed: the user may have asked for smaller ones.
     """
-    unfinished = [record for record in map(Record.of, todo.values()) if record.status == "running"]
-    named = [record.content["stack"] for record in unfinished]
-    unique = {tuple(ids): list(ids) for ids in named}
-    return [ids for ids in unique.values() if all(key in runs for key in ids)]
+    stacks = {tuple(record.content["stack"]) for record in unfinished if record.status == "running"}
+    order = {run_id: place for place, run_id in enumerate(runs)}
+    whole = [list(stack) for stack in stacks if all(run_id in runs for run_id in stack)]
+    return sorted(whole, key=lambda stack: order[stack[0]])
 
 
-def _workers(runs: Iterable[Config], todo: Iterable[Config]) -> int:
-    """How many processes are worth their start: one, unless a CPU has more cores and enough to do.
+def _workers(runs: dict[str, Config], resolved: Resolved) -> int:
+    """Number of workers: enough work must be left to amortise the start-up; one unless all is on a CPU.
 
     What is done already counts as well: a sweep that was cut short goes on as it began.
     """
-    prepared = {(c.data, c.trainer): prepare(c) for c in todo}
-    if any(device.type != "cpu" for device, _ in prepared.values()):
+    if any(device.type != "cpu" for device, _ in resolved.values()):
         return 1
-    known = [(c, prepared[c.data, c.trainer][1]) for c in runs if (c.data, c.trainer) in prepared]
-    steps = sum(config.trainer.epochs * steps_per_epoch(config, dataset) for config, dataset in known)
+    known = {(runs[key].data, runs[key].trainer): dataset for key, (_, dataset) in resolved.items()}
+    shared = [(c, known.get((c.data, c.trainer))) for c in runs.values()]
+    steps = sum(c.trainer.epochs * steps_per_epoch(c, dataset) for c, dataset in shared if dataset)
     return max(1, min(torch.get_num_threads(), steps // WORKER_STEPS))
 
 
 def _stacks(
-    configs: list[Config], members: int | None = None, workers: int = 1, runs: int = 0
-) -> list[list[Config]]:
-    """Runs that can train together, together: in stacks of nearly equal size, by their first member's place.
+    fresh: dict[str, Config], resolved: Resolved, members: int | None = None, workers: int = 1, runs: int = 0
+) -> list[list[str]]:
+    """Group runs into stacks of nearly equal size, in the order of their first members.
 
-    Where no size is given, a stack fits memory and cache, and a sweep of so many ``runs`` makes enough
-    of them to keep all workers busy.
+    Where no size is given, a sweep of so many ``runs`` makes enough stacks to keep all workers busy.
     """
-    groups: dict[str, list[Config]] = defaultdict(list)
-    for config in configs:
-        groups[config.stack_key].append(config)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for run_id, config in fresh.items():
+        groups[config.stack_key].append(run_id)
     stacks = []
     for group in groups.values():
-        largest = members or min(stack_size(group, workers), -(-max(runs, len(configs)) // workers))
-        count = -(-len(group) // largest)
+        most = members or -(-max(runs, len(fresh)) // workers)
+        if members is None and len(group) > 1:
+            most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]]))
+        count = -(-len(group) // most)
         stacks += [group[i::count] for i in range(count)]
-    place = {config.run_id: i for i, config in enumerate(configs)}
-    return sorted(stacks, key=lambda stack: place[stack[0].run_id])
+    place = {run_id: i for i, run_id in enumerate(fresh)}
+    return sorted(stacks, key=lambda stack: place[stack[0]])
 
 
-def stack_size(group: list[Config], workers: int) -> int:
-    """How many members of a group may train together where each worker plans with its share of the memory."""
-    if len(group) == 1:
-        return 1
-    device, dataset = prepare(group[0])
-    return memory.largest_stack(group[0], dataset, device, 1 / workers)
+def _train(stack: list[Config]) -> None:
+    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
+    started = time.monotonic()
+    train_stack(stack)
+    ended = [Record.of(config) for config in stack]
+    if len(stack) > 1 and stack[0].tracking.mode != "disabled":
+        here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
+        tracking.mirror_all(here, stack[0].tracking)
+    _say(f"{title(stack)}: {_outcome(stack[0], ended, time.monotonic() - started)}")
+
+
+def _fail(stack: list[Config], death: WorkerDied) -> None:
+    for config in stack:
+        record = Record.of(config)
+        if record.claim():
+            if not record.done:
+                record.begin(config, [c.run_id for c in stack], "unknown")
+                record.save(status="failed", error=str(death))
+            record.release()
+    _say(f"{title(stack)}: failed: {death}")
+
+
+def _outcome(config: Config, ended: list[Record], seconds: float | None = None) -> str:
+    """What became of a stack, or of a run alone, in a line."""
+    counts = Counter(record.status for record in ended)
+    alone = len(ended) == 1
+    text = ended[0].status if alone else ", ".join(f"{n} {status}" for status, n in counts.items())
+    if seconds is not None:
+        text += f" in {seconds:.1f} s"
+    metric = objective_of(config.model).selection_metric
+    finals = [r.content["final"].get(f"valid_{metric}") for r in ended if r.status == "finished"]
+    if values := [value for value in finals if value is not None]:
+        scale, unit = (100, "%") if metric == "error" else (1, "nats")
+        text += f", validation {metric} {scale * min(values):.2f} {unit}"
+        if not alone:
+            text += f" at best, {scale * statistics.median(values):.2f} {unit} in the median"
+    return f"{text}, record {ended[0].folder}" if alone else text
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -24,8 +24,8 @@ from wn import experiments, launcher
 from wn.config import Config, UserError, explain_key, nearest
 from wn.config.compose import CONFIGS
 from wn.config.models import MODELS
+from wn.processes import Preempted, termination
 from wn.run import RunFailed
-from wn.stops import Stopped, termination
 from wn.sync import send_report
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -76,7 +76,7 @@ def main() -> int:
         if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
             raise
         refuse(error)
-    except Stopped as stopped:
+    except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:

@@ -1,0 +1,263 @@
+"""Worker processes, and what stops training: SIGINT, SIGTERM, ``trainer.max_minutes``.
+
+On a CPU, stacks of small models gain more from a core each than from sharing all. A stop ends training after
+a step, and it can go on from there: a signal waits until the trainer has finished its step and saved it; a
+second one acts at once, as both do where nothing trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from traceback import format_exception
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from wn.config import UserError
+
+Item = TypeVar("Item")
+
+STARTED = time.monotonic()
+"""When this process began. Workers inherit the parent's start time."""
+
+STOP: Any = ctypes.c_int(0)
+"""Exit status of the stop that some process was asked for, 0 for none. Workers share the parent's."""
+
+OUT_OF_TIME = 75
+"""Exit status after ``trainer.max_minutes``: sysexits' EX_TEMPFAIL, to be tried again."""
+
+
+class Preempted(BaseException):
+    """Training was asked to stop and did so: by whom, where, and the process's exit status.
+
+    Derives from BaseException so that ``except Exception`` does not swallow it.
+    """
+
+    def __init__(self, why: str, where: str, status: int) -> None:
+        super().__init__(why, where, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        why, where, _ = self.args
+        return f"stopped: {where} ({why}); the same command goes on from here"
+
+
+def _by_signal(number: int, where: str = "between two runs") -> Preempted:
+    """The exit status is a shell's, 128 + the signal's number."""
+    return Preempted(signal.Signals(number).name, where, 128 + number)
+
+
+class StopWatcher:
+    """Watches the clock (``max_minutes`` since STARTED), other processes and, inside ``with``, signals.
+
+    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.max_minutes = max_minutes
+        self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def stop(self, where: str) -> Preempted | None:
+        """The stop that is asked for, if any; quick enough for every step."""
+        if self.signal is not None:
+            return _by_signal(self.signal, where)
+        late = self.max_minutes is not None and time.monotonic() - STARTED > 60 * self.max_minutes
+        if late or STOP.value == OUT_OF_TIME:
+            return Preempted(f"trainer.max_minutes={self.max_minutes or 0:g}", where, OUT_OF_TIME)
+        if STOP.value:
+            return _by_signal(STOP.value - 128, where)
+        return None
+
+    def __enter__(self) -> StopWatcher:
+        if threading.current_thread() is threading.main_thread():  # no other is given signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.signal = number
+        self._put_back()  # so that a second signal acts at once
+
+    def _put_back(self) -> None:
+        while self.handlers:
+            signal.signal(*self.handlers.popitem())
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._put_back()
+        if error is None and self.signal is not None:
+            raise _by_signal(self.signal)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+    """Inside, SIGTERM raises :class:`Preempted` where nothing trains, as SIGINT raises KeyboardInterrupt."""
+
+    def terminated(number: int, frame: Any) -> None:
+        raise _by_signal(number)
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class WorkerDied(Exception):
+    """A worker process ended amid an item, and so did a second one with the same item."""
+
+
+def map_workers(
+    work: Callable[[Item], object], items: Sequence[Item], processes: int
+) -> list[tuple[Item, WorkerDied]]:
+    """``work`` on every item, in this process and ``processes - 1`` others; each takes the next when free.
+
+    Each has its share of torch's threads. This process begins at once, while the others still start; those
+    that come too late to get an item are not waited for.
+
+    Returns:
+        The items at which two workers died. All others are done.
+
+    Raises:
+        BaseException: the first that ``work`` raised in any process, as :class:`Preempted`; all have stopped.
+    """
+    processes = min(processes, len(items))
+    if processes < 2:
+        for item in items:
+            work(item)
+        return []
+    pool = _Pool(work, items, max(1, torch.get_num_threads() // processes))
+    pool.run(processes - 1)
+    return pool.failed
+
+
+class _Pool(Generic[Item]):
+    """The items left to do, and a thread for each worker that feeds it over a pipe."""
+
+    def __init__(self, work: Callable[[Item], object], items: Sequence[Item], threads: int) -> None:
+        self.work, self.threads, self.left = work, threads, deque(items)
+        self.failed: list[tuple[Item, WorkerDied]] = []
+        self.error: BaseException | None = None
+        self.context = multiprocessing.get_context("spawn")  # a fork would inherit torch's and W&B's threads
+        self.stop = self.context.RawValue("i", 0)
+        self.lock = threading.Lock()
+        self.idle: set[Any] = set()  # processes without an item
+
+    def run(self, workers: int) -> None:
+        global STOP
+        STOP, threads = self.stop, torch.get_num_threads()
+        feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+        try:
+            torch.set_num_threads(self.threads)
+            for feeder in feeders:
+                feeder.start()
+            while (item := self._take()) is not None:
+                self.work(item)
+            self._join(feeders)
+        except BaseException as error:
+            self._ask_to_stop(error)
+            self._join(feeders)
+        finally:
+            STOP = ctypes.c_int(0)
+            torch.set_num_threads(threads)
+        if self.error is not None:
+            raise self.error
+
+    def _take(self, worker: Any = None) -> Item | None:
+        with self.lock:
+            self.idle.discard(worker)
+            return self.left.popleft() if self.left and not self.stop.value else None
+
+    def _ask_to_stop(self, error: BaseException) -> None:
+        """The first reason is the one that is raised in the end."""
+        with self.lock:
+            self.error = self.error or error
+            self.stop.value = self.stop.value or getattr(error, "status", 128 + signal.SIGINT)
+
+    def _join(self, feeders: list[threading.Thread]) -> None:
+        """Wait for workers that have an item; end those that have none and may be importing still."""
+        for feeder in feeders:
+            while feeder.is_alive():
+                with self.lock:
+                    for worker in self.idle:
+                        worker.kill()
+                feeder.join(0.05)
+
+    def _feed(self) -> None:
+        """Feed one worker, and another one where it dies, with the same item once more."""
+        item, deaths = None, 0
+        while deaths < 2 and (item is not None or self.left) and not self.stop.value:
+            pipe, worker = self._start(idle=item is None)
+            with pipe:
+                try:
+                    pipe.recv()  # it has imported everything
+                    while (item := self._take(worker) if item is None else item) is not None:
+                        pipe.send(item)
+                        if (error := pipe.recv()) is not None:
+                            self._ask_to_stop(error)
+                        with self.lock:
+                            self.idle.add(worker)
+                        item, deaths = None, 0
+                    pipe.send(None)
+                except (EOFError, OSError):
+                    deaths += 1
+            worker.join()
+            if item is not None and deaths == 2:
+                code = worker.exitcode or 0
+                how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                self.failed.append((item, WorkerDied(f"two worker processes died of it ({how})")))
+                item, deaths = None, 0
+
+    def _start(self, idle: bool) -> tuple[Connection, Any]:
+        ours, theirs = self.context.Pipe()
+        job = (theirs, self.work, self.threads, STARTED, self.stop)
+        worker = self.context.Process(target=_work, args=job, daemon=True)
+        with self.lock:
+            worker.start()
+            if idle:
+                self.idle.add(worker)
+        theirs.close()  # so that reading from ours ends when the worker does
+        return ours, worker
+
+
+def _work(pipe: Connection, work: Callable[[Any], object], threads: int, started: float, stop: Any) -> None:
+    """What a worker does: the items that come over the pipe, each answered by None, until None comes."""
+    global STARTED, STOP
+    STARTED, STOP = started, stop
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        with termination():
+            pipe.send(None)
+            while (item := pipe.recv()) is not None:
+                work(item)
+                pipe.send(None)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the parent may be gone
+            pipe.send(_portable(error))
+
+
+def _portable(error: BaseException) -> BaseException:
+    """An exception that can cross to another process; not all can be pickled."""
+    if isinstance(error, KeyboardInterrupt):
+        return _by_signal(signal.SIGINT)
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    return error if isinstance(error, Preempted) else RuntimeError("".join(format_exception(error)))
+
+
+def _die_with_parent() -> None:
+    """End this process when the one that started it has, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,59 @@
+"""Which code made a record, and on what kind of machine: never its name, its user or its paths."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def provenance(device: str) -> dict[str, Any]:
+    """For ``record.json``; cached, as asking git takes a while."""
+    packages = ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")
+    return {
+        **git_state(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state(root: Path = ROOT) -> dict[str, Any]:
+    """Commit, and whether what decides the numbers differs from it; None where ``root`` is no checkout.
+
+    A surrounding repository's commit, or that of GIT_DIR, would be another project's.
+    """
+    located = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+    environment = {key: value for key, value in os.environ.items() if key not in located}
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(root), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--", "wn", "configs", "experiments")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
