@@ -15,7 +15,7 @@ class StackedLauncher(Launcher):
     """Trains the runs of all jobs together, in this process and its workers: :class:`wn.launcher.Jobs`."""
 
     def __init__(self, members: int | None = None, workers: int | None = None) -> None:
-        self.limits = {"members": members, "workers": workers}
+        """Both are read from the configuration by :func:`wn.launcher.train`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
@@ -25,4 +25,4 @@ class StackedLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra, once, with all jobs."""
-        return self.jobs.train(job_overrides, **self.limits)
+        return self.jobs.train(job_overrides)

@@ -29,21 +29,27 @@ import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 
 from wn.config import Config  # noqa: E402
-from wn.launcher import configuration  # noqa: E402
+from wn.config.compose import compose  # noqa: E402
 from wn.provenance import git_state  # noqa: E402
-from wn.resources import bytes_per_member, configure_torch, device_name, largest_stack, resolve  # noqa: E402
+from wn.records import read_experiment  # noqa: E402
+from wn.resources import configure_torch, device_name, largest_stack, resolve  # noqa: E402
+from wn.sweep import train_sweep  # noqa: E402
 from wn.trainer import Observer, Trainer  # noqa: E402
 
 Row = dict[str, Any]
 
 MODELS = {
-    "64-128-128-10 (digits)": ("data=digits", "model.widths=[128,128]"),
-    "784-256-256-10 (MNIST)": ("data=mnist", "model.widths=[256,256]"),
+    "64-128-128-10 (digits)": {"data": "digits", "model.widths": [128, 128]},
+    "784-256-256-10 (MNIST)": {"data": "mnist", "model.widths": [256, 256]},
 }
 NORMS = ("none", "batch_norm", "weight_norm", "weight_norm_init", "mean_only_bn")
 LRS = 13
 SEEDS = 5
 MEMBERS = (1, 4, 16, 64, 256)
+LAUNCHERS = {
+    "stacked": [],
+    "one by one": ["hydra.launcher.members=1", "hydra.launcher.workers=1"],
+}
 
 
 def main() -> None:
@@ -51,26 +57,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sweep", "training", "growth"])
+    parser.add_argument("what", choices=["sweep", "training", "growth", "overhead"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data-root", help="where MNIST lies; without it, it is downloaded to data/")
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed (training)")
     parser.add_argument("--models", nargs="+", choices=["digits", "mnist"], default=["digits", "mnist"])
     options = parser.parse_args()
-    extra = [f"trainer.device={options.device}"]
-    models = {
-        name: words for name, words in MODELS.items() if words[0].removeprefix("data=") in options.models
-    }
-    if options.data_root:
-        models = {
-            k: (*w, f"data.root={options.data_root}") if "data=mnist" in w else w for k, w in models.items()
-        }
+    place = {"trainer.device": options.device, "data.root": options.data_root}
+    models = {name: {**s, **place} for name, s in MODELS.items() if s["data"] in options.models}
     measure: dict[str, Callable[[], list[Row]]] = {
-        "sweep": lambda: sweep(extra[0]),
-        "training": lambda: training(models, extra, options.steps),
-        "growth": lambda: growth(models, extra),
+        "sweep": lambda: sweep(options.device),
+        "training": lambda: training(models, options.steps),
+        "growth": lambda: growth(models),
+        "overhead": overhead,
     }
-    device, _ = resolve(configuration("data=digits", extra[0]))
+    device, _ = resolve(compose({"data": "digits", "trainer.device": options.device}))
     origin = {
         "device": device_name(device),
         "torch": torch.__version__,
@@ -80,37 +81,52 @@ def main() -> None:
     print(bench.record(options.what, rows, ROOT / "results" / "bench"))
 
 
-def sweep(device: str) -> list[Row]:
-    """Seconds from process start to written table, under each launcher, in folders of their own."""
-    rows = []
-    for launcher in ("stacked", "basic"):
+def overhead() -> list[Row]:
+    """Milliseconds that a run costs beside its training: the slope between 20 and 2,000 runs of one epoch."""
+    tiny = {"model.widths": [4], "trainer.epochs": 1, "trainer.batch_size": 500, "trainer.progress": False}
+    seconds: dict[int, dict[str, float]] = {}
+    for runs in (20, 2000):
         with tempfile.TemporaryDirectory() as folder:
-            name = "sweep_benchmark"
-            train = [
-                "wn.train",
-                f"+experiment={name}",
-                f"hydra/launcher={launcher}",
-                f"runs_dir={folder}/runs",
-            ]
-            report = ["wn.report", name, f"--runs-dir={folder}/runs", f"--results-dir={folder}/results"]
+            base = compose({**tiny, "tracking.mode": "disabled", "runs_dir": folder, "trainer.device": "cpu"})
+            configs = [base.model_copy(update={"seed": seed}) for seed in range(runs)]
+            took = {"first call": _seconds_of(lambda c=configs: train_sweep(c, workers=1))}
+            took["second call"] = _seconds_of(lambda c=configs: train_sweep(c, workers=1))
+            took["reading records"] = _seconds_of(lambda f=folder: list(read_experiment(Path(f), "adhoc")))
+            seconds[runs] = took
+    return [
+        {"what": what, "ms_a_run": round((seconds[2000][what] - seconds[20][what]) / 1980 * 1000, 3)}
+        for what in seconds[20]
+    ]
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def sweep(device: str) -> list[Row]:
+    """Seconds from process start to printed table, in stacks and one by one, in folders of their own."""
+    rows = []
+    for launcher, limits in LAUNCHERS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            train = ["wn.train", "+experiment=sweep_benchmark", f"runs_dir={folder}/runs", *limits]
+            words = [sys.executable, "-m", *train, "trainer.progress=false", f"trainer.device={device}"]
             started = time.perf_counter()
-            for words in ([*train, "trainer.progress=false", device], report):
-                subprocess.run(
-                    [sys.executable, "-m", *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
-                )
+            subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - started
         print(f"{launcher}: {seconds:.1f} s", flush=True)
         rows.append({"launcher": launcher, "runs": len(NORMS) * LRS * SEEDS, "seconds": round(seconds, 1)})
     return rows
 
 
-def training(models: dict[str, tuple[str, ...]], extra: list[str], steps: int) -> list[Row]:
+def training(models: dict[str, Row], steps: int) -> list[Row]:
     """Milliseconds that a step of a run takes, alone and in stacks of the launcher's choice."""
     rows = []
     cores = torch.get_num_threads()
-    for model, words in models.items():
+    for model, settings in models.items():
         for norm in NORMS:
-            group = _group(configuration(f"norm={norm}", *words, *extra))
+            group = _group(compose({**settings, "norm": norm}))
             device, dataset = resolve(group[0])
             workers = cores if device.type == "cpu" else 1
             size = largest_stack(group[0], device, dataset)
@@ -134,17 +150,15 @@ def training(models: dict[str, tuple[str, ...]], extra: list[str], steps: int) -
     return rows
 
 
-def growth(models: dict[str, tuple[str, ...]], extra: list[str]) -> list[Row]:
+def growth(models: dict[str, Row]) -> list[Row]:
     """Time of a step and memory of stacks of growing size, each in a process of its own."""
     rows = []
-    for model, words in models.items():
-        config = configuration("norm=weight_norm", *words, *extra)
-        each = _bytes_per_member(config)
+    for model, settings in models.items():
+        config = compose({**settings, "norm": "weight_norm"})
         for members in MEMBERS:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 measured = pool.apply(_grow, (config, members))
-            predicted = {"predicted_mib": round(members * each / 2**20, 1)}
-            rows.append({"model": model, "members": members, **measured, **predicted})
+            rows.append({"model": model, "members": members, **measured})
             print(rows[-1], flush=True)
     return rows
 
@@ -160,10 +174,6 @@ def _grow(config: Config, members: int) -> Row:
     else:
         measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     return {"step_ms": round(seconds * 1000, 3), "measured_mib": round(measured / 2**20, 1)}
-
-
-def _bytes_per_member(config: Config) -> int:
-    return bytes_per_member(config, *resolve(config))  # on CUDA; a CPU's stacks are of constant size
 
 
 def _resident() -> int:

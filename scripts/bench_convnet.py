@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from wn.config import Config  # noqa: E402
+from wn.config.compose import compose  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
-from wn.launcher import configuration  # noqa: E402
 from wn.provenance import git_state  # noqa: E402
 from wn.resources import allow_tf32, device_name, keep_freed_memory, pick_device  # noqa: E402
 from wn.trainer import Observer, Trainer  # noqa: E402
@@ -59,7 +59,7 @@ def main() -> None:
     keep_freed_memory()
     engines: dict[tuple[str, str], Advance] = {}
     for norm in NORMS:
-        engines[norm, "ours"] = ours(configuration(*_words(norm, device, compiled)), device, _images(device))
+        engines[norm, "ours"] = ours(compose(_settings(norm, device, compiled)), device, _images(device))
         if norm in ("none", "weight_norm"):
             engines[norm, "usual"] = usual(norm, device)
     facts = {"compiled": compiled, "gflop": round(_gflop(), 1)}
@@ -86,15 +86,10 @@ def compared(
     ]
 
 
-def _words(norm: str, device: torch.device, compiled: bool) -> list[str]:
-    trainer = {
-        "device": device,
-        "precision": "bfloat16",
-        "batch_size": BATCH,
-        "compile": str(compiled).lower(),
-    }
-    settings = [f"trainer.{key}={value}" for key, value in trainer.items()]
-    return ["model=convnet", "data=cifar10", "optim=adam_paper", f"norm={norm}", *settings]
+def _settings(norm: str, device: torch.device, compiled: bool) -> dict[str, Any]:
+    trainer = {"device": str(device), "precision": "bfloat16", "batch_size": BATCH, "compile": compiled}
+    presets = {"model": "convnet", "data": "cifar10", "optim": "adam_paper", "norm": norm}
+    return presets | {f"trainer.{key}": value for key, value in trainer.items()}
 
 
 def _images(device: torch.device) -> Split:

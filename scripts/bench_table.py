@@ -29,6 +29,7 @@ KEYS = {
     "sweep": ["device", "launcher"],
     "training": ["device", "model", "norm"],
     "growth": ["device", "model", "members"],
+    "overhead": ["device", "what"],
     "convnet": ["device", "norm", "engine"],
     "vae": ["device", "norm", "engine"],
 }
@@ -38,7 +39,8 @@ TITLES = {
     "sweep": """\
 # A whole sweep: 5 norms x 13 learning rates x 5 seeds, MLP 64-128-128-10 on digits, 30 epochs
 
-From the start of the process to the written table, W&B's mirror included, one launcher after the other.""",
+From the start of the process to the printed table, W&B's offline mirror included: in stacks of the launcher's
+choice, a process per core, and one run after another in one process.""",
     "training": """\
 # Pure training: a step of a run, in stacks and one after another
 
@@ -47,9 +49,13 @@ Stacked: as the launcher does it, with `members` a stack and `workers` processes
     "growth": """\
 # Growth: a stack of weight-normalised MLPs against its number of members
 
-Memory as predicted before the run and as measured (peak of the process, less what it held before).
+Memory: peak of the process, less what it held before.
 
 ![Time and memory against the number of members](growth.svg)""",
+    "overhead": """\
+# What a run costs beside its training
+
+The slope between 20 and 2,000 runs of one epoch of a tiny MLP, W&B disabled, one process.""",
     "convnet": """\
 # A training step of the paper's ConvNet: full width, 100 images, forward, backward and Adam
 
@@ -91,7 +97,7 @@ def build(kind: str, folder: Path) -> str:
         )
         parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{command}`")
         parts.append(in_markdown(table(*TABLES[kind](own))))
-    if kind != "sweep" and not any("NVIDIA" in str(row["device"]) for row in rows):
+    if kind not in ("sweep", "overhead") and not any("NVIDIA" in str(row["device"]) for row in rows):
         parts.append(f"## CUDA GPU\n\npending: `{command} --device cuda`")
     page = "\n\n".join(parts) + "\n"
     write_atomically(folder / f"{kind}.md", page.encode("utf-8"))
@@ -113,8 +119,8 @@ def _columns(*parts: str | tuple[str, str | Callable[[Row], str]]) -> list[Colum
 
 
 def _sweep(rows: list[Row]) -> Made:
-    basic = {row["launcher"]: row["seconds"] for row in rows}.get("basic", float("nan"))
-    ratio = ("against basic", lambda row: f"{basic / row['seconds']:.1f}x")
+    basic = {row["launcher"]: row["seconds"] for row in rows}.get("one by one", float("nan"))
+    ratio = ("speed-up", lambda row: f"{basic / row['seconds']:.1f}x")
     return _columns("launcher", "runs", ("seconds", "seconds:.1f"), ratio), rows
 
 
@@ -131,8 +137,12 @@ def _training(rows: list[Row]) -> Made:
 
 def _growth(rows: list[Row]) -> Made:
     each = ("a member (ms)", lambda row: f"{row['step_ms'] / row['members']:.3f}")
-    memory = ("predicted (MiB)", "predicted_mib:.0f"), ("measured (MiB)", "measured_mib:.0f")
-    return _columns("model", "members", ("step (ms)", "step_ms:.2f"), each, *memory), rows
+    memory = ("memory (MiB)", "measured_mib:.0f")
+    return _columns("model", "members", ("step (ms)", "step_ms:.2f"), each, memory), rows
+
+
+def _overhead(rows: list[Row]) -> Made:
+    return _columns("what", ("ms a run", "ms_a_run:.2f")), rows
 
 
 def _convnet(rows: list[Row]) -> Made:
@@ -164,7 +174,14 @@ def _vae(rows: list[Row]) -> Made:
     return _columns("norm", "engine", ("step (ms)", "step_ms:.2f"), epoch, eager, plain), rows
 
 
-TABLES = {"sweep": _sweep, "training": _training, "growth": _growth, "convnet": _convnet, "vae": _vae}
+TABLES = {
+    "sweep": _sweep,
+    "training": _training,
+    "growth": _growth,
+    "overhead": _overhead,
+    "convnet": _convnet,
+    "vae": _vae,
+}
 
 
 def _draw(rows: list[Row], folder: Path) -> None:
@@ -177,21 +194,15 @@ def _draw(rows: list[Row], folder: Path) -> None:
             ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), series, strict=False
         ):
             own = list(group)
-            members, step, measured, predicted = (
-                [row[key] for row in own] for key in ("members", "step_ms", "measured_mib", "predicted_mib")
-            )
+            members, step, used = ([row[k] for row in own] for k in ("members", "step_ms", "measured_mib"))
             time.plot(members, step, "o-", color=color, label=f"{model}, {str(device).partition(' (')[0]}")
-            memory.plot(members, measured, "o-", color=color)
-            memory.plot(members, predicted, "x--", color=color)
+            memory.plot(members, used, "o-", color=color)
         for axes, quantity in ((time, "time of a step (ms)"), (memory, "memory (MiB)")):
             axes.set(xscale="log", yscale="log", xlabel="members of the stack", ylabel=quantity)
             ticks = sorted({row["members"] for row in rows})
             axes.set_xticks(ticks, [str(m) for m in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         time.legend(frameon=False, fontsize=8)
-        black = {"color": "black"}
-        handles = [*memory.plot([], [], "o-", **black), *memory.plot([], [], "x--", **black)]
-        memory.legend(handles, ["measured", "predicted"], frameon=False, fontsize=8)
         figures.save(figure, folder / "growth")
 
 

@@ -9,19 +9,20 @@ Writes ``results/bench/vae.md``. All engines take turns in one process, as in ``
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import bench_table as bench
 import torch
 from bench_convnet import IMAGES, ROOT, compared, ours  # which also finds the project
 
+from wn.config.compose import compose
 from wn.data import Split
-from wn.launcher import configuration
 from wn.resources import keep_freed_memory, pick_device
 
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
 ENGINES = {
-    "ours": ["trainer.precision=bfloat16", "trainer.compile=true"],
-    "eager": ["trainer.cuda_graph=false"],
+    "ours": {"trainer.precision": "bfloat16", "trainer.compile": True},
+    "eager": {"trainer.cuda_graph": False},
 }
 
 
@@ -38,18 +39,18 @@ def main() -> None:
     steps = options.steps or (100 if device.type == "cuda" else 5)
     keep_freed_memory()
     engines = {
-        (norm, engine): ours(configuration(*_words(norm, device), *words), device, _grey(device))
+        (norm, engine): ours(compose({**_settings(norm, device), **engine_settings}), device, _grey(device))
         for norm in NORMS
-        for engine, words in ENGINES.items()
+        for engine, engine_settings in ENGINES.items()
         if engine == "eager" or device.type == "cuda"
     }
     rows = compared(engines, options.rounds, steps, device)
     print(bench.record("vae", rows, ROOT / "results" / "bench"))
 
 
-def _words(norm: str, device: torch.device) -> list[str]:
-    optim = ["optim=adamax", "optim.ema_epochs=10"]
-    return ["model=conv_vae", "data=mnist", *optim, f"norm={norm}", f"trainer.device={device}"]
+def _settings(norm: str, device: torch.device) -> dict[str, Any]:
+    presets = {"model": "conv_vae", "data": "mnist", "optim": "adamax", "norm": norm}
+    return {**presets, "optim.ema_epochs": 10, "trainer.device": str(device)}
 
 
 def _grey(device: torch.device) -> Split:

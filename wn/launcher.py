@@ -32,8 +32,12 @@ trained: list[Config] = []
 """The runs of this launch, for the report at its end."""
 
 
-def train(configs: Sequence[Config], **limits: int | None) -> list[Record]:
-    """:func:`wn.sweep.train_sweep`, noted in :data:`trained`."""
+def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
+    """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`."""
+    limits = {name: hydra.launcher.get(name) for name in ("members", "workers")}
+    for name, limit in limits.items():
+        if limit is not None and not (isinstance(limit, int) and limit > 0):
+            raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
     records = train_sweep(configs, **limits)
     trained.extend(configs)
     return records
@@ -74,18 +78,15 @@ class Jobs:
             why = f"cannot be written to ({error.strerror}); name another folder with runs_dir="
             raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
 
-    def train(self, job_overrides: Sequence[Sequence[str]], **limits: int | None) -> list[JobReturn]:
+    def train(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
         """Train the runs of all jobs; each job returns what :func:`summary` makes of its records.
 
         Raises:
             UserError: one of them is no configuration, or cannot be trained here; nothing is trained.
         """
-        for name, limit in limits.items():
-            if limit is not None and not (isinstance(limit, int) and limit > 0):
-                raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
         Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # the records tell it all
         jobs = [self._configs(texts) for texts in job_overrides]
-        records = iter(train([config for job in jobs for config in job], **limits))
+        records = iter(train([config for job in jobs for config in job], self.config.hydra))
         returns = []
         for texts, job in zip(job_overrides, jobs, strict=True):
             done = JobReturn(overrides=list(texts), status=JobStatus.COMPLETED)

@@ -40,9 +40,8 @@ def job(tree: DictConfig) -> float:
         launcher.check_hydra(chosen)
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
         composed = launcher.resolved(launcher.plain(tree))
-        records = launcher.train(
-            launcher.expand(composed, chosen.runtime.choices.get("experiment"), overrides)
-        )
+        configs = launcher.expand(composed, chosen.runtime.choices.get("experiment"), overrides)
+        records = launcher.train(configs, chosen)
     except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
     return launcher.summary(records)
