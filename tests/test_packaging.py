@@ -223,8 +223,8 @@ KNOWS = {
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training
     "wn.launcher": "* hydra omegaconf",
-    "wn.train": "* launcher hydra omegaconf",
-    "hydra_plugins": "launcher hydra",
+    "wn.train": "* launcher sync hydra omegaconf",
+    "hydra_plugins": "launcher hydra omegaconf",
     "wn": "* torch torchvision",  # the engine: all other modules
 }
 """Who may know whom. ``*`` is all of wn but what stands above the engine: report, sync, launcher, train."""
