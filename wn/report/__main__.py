@@ -16,10 +16,7 @@ from pathlib import Path
 from wn import experiments
 from wn.config import UserError, nearest
 from wn.records import DONE, Record
-from wn.report import build, collect, page
-from wn.report.collect import Rows
-from wn.report.plan import of_configs, of_experiment
-from wn.report.tables import table_of
+from wn.report.status import left_out, records_in, status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # tables have ± and ≥, whatever the locale
     try:
         if options.status:
-            from wn.report.status import status
-
             print(status(options.runs_dir, options.results_dir))
         else:
             _report(options.what, options.runs_dir, options.results_dir, options.publish)
@@ -53,15 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -> None:
+    from wn.report import page  # pandas takes half a second: not for --status
+
     for i, target in enumerate(what or _default(runs_dir, results_dir, publish)):
         name, folder = _resolve(target, runs_dir)
         print("\n" * bool(i) + name)
-        if not publish:
-            _local(name, folder, results_dir)
-        elif name in experiments.names():
-            _publish(name, folder, results_dir)
-        else:
+        if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
+        _one(name, folder, results_dir, publish)
     if publish:
         results_dir.mkdir(parents=True, exist_ok=True)
         page.write_pages(results_dir)
@@ -69,7 +63,7 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
 
 
 def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
-    committed = [name for name in experiments.names() if (results_dir / name / collect.RUNS).exists()]
+    committed = [name for name in experiments.names() if (results_dir / name / "runs.csv").exists()]
     local = sorted({path.parent.parent.name for path in runs_dir.glob("*/*/record.json")})
     if publish:
         return [name for name in experiments.names() if name in {*local, *committed}]
@@ -88,70 +82,60 @@ def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
     raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, sorted(known))}")
 
 
-def _local(name: str, folder: Path, results_dir: Path) -> None:
-    """Report the records of a folder; of an experiment without any, what is committed."""
-    records, notes = collect.records_in(folder)
-    old = Rows({}, {})
+def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
+    """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
+    from wn.report import collect, compare, page
+    from wn.report.plan import of_configs, of_experiment
+    from wn.report.tables import table_of
+
+    records, notes = records_in(folder)
     if name in experiments.names():
-        plans = [of_experiment(name)]
-        counting, others = collect.counting(records, plans[0], folder)
-        old, stale = collect.committed(plans[0], results_dir / name)
-        notes += others + stale
-    elif not records and not notes:
-        raise UserError(f"{folder}: no records (RUN_ID/record.json) in it")
+        plan = of_experiment(name)
+        what = f"record{{}} in {folder} {{be}} of no run of {name} as it is now"
     else:
-        configs = {record: collect.config_of(record) for record in records}
-        plans = of_configs(name, filter(None, configs.values()))
-        counting = {record.content["run_id"]: record for record, config in configs.items() if config}
-        others = [record.folder.name for record, config in configs.items() if not config]
-        notes += collect.left_out(others, f"record{{}} in {folder} {{be}} of another version of the settings")
-    notes += _not_done(counting.values())
-    summaries, sections = [], []
-    for plan in plans:
-        new = collect.of_records(plan, counting)
-        rows = new if new.runs else old
-        table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
-        print("\n" * (plan is not plans[0]) + page.text(table, steps))
-        if new.runs:
-            from wn.report import compare
-
-            summaries.append(build(plan, new, table, steps, folder / "report", counting))
-            sections.append(page.section(plan, new, table, steps, folder / "report", ""))
-            notes += compare.closing_line(plan, new, old)
-        elif old.runs:
-            notes.append(
-                f"no run of these was made here: the table is of the committed rows, in {results_dir / name}"
-            )
-    if summaries:
-        page.write_local(folder / "report", name, [*sections, *notes], summaries)
-        figures = [name for summary in summaries for name in summary["figures"]]
-        print(*(folder / "report" / file for file in [*figures, "page.md"]), sep="\n")
-    print(*notes, sep="\n", end="\n" * bool(notes))
-
-
-def _publish(name: str, folder: Path, results_dir: Path) -> None:
-    """Put the local rows of an experiment in the place of the committed ones, and make all of it again."""
-    plan = of_experiment(name)
-    records, notes = collect.records_in(folder)
-    counting, others = collect.counting(records, plan, folder)
+        configs = [config for record in records.values() if (config := collect.config_of(record))]
+        if not configs:
+            raise UserError("\n".join([f"{folder}: no records (RUN_ID/record.json) in it", *notes]))
+        plan, more = of_configs(name, configs)
+        notes += more
+        records = {i: r for i, r in records.items() if i in plan.group_of or not collect.config_of(r)}
+        what = f"record{{}} in {folder} {{be}} of another version of the settings"
+    notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
+    notes += _not_done(record for run_id, record in records.items() if run_id in plan.group_of)
+    new = collect.of_records(plan, records)
     old, stale = collect.committed(plan, results_dir / name)
-    rows = collect.merged(plan, collect.of_records(plan, counting), old)
+    rows = collect.merged(plan, new, old) if publish else old if new.runs.empty else new
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
-    print(page.text(table, steps), *notes, *others, *stale, sep="\n")
-    for path in (results_dir / name).glob("*.*"):
-        path.unlink()  # all is written again, but for figures that are no longer drawn
-    if rows.runs:
-        build(plan, rows, table, steps, results_dir / name, counting)
+    print(page.text(table, steps))
+    notes += stale
+    if publish:
+        for path in (results_dir / name).glob("*.*"):
+            path.unlink()  # all is written again, but for figures that are no longer drawn
+        if len(rows.runs):
+            page.build(plan, rows, table, steps, results_dir / name)
+    elif len(new.runs):
+        report = folder / "report"
+        summary = page.build(plan, new, table, steps, report)
+        notes += compare.closing_line(plan, new, old)
+        page.write_local(report, name, [page.section(plan, new, table, steps, report, ""), *notes], summary)
+        print(*(report / file for file in [*summary["figures"], "page.md"]), sep="\n")
+    elif len(old.runs):
+        where = results_dir / name
+        notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
+    print(*notes, sep="\n", end="\n" * bool(notes))
 
 
 def _not_done(records: Iterable[Record]) -> list[str]:
     """Name the runs that failed, and those that began and have no result."""
-    records = list(records)
-    failed = [record for record in records if record.status == "failed"]
-    why = f": {failed[0].content.get('error')}" if failed else ""
-    running = [record.folder.name for record in records if record.status not in ("failed", *DONE)]
-    lines = collect.left_out([record.folder.name for record in failed], "run{} failed", why)
-    return lines + collect.left_out(running, "run{} in training or cut short: the same command goes on")
+    ids: dict[str, list[str]] = {"failed": [], "running": []}
+    why = ""
+    for record in records:
+        if record.status not in DONE:
+            failed = record.status == "failed"
+            ids["failed" if failed else "running"].append(record.folder.name)
+            why = why or f": {record.content.get('error')}" * failed
+    lines = left_out(ids["failed"], "run{} failed", why)
+    return lines + left_out(ids["running"], "run{} in training or cut short: the same command goes on")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
+from wn.config import Config
 from wn.records import write_atomically
-from wn.report.collect import Row, Rows
+from wn.report.collect import Rows
+from wn.report.columns import Row
 from wn.report.plan import Group, Plan
 
 STYLE: dict[str, tuple[str, str, str]] = {
@@ -57,6 +60,8 @@ RC: Any = {
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
 }
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
@@ -101,7 +106,7 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
     return {"color": color, "marker": marker, "linestyle": line}
 
 
-def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> Figure:
+def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) -> Figure:
     """Error or loss against learning rate: a line per group, its name and divergences in a strip above."""
     n, lrs = len(plan.groups), sorted({lr for group in plan.groups for lr in group.lrs})
     height, left = 4.3 + 0.19 * n, max(0.15, 0.075 + 0.0078 * max(len(group.name) for group in plan.groups))
@@ -110,22 +115,18 @@ def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> 
     strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4], gridspec_kw=places)
     for i, (group, row) in enumerate(zip(plan.groups, table, strict=True)):
         style = look(plan, group)
-        own = [point for point in points if point["line"] == group.name]
-        drawn = [point for point in own if point[name] == point[name]]
-        x = [point["lr"] for point in drawn]
-        low, middle, high = ([point[name + end] for point in drawn] for end in ("_min", "", "_max"))
-        main.plot(x, middle, **style, mfc="white")
-        main.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        own = points[points["line"] == group.name]
+        drawn = own.dropna(subset=name)
+        main.plot(drawn["lr"], drawn[name], **style, mfc="white")
+        band = drawn[f"{name}_min"], drawn[f"{name}_max"]
+        main.fill_between(drawn["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
-        if row["lr"] is not None:
-            strip.plot(row["lr"], i, **style)
-        for point in own:
-            if point["diverged"]:
-                strip.plot(point["lr"], i, "x", color=style["color"], markeredgewidth=1.5)
-            if 0 < point["diverged"] < point["runs"]:
-                count, place = f"{point['diverged']}/{point['runs']}", (point["lr"], i)
-                strip.annotate(count, place, (4, -2.5), textcoords="offset points", fontsize=6)
+        strip.plot(row["lr"], i, **style)
+        for point in own[own["diverged"] > 0].itertuples():
+            strip.plot(point.lr, i, "x", color=style["color"], markeredgewidth=1.5)
+            count = f"{point.diverged}/{point.runs}" * (point.diverged < point.runs)
+            strip.annotate(count, (point.lr, i), (4, -2.5), textcoords="offset points", fontsize=6)
     strip.set_ylim(n - 0.4, -0.6)
     strip.set_yticks(range(n), [group.name for group in plan.groups], fontsize=7)
     for tick, group in zip(strip.get_yticklabels(), plan.groups, strict=True):
@@ -146,36 +147,44 @@ def caption(figure: Figure, text: str) -> None:
     figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
 
 
-def _scale(main: Axes, plan: Plan, points: list[Row], name: str) -> None:
+def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.yaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PLAIN)
+
+
+def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
-    known = [point for point in points if point[name] == point[name]]
+    lowest = points[f"{name}_min"].min()
     if name == "error":
         ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
         main.set_ylabel("final validation error (%)")
         main.set_yscale("symlog", linthresh=0.5, linscale=0.3)
-        lowest = min([90.0, *(point["error_min"] for point in known)])
-        main.set_ylim(max(tick for tick in ticks if tick <= lowest), 105)
-        main.yaxis.set_major_locator(FixedLocator(ticks))
-        main.yaxis.set_minor_locator(NullLocator())
-        main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        main.set_ylim(max(tick for tick in ticks if not tick > min(90, lowest)), 105)
+        tick_errors(main, ticks)
         return
-    main.set_ylabel(f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)")
-    lowest = min((point["loss_min"] for point in known), default=0)
-    if lowest <= 0:
-        return
-    main.set_yscale("log")
-    main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-    highest = plan.metric.cut * max(point["initial_loss"] for point in points)
-    if 0.9 * lowest < highest < main.get_ylim()[1]:
-        main.set_ylim(0.9 * lowest, highest)
-        times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
-        main.set_ylabel(f"{main.get_ylabel()}\ncut off at {times}that before training")
+    label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
+    if lowest > 0:
+        main.set_yscale("log")
+        main.yaxis.set_major_formatter(PLAIN)
+        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+        highest = plan.metric.cut * points["initial_loss"].max()
+        if 0.9 * lowest < highest < main.get_ylim()[1]:
+            main.set_ylim(0.9 * lowest, highest)
+            times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
+            label += f"\ncut off at {times}that before training"
+    main.set_ylabel(label)
 
 
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
-    groups, paths = plan.groups[:COLUMNS], _paths(rows)
+    groups = plan.groups[:COLUMNS]
+    probes = rows.curves[rows.curves["layer"].notna()]
+    paths = {
+        i: own.pivot(index="epoch", columns="name", values="value") for i, own in probes.groupby("run_id")
+    }
+    for path in paths.values():
+        path["weight"] = path.get("v_norm_mean", path["w_norm_mean"])
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
@@ -184,24 +193,21 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     figure = Figure(figsize=(width, 7.5))
     shape = len(TRAJECTORIES), len(groups)
     grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=places)
+    finished = rows.runs["status"].eq("finished")
     for i, (name, label) in enumerate(TRAJECTORIES.items()):
-        finished = [path[name][1] for i, path in paths.items() if rows.runs[i]["status"] == "finished"]
+        own = {run_id: path[name].dropna() for run_id, path in paths.items() if name in path}
         grid[i, 0].set_ylabel(label)
-        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *finished]))
+        ends = [path.to_numpy() for run_id, path in own.items() if finished[run_id]]
+        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *ends]))
         for axes, group in zip(grid[i], groups, strict=True):
-            own = {run_id: paths[run_id][name] for run_id in group.configs if run_id in paths}
-            note = ("no g" if name == "g_mean" else "not measured") if own else "pending"
-            note = note * (not any(len(epochs) for epochs, _ in own.values()))
-            if name == "effective_lr" and group.first.norm.statistics == "batch":
-                own, note = {}, "scale-invariant"
-            if note:
-                axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
-            for run_id, (epochs, path) in own.items():
-                colour = colours(scale(group.configs[run_id].optim.lr))
-                axes.plot(epochs, path, color=colour, linewidth=1.1)
-                if rows.runs[run_id]["status"] == "diverged" and len(path):
-                    last = path[-1] if axes.get_autoscaley_on() else np.clip(path[-1], *axes.get_ylim())
-                    axes.plot(epochs[-1], last, "x", color=colour, clip_on=False)
+            _trajectories(
+                axes,
+                name,
+                group,
+                {i: own.get(i) for i in group.configs if i in paths},
+                finished,
+                lambda config: colours(scale(config.optim.lr)),
+            )
     for axes, group in zip(grid[0], groups, strict=True):
         title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
@@ -213,28 +219,33 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         bar.set_ticks(lrs, labels=[f"{lr:g}" for lr in lrs])
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
-    layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
-    where = f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
+    layers = ", ".join(sorted(probes["layer"].unique()))
+    where = f"layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
     rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
     caption(figure, f"{where}; {rates}")
     return figure
 
 
-def _paths(rows: Rows) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Epochs and values of every run that has probes, by the keys of :data:`TRAJECTORIES`."""
-    found = {}
-    for run_id, own in rows.curves.items():
-        probes: dict[str, list[tuple[int, float]]] = {}
-        for row in own:
-            if row["layer"]:
-                probes.setdefault(row["name"], []).append((row["epoch"], row["value"]))
-        if probes:
-            probes["weight"] = probes.get("v_norm_mean", probes.get("w_norm_mean", []))
-            pairs = {
-                name: np.array(probes.get(name, []), dtype=float).reshape(-1, 2) for name in TRAJECTORIES
-            }
-            found[run_id] = {name: (pair[:, 0], pair[:, 1]) for name, pair in pairs.items()}
-    return found
+def _trajectories(
+    axes: Axes,
+    name: str,
+    group: Group,
+    paths: dict[str, Any],
+    finished: pd.Series,
+    colour: Callable[[Config], Any],
+) -> None:
+    """One probe of a group's runs that have probes; or why it is not drawn."""
+    drawn = {i: path for i, path in paths.items() if path is not None and len(path)}
+    note = "" if drawn else "pending" if not paths else "no g" if name == "g_mean" else "not measured"
+    if name == "effective_lr" and group.first.norm.statistics == "batch":
+        drawn, note = {}, "scale-invariant"
+    axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
+    for run_id, path in drawn.items():
+        style = {"color": colour(group.configs[run_id])}
+        axes.plot(path.index, path, **style, linewidth=1.1)
+        if not finished[run_id]:
+            last = path.iloc[-1] if axes.get_autoscaley_on() else np.clip(path.iloc[-1], *axes.get_ylim())
+            axes.plot(path.index[-1], last, "x", **style, clip_on=False)
 
 
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:

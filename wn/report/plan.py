@@ -10,24 +10,25 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 from wn import experiments, presets
 from wn.config import Config, VAEConfig, decides
 
 SECTIONS = ("model", "data", "optim", "trainer", "norm")
 NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in presets.DEFAULTS)}
-DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
-"""D: numbers in an image of a data set."""
+DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # of an image
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss."""
+    """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss.
+
+    ``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported, in the column ``test``.
+    """
 
     key: str
-    """``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported."""
     test: str
-    """The column that reports it, in %, or in nats where higher is better."""
     heading: str
     parts: tuple[str, ...]
     """What a record has of each split."""
@@ -41,7 +42,7 @@ class Metric:
     """Bits per dimension of a nat of loss; NaN for binary pixels, where they are not customary."""
     digits: int = 2
 
-    def shown(self, name: str, value: float) -> float:
+    def shown(self, name: str, value: Any) -> Any:
         """A recorded number as tables and figures show it: errors in %, bounds in nats.
 
         For bytes the paper's bounds, which are positive, are taken as those of a density of images from 0 to
@@ -86,8 +87,6 @@ class Plan:
     groups: list[Group]
     facets: tuple[str, ...] = ()
     experiment: experiments.Experiment | None = None
-    suffix: str = ""
-    """Of file names, where a folder holds classifiers and VAEs."""
 
     @cached_property
     def metric(self) -> Metric:
@@ -114,7 +113,6 @@ class Plan:
 
 
 def of_experiment(name: str) -> Plan:
-    """The runs of an experiment's file."""
     experiment = experiments.load(name)
     runs = experiment.runs()
     if not experiment.rows:
@@ -124,22 +122,34 @@ def of_experiment(name: str) -> Plan:
     return Plan(name, [Group((), own[row.name], row.name, row) for row in experiment.rows], (), experiment)
 
 
-def of_configs(name: str, configs: Iterable[Config]) -> list[Plan]:
-    """The runs that lie in a folder: one plan, or one for classifiers and one for VAEs."""
-    families: dict[str, list[Config]] = {}
+def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
+    """The runs that lie in a folder, of classifiers or of VAEs, whichever are more; the others are told."""
+    kinds: dict[str, list[Config]] = {"classifiers": [], "VAEs": []}
     for config in sorted(configs, key=lambda config: (config.seed, config.optim.lr)):
-        families.setdefault(metric_of(config).key, []).append(config)
-    norms, plans = list(presets.PRESETS), []
-    for key, family in sorted(families.items()):
-        groups, facets = _grouped(family)
-        places = {group: norms.index(group.norm) if group.norm in norms else len(norms) for group in groups}
-        groups.sort(key=lambda group: ([_natural(value) for value in group.facet], places[group], group.norm))
-        suffix = "-elbo" if key == "loss" and len(families) > 1 else ""
-        plans.append(Plan(name, groups, facets, suffix=suffix))
-    return plans
+        kinds["VAEs" if isinstance(config.model, VAEConfig) else "classifiers"].append(config)
+    (_, most), (others, fewer) = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    groups, facets = _grouped(most)
+    norms = list(presets.PRESETS)
+    places = {group: norms.index(group.norm) if group.norm in norms else len(norms) for group in groups}
+    groups.sort(key=lambda group: ([_natural(value) for value in group.facet], places[group], group.norm))
+    note = f"{len(fewer)} runs of {others} are not shown: only those of the kind that has most runs are"
+    return Plan(name, groups, facets), [note] * bool(fewer)
 
 
-def settings(config: Config) -> dict[str, str]:
+def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
+    every = [_settings(config) for config in configs]
+    facets = facets_of(every)
+    found: dict[tuple[str, ...], list[Config]] = {}
+    for config, own in zip(configs, every, strict=True):
+        found.setdefault((*(own.get(facet, "–") for facet in facets), own["norm"]), []).append(config)
+    groups = []
+    for (*facet, norm), own_configs in found.items():
+        name = ", ".join([*(f"{key}={value}" for key, value in zip(facets, facet, strict=True)), norm])
+        groups.append(Group(tuple(facet), own_configs, name, None))
+    return groups, facets
+
+
+def _settings(config: Config) -> dict[str, str]:
     """All that decides a run's numbers but for learning rate and seed, as text; the norm by its label."""
     tree = config.model_dump(mode="json")
     pairs = ((f"{section}.{key}", value) for section in SECTIONS for key, value in tree[section].items())
@@ -163,18 +173,6 @@ def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
         if parts([key]) > 1 and parts([*known, key]) > parts(known):
             kept.append(key)
     return tuple(kept)
-
-
-def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
-    every = [settings(config) for config in configs]
-    facets = facets_of(every)
-    found: dict[tuple[str, ...], list[Config]] = {}
-    for config, own in zip(configs, every, strict=True):
-        found.setdefault((*(own.get(facet, "–") for facet in facets), own["norm"]), []).append(config)
-    names = {key: [f"{f}={value}" for f, value in zip(facets, key, strict=False)] for key in found}
-    return [
-        Group(key[:-1], own, ", ".join([*names[key], key[-1]]), None) for key, own in found.items()
-    ], facets
 
 
 def _natural(text: str) -> tuple[bool, float, str]:
