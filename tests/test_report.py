@@ -436,7 +436,7 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
         "running": "1",
         "failed": "1",
         "missing": "13",
-        "rest": "7.5 min",
+        "rest": "0.12 h",
     }
     assert note.startswith(f"1 row or record of no run of {NAME} as it is now")
 

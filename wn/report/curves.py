@@ -1,4 +1,4 @@
-"""Learning curves: a metric by epoch per row, over the published curve; and what of all figures a plan has."""
+"""Learning curves: a metric by epoch, per row, over the published curve; and which figures a plan has."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ LABELS = {
 PUBLISHED = ("train_error", "test_loss")
 """What the paper's figures 1 and 3 show by epoch."""
 
-EARLY, REACH = 0.1, 4
-"""Axes of ELBOs leave out the first epochs, a share EARLY, where they are far lower, and go down from the
-best at most REACH times as far as to the median row's lowest."""
+EARLY = 0.1
+"""The share of epochs that axes of ELBOs leave out: the first, where bounds are far lower."""
 
 
 class Curve(NamedTuple):
@@ -73,7 +72,8 @@ def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
     figure.subplots_adjust(0.85 / width, under / total, 0.985, 1 - 0.3 / total, wspace=0.24)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        axes.set_ylabel(LABELS[name] + _panel(axes, plan, known[name], name), fontsize=9)
+        _panel(axes, plan, known[name], name)
+        axes.set_ylabel(LABELS[name], fontsize=9)
     place: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.25 / total), "ncols": columns}
     figure.legend(*panels[0].get_legend_handles_labels(), **place, frameon=False, fontsize=8)
     drawn = plan.experiment and plan.experiment.curves and names[0] in PUBLISHED
@@ -82,8 +82,8 @@ def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> str:
-    """Draw the curves of all rows; what to add to the label."""
+def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> None:
+    """Draw the curves of all rows, on axes that take them."""
     theirs = experiments.published(plan.experiment) if plan.experiment and name in PUBLISHED else {}
     floor = TICKS[0] if name.endswith("error") else -np.inf
     extent = []  # [epoch, value] of all that is drawn
@@ -104,24 +104,22 @@ def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> str:
         if not curves:
             axes.plot([], [], color=color, label=f"{group.name} (pending)")
     last = max([curve.epochs[-1] for curve in every] or [line[-1, 0] for line in extent] or [1.0])
-    shown = np.concatenate([np.empty((0, 2)), *extent])
-    shown = shown[shown[:, 0] <= last]
     axes.set_xlim(0, 1.02 * last)
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
+    shown = np.concatenate([np.empty((0, 2)), *extent])
+    first = 0 if name.endswith("error") else EARLY * last
+    shown = shown[(shown[:, 0] >= first) & (shown[:, 0] <= last), 1]
+    if not len(shown):
+        return
+    low, high = shown.min(), shown.max()
     if name.endswith("error"):
-        low, high = np.clip([shown[:, 1].min(), shown[:, 1].max()] if len(shown) else [1, 100], *TICKS[::11])
+        low, high = np.clip([low, high], TICKS[0], TICKS[-1])
         axes.set_yscale("log")
         axes.set_ylim(max(t for t in TICKS if t <= low), min(t for t in TICKS if t >= high) * 1.001)
         tick_errors(axes, TICKS)
-        return ""
-    late = shown[shown[:, 0] >= EARLY * last, 1]
-    if not len(late):
-        return ""
-    lowest = [own[own[:, 0] >= EARLY * last, 1].min(initial=np.inf) for own in extent]
-    low = max(late.min(), late.max() - REACH * (late.max() - float(np.median(lowest))))
-    margin = 0.04 * (late.max() - low) or 0.1
-    axes.set_ylim(low - margin, late.max() + margin)
-    return "\nlower ones are cut off" * bool(low > late.min())
+    else:
+        margin = 0.04 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
 
 
 def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> pd.DataFrame:

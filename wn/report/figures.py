@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
-from wn.config import Config
 from wn.records import write_atomically
 from wn.report.collect import Rows
 from wn.report.columns import Row
@@ -47,20 +46,10 @@ DASHES = ("-", "--", ":", "-.")
 """Of facets, and of a row's learning rates."""
 
 RC: Any = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "wn",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5,
+    **{"svg.fonttype": "path", "svg.hashsalt": "wn", "font.size": 9, "lines.markersize": 5},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.6},
 }
-
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 TRAJECTORIES = {
@@ -69,10 +58,9 @@ TRAJECTORIES = {
     "effective_lr": "effective lr",
     "relative_update": "relative update",
 }
-"""Rows of the figure of trajectories: probes, but ``weight``: the norm of what is trained."""
-
 COLUMNS = 12
-"""Of that figure at most: the first rows of the table."""
+"""The rows of the figure of trajectories; ``weight`` is the norm of what is trained. Its columns are at most
+the first of the table's rows."""
 
 
 @contextlib.contextmanager
@@ -200,23 +188,24 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         ends = [path.to_numpy() for run_id, path in own.items() if finished[run_id]]
         _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *ends]))
         for axes, group in zip(grid[i], groups, strict=True):
-            _trajectories(
-                axes,
-                name,
-                group,
-                {i: own.get(i) for i in group.configs if i in paths},
-                finished,
-                lambda config: colours(scale(config.optim.lr)),
-            )
+            drawn = {run_id: own[run_id] for run_id in group.configs if len(own.get(run_id, ()))}
+            measured = any(run_id in paths for run_id in group.configs)
+            note = "" if drawn else "pending" if not measured else "no g" if name == "g_mean" else "–"
+            if name == "effective_lr" and group.first.norm.statistics == "batch":
+                drawn, note = {}, "scale-invariant"
+            axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
+            for run_id, path in drawn.items():
+                color = colours(scale(group.configs[run_id].optim.lr))
+                axes.plot(path.index, path, color=color, linewidth=1.1)
+                if not finished[run_id]:
+                    last = np.clip(path.iloc[-1], *axes.get_ylim())
+                    axes.plot(path.index[-1], last, "x", color=color, clip_on=False)
     for axes, group in zip(grid[0], groups, strict=True):
         title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
     place = figure.add_axes((1 - 0.85 / width, 0.12, 0.15 / width, 0.82))
-    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
-    if len(lrs) < 4:
-        bar.ax.yaxis.set_minor_locator(NullLocator())
-        bar.set_ticks(lrs, labels=[f"{lr:g}" for lr in lrs])
+    figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
     layers = ", ".join(sorted(probes["layer"].unique()))
@@ -226,39 +215,17 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     return figure
 
 
-def _trajectories(
-    axes: Axes,
-    name: str,
-    group: Group,
-    paths: dict[str, Any],
-    finished: pd.Series,
-    colour: Callable[[Config], Any],
-) -> None:
-    """One probe of a group's runs that have probes; or why it is not drawn."""
-    drawn = {i: path for i, path in paths.items() if path is not None and len(path)}
-    note = "" if drawn else "pending" if not paths else "no g" if name == "g_mean" else "not measured"
-    if name == "effective_lr" and group.first.norm.statistics == "batch":
-        drawn, note = {}, "scale-invariant"
-    axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
-    for run_id, path in drawn.items():
-        style = {"color": colour(group.configs[run_id])}
-        axes.plot(path.index, path, **style, linewidth=1.1)
-        if not finished[run_id]:
-            last = path.iloc[-1] if axes.get_autoscaley_on() else np.clip(path.iloc[-1], *axes.get_ylim())
-            axes.plot(path.index[-1], last, "x", **style, clip_on=False)
-
-
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
     """Scale axes to runs that did not explode or collapse: weights that do pass through 1e±30."""
-    positive = finished[finished > 0]
-    if name != "g_mean" and len(positive):
+    values = finished if name == "g_mean" else finished[finished > 0]
+    if not len(values):
+        return
+    low, middle, high = values.min(), np.median(values), values.max()
+    if name == "g_mean":
+        axes.set_yscale("symlog", linthresh=10)
+        margin = 0.06 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+    else:
         axes.set_yscale("log")
         span = 30 if name == "weight" else 3000
-        middle = np.median(positive)
-        positive = positive[(positive > middle / span) & (positive < middle * span)]
-        axes.set_ylim(positive.min() / 1.7, positive.max() * 1.7)
-    elif len(finished):
-        if np.abs(finished).max() > 10:
-            axes.set_yscale("symlog", linthresh=10)
-        margin = 0.06 * (finished.max() - finished.min()) or 0.1
-        axes.set_ylim(finished.min() - margin, finished.max() + margin)
+        axes.set_ylim(max(low, middle / span) / 1.7, min(high, middle * span) * 1.7)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from wn import experiments, presets
 from wn.config import Config, VAEConfig, decides
@@ -20,26 +20,24 @@ NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in presets.DEFAULTS)}
 DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # of an image
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss.
 
     ``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported, in the column ``test``.
+    Records have ``parts`` of each split. Widths are columns: heading, and a and b of the threshold a + b x
+    best. Figures show losses up to ``cut`` times that before training: some classifiers end at thousands of
+    nats, while VAEs differ by a nat or two among dozens. ``bits`` per dimension and nat: NaN for binary
+    pixels, where they are not customary.
     """
 
     key: str
     test: str
     heading: str
     parts: tuple[str, ...]
-    """What a record has of each split."""
     widths: dict[str, tuple[str, float, float]]
-    """Columns of usable widths: heading, and a and b of the threshold a + b x best."""
     cut: int
-    """Figures show losses up to so many times that before training: some classifiers end at thousands of
-    nats, while VAEs differ by a nat or two among dozens."""
     shift: float = 0.0
     bits: float = math.nan
-    """Bits per dimension of a nat of loss; NaN for binary pixels, where they are not customary."""
     digits: int = 2
 
     def shown(self, name: str, value: Any) -> Any:
@@ -63,18 +61,19 @@ def metric_of(config: Config) -> Metric:
     if config.model.likelihood == "bernoulli":
         return elbo
     d = DIMENSIONS[config.data.name]
-    return dataclasses.replace(elbo, shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
+    return elbo._replace(shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
 
 
 class Group:
     """A row of the table: its runs by run_id, and where each stands."""
 
-    def __init__(self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None):
+    def __init__(
+        self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None = None
+    ) -> None:
         self.facet, self.name, self.row = facet, name, row
         self.configs = {config.run_id: config for config in configs}
         self.ids = {(config.optim.lr, config.seed): run_id for run_id, config in self.configs.items()}
-        self.first = configs[0]
-        self.norm = self.first.norm.label
+        self.first, self.norm = configs[0], configs[0].norm.label
         self.lrs = sorted({lr for lr, _ in self.ids})
         self.seeds = list(dict.fromkeys(seed for _, seed in self.ids))
 
@@ -129,9 +128,9 @@ def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
         kinds["VAEs" if isinstance(config.model, VAEConfig) else "classifiers"].append(config)
     (_, most), (others, fewer) = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     groups, facets = _grouped(most)
-    norms = list(presets.PRESETS)
-    places = {group: norms.index(group.norm) if group.norm in norms else len(norms) for group in groups}
-    groups.sort(key=lambda group: ([_natural(value) for value in group.facet], places[group], group.norm))
+    norms = [*presets.PRESETS, *(group.norm for group in groups)]
+    # the shorter text first sorts whole numbers by value
+    groups.sort(key=lambda g: ([(len(value), value) for value in g.facet], norms.index(g.norm)))
     note = f"{len(fewer)} runs of {others} are not shown: only those of the kind that has most runs are"
     return Plan(name, groups, facets), [note] * bool(fewer)
 
@@ -141,11 +140,11 @@ def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
     facets = facets_of(every)
     found: dict[tuple[str, ...], list[Config]] = {}
     for config, own in zip(configs, every, strict=True):
-        found.setdefault((*(own.get(facet, "–") for facet in facets), own["norm"]), []).append(config)
+        found.setdefault(tuple(own.get(key, "–") for key in (*facets, "norm")), []).append(config)
     groups = []
-    for (*facet, norm), own_configs in found.items():
-        name = ", ".join([*(f"{key}={value}" for key, value in zip(facets, facet, strict=True)), norm])
-        groups.append(Group(tuple(facet), own_configs, name, None))
+    for (*facet, norm), alike in found.items():
+        names = [f"{key}={value}" for key, value in zip(facets, facet, strict=True)]
+        groups.append(Group(tuple(facet), alike, ", ".join([*names, norm])))
     return groups, facets
 
 
@@ -173,11 +172,3 @@ def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
         if parts([key]) > 1 and parts([*known, key]) > parts(known):
             kept.append(key)
     return tuple(kept)
-
-
-def _natural(text: str) -> tuple[bool, float, str]:
-    """Sorts numbers by value, then words."""
-    try:
-        return False, float(text), ""
-    except ValueError:
-        return True, 0.0, text

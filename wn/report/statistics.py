@@ -23,19 +23,19 @@ ENOUGH = 3
 
 
 class Sweep(NamedTuple):
-    """One row's runs: L learning rates, ascending, by the S seeds that are complete."""
+    """One row's runs: L learning rates (L,), ascending, by the S seeds that are complete.
+
+    ``stable`` (L,): whether no seed diverged. The others are (L, S): ``valid``, the selection metric, an error
+    as a fraction or a loss in nats; the final ``valid_loss`` (nats), both infinite where the run diverged;
+    and the validation loss before training.
+    """
 
     lrs: Array
-    """(L,)"""
     seeds: tuple[int, ...]
     stable: NDArray[np.bool_]
-    """(L,): whether no seed diverged."""
     valid: Array
-    """(L, S): the selection metric, an error as a fraction or a loss in nats; infinite where diverged."""
     valid_loss: Array
-    """(L, S), nats; infinite where diverged or not finite."""
     initial_loss: Array
-    """(L, S), nats: validation loss before training."""
 
 
 class Estimate(NamedTuple):

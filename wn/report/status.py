@@ -64,17 +64,16 @@ def _line(experiment: Experiment, runs_dir: Path, results_dir: Path, notes: list
     others = [run_id for run_id in known if run_id not in norms]
     notes += unreadable
     notes += left_out(others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now")
-    found = {run_id: known[run_id][0] for run_id in norms if run_id in known}
-    counts = Counter(found.values())
+    found = {run_id: known[run_id] for run_id in norms if run_id in known}
+    counts = Counter(word for word, _ in found.values())
     seconds: dict[str, list[float]] = {}
-    for run_id, word in found.items():
-        if word == "finished" and (took := known[run_id][1]) is not None:
+    for run_id, (word, took) in found.items():
+        if word == "finished" and took is not None:
             seconds.setdefault(norms[run_id], []).append(took)
-    rest = [norms[run_id] for run_id in norms if found.get(run_id) not in DONE]
-    done, failed = counts["finished"] + counts["diverged"], counts["failed"]
-    numbers = (len(norms), done, counts["diverged"], len(found) - done - failed, failed)
-    missing = str(len(norms) - len(found))
-    return [experiment.name, *map(str, numbers), missing, duration(expected_seconds(seconds, rest))]
+    rest = expected_seconds(seconds, [norms[i] for i in norms if i not in found or found[i][0] not in DONE])
+    done, diverged, failed = counts["finished"] + counts["diverged"], counts["diverged"], counts["failed"]
+    numbers = (len(norms), done, diverged, len(found) - done - failed, failed, len(norms) - len(found))
+    return [experiment.name, *map(str, numbers), "unknown" if rest is None else f"{rest / 3600:.2f} h"]
 
 
 def _committed(path: Path) -> dict[str, tuple[str, float | None]]:
@@ -98,13 +97,3 @@ def expected_seconds(seconds: dict[str, list[float]], rest: list[str]) -> float 
     if rest and not every:
         return None
     return sum(fmean(seconds.get(norm, every)) for norm in rest)
-
-
-def duration(seconds: float | None) -> str:
-    """``unknown``, or in the largest unit that leaves at least one of it."""
-    if seconds is None:
-        return "unknown"
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
