@@ -26,7 +26,7 @@ def sweep(error: Any, loss: Any = None, diverged: Any = None) -> statistics.Swee
     worst = np.where(gone, np.inf, 0.0)
     return statistics.Sweep(
         np.array([10.0**i for i in range(len(error))]),
-        tuple(range(error.shape[1])),
+        list(range(error.shape[1])),
         ~gone.any(axis=1),
         error + worst,
         (error if loss is None else np.array(loss, dtype=float)) + worst,

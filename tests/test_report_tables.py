@@ -133,9 +133,10 @@ def test_curves_are_of_the_finished_runs(plan: Plan, tmp_path: Path) -> None:
     write_seeds(tmp_path, plan, "weight_norm", 0.1, [0.07, None, 0.08])
     rows = rows_of(plan, tmp_path)
     (curve,) = curves.curves_of(plan, rows, "train_error")
-    assert curve.line.label == "ours, lr 0.1"
-    assert list(curve.epochs) == [1, 2, 3, 4]
-    assert curve.values == pytest.approx(np.array([[56, 64], [28, 32], [14, 16], [7, 8]]))
+    line, epochs, values = curve
+    assert line.label == "ours, lr 0.1"
+    assert list(epochs) == [1, 2, 3, 4]
+    assert values == pytest.approx(np.array([[56, 64], [28, 32], [14, 16], [7, 8]]))
     points = curves.points_by_epoch(plan, rows, ["train_error"])
     assert list(points["train_error"]) == pytest.approx([60, 30, 15, 7.5])
     assert list(points["epoch"]) == [1, 2, 3, 4]

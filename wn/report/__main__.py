@@ -10,12 +10,11 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wn import experiments
 from wn.config import UserError, nearest
-from wn.records import DONE, Record
 from wn.report.status import left_out, records_in, status
 
 
@@ -48,42 +47,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -> None:
-    from wn.report import page  # pandas takes half a second: not for --status
-
-    for i, target in enumerate(what or _default(runs_dir, results_dir, publish)):
-        name, folder = _resolve(target, runs_dir)
+    local = {path.parent.parent.name for path in runs_dir.glob("*/*/record.json")}
+    committed = {name for name in experiments.names() if (results_dir / name / "runs.csv").exists()}
+    default = (local | committed) & {*experiments.names()} if publish else local or committed
+    if not what and not publish and not default:
+        known = ", ".join(experiments.names())
+        raise UserError(f"{runs_dir}: no records yet; name an experiment to see its command: {known}")
+    for i, target in enumerate(what or sorted(default)):
+        folder = runs_dir / target
+        if target not in experiments.names() and not folder.is_dir():
+            folder = Path(target)
+        if target not in experiments.names() and not folder.is_dir():
+            others = sorted({*experiments.names(), *(path.name for path in runs_dir.glob("*"))})
+            raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, others)}")
+        name = folder.resolve().name
         print("\n" * bool(i) + name)
         if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
         _one(name, folder, results_dir, publish)
     if publish:
+        from wn.report import page
+
         results_dir.mkdir(parents=True, exist_ok=True)
         page.write_pages(results_dir)
         print(results_dir / "README.md")
 
 
-def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
-    committed = [name for name in experiments.names() if (results_dir / name / "runs.csv").exists()]
-    local = sorted({path.parent.parent.name for path in runs_dir.glob("*/*/record.json")})
-    if publish:
-        return [name for name in experiments.names() if name in {*local, *committed}]
-    if not local and not committed:
-        known = ", ".join(experiments.names())
-        raise UserError(f"{runs_dir}: no records yet; name an experiment to see its command: {known}")
-    return local or committed
-
-
-def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
-    if target in experiments.names() or (runs_dir / target).is_dir():
-        return (runs_dir / target).resolve().name, runs_dir / target
-    if Path(target).is_dir():
-        return Path(target).resolve().name, Path(target)
-    known = {*experiments.names(), *(path.name for path in runs_dir.glob("*") if path.is_dir())}
-    raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, sorted(known))}")
-
-
 def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
     """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
+    # pandas takes half a second: not for --status
     from wn.report import collect, compare, page
     from wn.report.plan import of_configs, of_experiment
     from wn.report.tables import table_of
@@ -101,8 +93,11 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
         records = {i: r for i, r in records.items() if i in plan.group_of or not collect.config_of(r)}
         what = f"record{{}} in {folder} {{be}} of another version of the settings"
     notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
-    notes += _not_done(record for run_id, record in records.items() if run_id in plan.group_of)
-    new = collect.of_records(plan, records)
+    mine = {run_id: record for run_id, record in records.items() if run_id in plan.group_of}
+    failed, running = ([i for i, r in mine.items() if r.status == word] for word in ("failed", "running"))
+    notes += left_out(failed, "run{} failed", f": {mine[failed[0]].content.get('error')}" if failed else "")
+    notes += left_out(running, "run{} in training or cut short: the same command goes on")
+    new = collect.of_records(plan, mine)
     old, stale = collect.committed(plan, results_dir / name)
     rows = collect.merged(plan, new, old) if publish else old if new.runs.empty else new
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
@@ -123,19 +118,6 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
         where = results_dir / name
         notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
     print(*notes, sep="\n", end="\n" * bool(notes))
-
-
-def _not_done(records: Iterable[Record]) -> list[str]:
-    """Name the runs that failed, and those that began and have no result."""
-    ids: dict[str, list[str]] = {"failed": [], "running": []}
-    why = ""
-    for record in records:
-        if record.status not in DONE:
-            failed = record.status == "failed"
-            ids["failed" if failed else "running"].append(record.folder.name)
-            why = why or f": {record.content.get('error')}" * failed
-    lines = left_out(ids["failed"], "run{} failed", why)
-    return lines + left_out(ids["running"], "run{} in training or cut short: the same command goes on")
 
 
 if __name__ == "__main__":

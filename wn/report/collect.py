@@ -21,8 +21,7 @@ from wn.report.status import damaged, left_out
 RUNS, CURVES = "runs.csv", "curves.csv"
 CURVE_COLUMNS = ["run_id", "epoch", "layer", "name", "value"]
 PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "relative_update")
-TEXT = ("run_id", "row", "norm", "status", "commit", "dirty", "device", "precision", "torch", "layer", "name")
-"""Columns that are never numbers: a run_id such as 1234567890e1 looks like one."""
+TEXT = ("row", "norm", "status", "commit", "dirty", "device", "precision", "torch")
 INTEGERS = ("best_epoch", "epochs", "steps", "diverged_epoch", "diverged_step", "stack_size")
 
 DIGITS = {"error": 5, "loss": 7}
@@ -30,10 +29,10 @@ DIGITS = {"error": 5, "loss": 7}
 
 
 class Rows(NamedTuple):
+    """What is done, in the plan's order: ``runs`` by run_id, with :func:`columns` and ``row``, and curves."""
+
     runs: pd.DataFrame
-    """Those that are done, by run_id, in the plan's order: what :func:`columns` names, and ``row``."""
     curves: pd.DataFrame
-    """Their :data:`CURVE_COLUMNS`."""
 
 
 def config_of(record: Record) -> Config | None:
@@ -67,16 +66,17 @@ def of_records(plan: Plan, records: Mapping[str, Record]) -> Rows:
 
 
 def _rows(plan: Plan, results: pd.DataFrame, curves: pd.DataFrame) -> Rows:
-    """What counts of the results, under the plan's names of rows and settings; every other column a number."""
+    """What counts of the results, with the plan's names and settings; other columns are numbers."""
     runs = results.reindex([run_id for run_id in plan.group_of if run_id in results.index])
     runs = runs.reindex(columns=columns(plan)).rename_axis("run_id")
+    runs = runs.astype({name: float for name in runs if name not in (*TEXT, *plan.facets)})
     groups = [plan.group_of[run_id] for run_id in runs.index]
     configs = [group.configs[run_id] for group, run_id in zip(groups, runs.index, strict=True)]
-    labels = {facet: [group.facet[i] for group in groups] for i, facet in enumerate(plan.facets)}
-    numbers = [name for name in runs if name not in (*TEXT, *labels, "seed")]
-    runs = runs.astype(dict.fromkeys(numbers, float))
-    runs = runs.assign(**labels, row=[group.name for group in groups], norm=[group.norm for group in groups])
-    runs = runs.assign(lr=[config.optim.lr for config in configs], seed=[config.seed for config in configs])
+    runs = runs.assign(
+        **{facet: [group.facet[i] for group in groups] for i, facet in enumerate(plan.facets)},
+        **{"row": [group.name for group in groups], "norm": [group.norm for group in groups]},
+        **{"lr": [config.optim.lr for config in configs], "seed": [config.seed for config in configs]},
+    )
     curves = curves.reindex(columns=CURVE_COLUMNS)
     curves = curves[curves["run_id"].isin(runs.index)]
     return Rows(runs, curves.astype({"epoch": int, "value": float}))
@@ -84,21 +84,17 @@ def _rows(plan: Plan, results: pd.DataFrame, curves: pd.DataFrame) -> Rows:
 
 def _result(record: Record) -> dict[str, Any]:
     content = record.content
-    part = {key: content.get(key) or {} for key in ("final", "initial", "best", "diverged_at", "provenance")}
-    trainer, dirty = content["config"]["trainer"], part["provenance"].get("dirty")
-    return {
-        **part["final"],
-        **{f"initial_{name}": number for name, number in part["initial"].items()},
-        **{f"best_{name}": number for name, number in part["best"].items()},
-        **{f"diverged_{name}": number for name, number in part["diverged_at"].items()},
-        **{key: trainer.get(key) for key in ("iwae_samples", "iwae_images", "precision")},
-        **{key: part["provenance"].get(key) for key in ("commit", "device")},
-        **{key: content.get(key) for key in ("status", "steps", "seconds")},
-        "epochs": part["diverged_at"].get("epoch", trainer["epochs"]),
-        "dirty": None if dirty is None else str(dirty),
-        "stack_size": len(content.get("stack", [])),
-        "torch": part["provenance"].get("packages", {}).get("torch"),
-    }
+    found: dict[str, Any] = dict(content.get("final") or {})
+    for key in ("initial", "best", "diverged_at"):
+        part = content.get(key) or {}
+        found |= {f"{key.removesuffix('_at')}_{name}": number for name, number in part.items()}
+    trainer, origin = content["config"]["trainer"], content.get("provenance", {})
+    found |= {key: trainer.get(key) for key in ("iwae_samples", "iwae_images", "precision")}
+    found |= {key: origin.get(key) for key in ("commit", "device")}
+    found |= {key: content.get(key) for key in ("status", "steps", "seconds")}
+    found |= {"epochs": found.get("diverged_epoch", trainer["epochs"])}
+    found |= {"stack_size": len(content.get("stack", [])), "torch": origin.get("packages", {}).get("torch")}
+    return found | {"dirty": None if origin.get("dirty") is None else str(origin["dirty"])}
 
 
 def _curve(plan: Plan, run_id: str, record: Record) -> pd.DataFrame:
@@ -163,10 +159,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     content = path.read_bytes()
     try:
         table = pd.read_csv(io.BytesIO(content), dtype=str)
+        ids = table[table.columns[0]].str.fullmatch("[0-9a-f]{12}").eq(True)
     except ValueError:  # pandas' own, and bytes that are not UTF-8
         raise damaged(path) from None
-    if table.columns[0] != "run_id" or not content.endswith(b"\n"):
-        raise damaged(path)
-    if not table["run_id"].str.fullmatch("[0-9a-f]{12}").eq(True).all():
+    if table.columns[0] != "run_id" or not content.endswith(b"\n") or not ids.all():
         raise damaged(path)
     return table

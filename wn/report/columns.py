@@ -15,14 +15,14 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
+    """``text`` writes the cell (None: the value of ``key`` as it is); ``known``: it is shown even while nothing
+    of the row is measured; ``front``: it is among the few of the project's front page."""
+
     key: str
     heading: str
     text: Callable[[Row], str] | None = None
-    """The cell; None writes the value of ``key`` as it is."""
     known: bool = False
-    """Shown even while nothing of the row is measured."""
     front: bool = False
-    """Among the few of the project's front page."""
 
     def cell(self, row: Row) -> str:
         if row.get("pending") and not self.known:

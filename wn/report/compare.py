@@ -3,24 +3,16 @@
 Kernels and thread counts change last digits, and where training is chaotic that changes a loss by about its
 standard deviation over seeds; a changed method shifts all seeds to one side. So the criteria, fixed before
 any rerun was measured, are equivalence tests on paired seeds: an interval too wide to say "within" is not
-"reproduced" (Schuirmann, 1987). Compared are final validation losses, which are continuous (test losses where
-nothing is held out), at the learning rates l at which no committed seed diverged. With its whole 95% Student
-interval must lie
+"reproduced" (Schuirmann, 1987). Compared are final validation losses (test losses where nothing is held out)
+at the learning rates l at which no committed seed diverged. With its whole 95% Student interval must lie
 
-1. within 0.5 of 0 the mean over seeds s of
-
-       d_s = mean over l of (ours[l, s] - committed[l, s]) / sd[l],
-
-   with sd[l] the committed standard deviation over seeds. Most learning rates are smooth, which gives the
-   average its power and keeps the few chaotic ones from deciding.
-2. within 1% of 0 the mean over seeds of
-
-       r_s = mean over l of ours[l, s] / committed[l, s] - 1
-
-   over the rates of at most a tenth of the committed best one, where there are two or more. Training is
-   smooth there: kernels differ by 1e-7 relative, which it amplifies by less than 1e3. 1% is a hundred times
-   that, and a third of what 10% in the learning rate does to an under-trained net, whose loss has a slope
-   d log loss / d log lr of about 0.3. Seeds differ by more than that, so the first test need not notice.
+1. within 0.5 of 0 the mean over seeds s of d_s = mean over l of (ours[l, s] - committed[l, s]) / sd[l], with
+   the committed standard deviation over seeds. Most rates are smooth, which gives the average its power.
+2. within 1% of 0 the mean over seeds of r_s = mean over l of ours[l, s] / committed[l, s] - 1 over the rates
+   of at most a tenth of the committed best one, where there are two or more. Training is smooth there:
+   kernels differ by 1e-7 relative, which it amplifies by less than 1e3. 1% is a hundred times that, and a
+   third of what 10% in the learning rate does to an under-trained net, whose loss has a slope
+   d log loss / d log lr of about 0.3. Seeds differ by more than that, so the first test may not notice.
 
 Besides, the best learning rate must be the same or a neighbour in the grid.
 """
@@ -36,11 +28,7 @@ from wn.report.plan import Group, Plan
 from wn.report.statistics import Array, Estimate
 from wn.report.tables import grid, sweep_of
 
-MARGIN, SMOOTH_MARGIN = 0.5, 0.01
-
-SMOOTH = 0.1
-"""Of the committed best learning rate."""
-
+MARGIN, SMOOTH_MARGIN, SMOOTH = 0.5, 0.01, 0.1
 LEAST = 1e-5
 """Standard deviations are taken as at least this share of the loss: below it are the digits of float32."""
 

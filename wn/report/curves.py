@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from wn import experiments
 from wn.report.collect import Rows
 from wn.report.columns import Row
-from wn.report.figures import DASHES, caption, look, sweep_figure, tick_errors, trajectory_figure
+from wn.report.figures import DASHES, look, sweep_figure, tick_errors, trajectory_figure
 from wn.report.plan import Plan
 from wn.report.tables import Line, lines_of
 
@@ -37,52 +37,36 @@ EARLY = 0.1
 """The share of epochs that axes of ELBOs leave out: the first, where bounds are far lower."""
 
 
-class Curve(NamedTuple):
-    """A line's finished runs by epoch: epochs (E,) and values (E, S) as they are shown."""
-
-    line: Line
-    epochs: Any
-    values: Any
-
-
-def curves_of(plan: Plan, rows: Rows, name: str) -> list[Curve]:
-    """One for each line that has such numbers, over the epochs that all its runs have."""
-    lines, found = lines_of(plan, rows.runs), []
+def curves_of(plan: Plan, rows: Rows, name: str) -> list[tuple[Line, Any, Any]]:
+    """Common epochs (E,) and values (E, S), as they are shown, of each line's finished runs."""
+    lines, found, curves = lines_of(plan, rows.runs), [], rows.curves[rows.curves["name"] == name]
     if plan.is_sweep:  # a line at each learning rate
         lines = [Line(group, lr) for group in plan.groups for lr in group.lrs]
     for line in lines:
-        ids, curves = line.runs(rows.runs).index, rows.curves
-        own = curves[(curves["name"] == name) & curves["run_id"].isin(ids)]
-        values = own.pivot(index="epoch", columns="run_id", values="value").reindex(columns=ids).dropna()
+        ids = line.runs(rows.runs).index
+        own = curves[curves["run_id"].isin(ids)].pivot(index="epoch", columns="run_id", values="value")
+        values = own.reindex(columns=ids).dropna()
         if len(values):
-            found.append(
-                Curve(line, values.index.to_numpy(float), plan.metric.shown(name, values.to_numpy()))
-            )
+            found.append((line, values.index.to_numpy(float), plan.metric.shown(name, values.to_numpy())))
     return found
 
 
 def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
     """A panel per metric, of all rows; their legend below."""
-    known = {name: curves_of(plan, rows, name) for name in names}
-    first = [curve.line.group for curve in known[names[0]]]
-    entries, columns = sum(max(1, first.count(group)) for group in plan.groups), min(3, 1 + len(names))
-    under = 0.8 + 0.19 * -(-entries // columns)  # inches, of words
-    width, total = 1.2 + 5.3 * len(names), 4.2 + under
-    figure = Figure(figsize=(width, total))
-    figure.subplots_adjust(0.85 / width, under / total, 0.985, 1 - 0.3 / total, wspace=0.24)
+    figure = Figure(figsize=(1.2 + 5.3 * len(names), 5 + 0.1 * len(plan.groups)), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        _panel(axes, plan, known[name], name)
-        axes.set_ylabel(LABELS[name], fontsize=9)
-    place: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.25 / total), "ncols": columns}
-    figure.legend(*panels[0].get_legend_handles_labels(), **place, frameon=False, fontsize=8)
+        _panel(axes, plan, curves_of(plan, rows, name), name)
+        axes.set_ylabel(LABELS[name])
     drawn = plan.experiment and plan.experiment.curves and names[0] in PUBLISHED
     theirs = "; broad and pale: the paper's curve" * bool(drawn)
-    caption(figure, f"against the epoch; line: mean over the seeds, band: lowest to highest{theirs}")
+    words = f"against the epoch; line: mean over the seeds, band: lowest to highest{theirs}"
+    entries, columns = panels[0].get_legend_handles_labels(), min(3, 1 + len(names))
+    figure.legend(*entries, loc="outside lower center", ncols=columns, frameon=False, title=words, fontsize=8)
     return figure
 
 
-def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> None:
+def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str) -> None:
     """Draw the curves of all rows, on axes that take them."""
     theirs = experiments.published(plan.experiment) if plan.experiment and name in PUBLISHED else {}
     floor = TICKS[0] if name.endswith("error") else -np.inf
@@ -94,7 +78,7 @@ def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> None:
             extent.append(points[:, :2])
             pale: Any = {"color": color, "alpha": 0.3, "linewidth": 4, "elinewidth": 4, "zorder": 1.5}
             axes.errorbar(points[:, 0], points[:, 1], np.nan_to_num(points[:, 2]), **pale)
-        curves = [curve for curve in every if curve.line.group is group]
+        curves = [curve for curve in every if curve[0].group is group]
         for i, (line, epochs, values) in enumerate(curves):
             low, mean, high = (np.maximum(how(values, 1), floor) for how in (np.min, np.mean, np.max))
             extent += [np.stack([epochs, side], 1) for side in (low, high)]
@@ -103,7 +87,7 @@ def _panel(axes: Axes, plan: Plan, every: list[Curve], name: str) -> None:
             axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
         if not curves:
             axes.plot([], [], color=color, label=f"{group.name} (pending)")
-    last = max([curve.epochs[-1] for curve in every] or [line[-1, 0] for line in extent] or [1.0])
+    last = max([epochs[-1] for _, epochs, _ in every] or [line[-1, 0] for line in extent] or [1.0])
     axes.set_xlim(0, 1.02 * last)
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
     shown = np.concatenate([np.empty((0, 2)), *extent])

@@ -50,6 +50,7 @@ RC: Any = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.6},
 }
+SMALL: Any = {"fontsize": 7.5, "color": "#444444"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 TRAJECTORIES = {
@@ -97,10 +98,8 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
 def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) -> Figure:
     """Error or loss against learning rate: a line per group, its name and divergences in a strip above."""
     n, lrs = len(plan.groups), sorted({lr for group in plan.groups for lr in group.lrs})
-    height, left = 4.3 + 0.19 * n, max(0.15, 0.075 + 0.0078 * max(len(group.name) for group in plan.groups))
-    figure = Figure(figsize=(8, height))
-    places = {"left": left, "right": 0.97, "top": 1 - 0.08 / height, "bottom": 0.88 / height, "hspace": 0.03}
-    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4], gridspec_kw=places)
+    figure = Figure(figsize=(8, 4.5 + 0.19 * n), layout="constrained")
+    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4])
     for i, (group, row) in enumerate(zip(plan.groups, table, strict=True)):
         style = look(plan, group)
         own = points[points["line"] == group.name]
@@ -117,8 +116,6 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
             strip.annotate(count, (point.lr, i), (4, -2.5), textcoords="offset points", fontsize=6)
     strip.set_ylim(n - 0.4, -0.6)
     strip.set_yticks(range(n), [group.name for group in plan.groups], fontsize=7)
-    for tick, group in zip(strip.get_yticklabels(), plan.groups, strict=True):
-        tick.set_color(look(plan, group)["color"])
     strip.tick_params(axis="both", which="both", length=0, labelbottom=False)
     strip.tick_params(axis="y", pad=33)
     strip.spines[["left", "bottom"]].set_visible(False)
@@ -127,12 +124,8 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xlabel("learning rate")
     _scale(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
-    caption(figure, f"{words}lr,\n×: diverged (all seeds, or as many as written)")
+    figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
-
-
-def caption(figure: Figure, text: str) -> None:
-    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
 
 
 def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
@@ -176,11 +169,8 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
-    width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
-    places = {"left": 0.8 / width, "right": 1 - 1.1 / width, "top": 0.94, "bottom": 0.12, "wspace": 0.12}
-    figure = Figure(figsize=(width, 7.5))
-    shape = len(TRAJECTORIES), len(groups)
-    grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=places)
+    figure = Figure(figsize=(max(1.7 * len(groups) + 2.3, 7.5), 7.5), layout="constrained")
+    grid = figure.subplots(len(TRAJECTORIES), len(groups), sharex=True, sharey="row", squeeze=False)
     finished = rows.runs["status"].eq("finished")
     for i, (name, label) in enumerate(TRAJECTORIES.items()):
         own = {run_id: path[name].dropna() for run_id, path in paths.items() if name in path}
@@ -204,14 +194,12 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
-    place = figure.add_axes((1 - 0.85 / width, 0.12, 0.15 / width, 0.82))
-    figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
+    figure.colorbar(ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60)
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
     layers = ", ".join(sorted(probes["layer"].unique()))
-    where = f"layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
+    where = f"against the epoch; layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
     rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
-    caption(figure, f"{where}; {rates}")
+    figure.supxlabel(f"{where}; {rates}", **SMALL)
     return figure
 
 

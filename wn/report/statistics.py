@@ -25,13 +25,12 @@ ENOUGH = 3
 class Sweep(NamedTuple):
     """One row's runs: L learning rates (L,), ascending, by the S seeds that are complete.
 
-    ``stable`` (L,): whether no seed diverged. The others are (L, S): ``valid``, the selection metric, an error
-    as a fraction or a loss in nats; the final ``valid_loss`` (nats), both infinite where the run diverged;
-    and the validation loss before training.
+    ``stable`` (L,): whether no seed diverged. The others are (L, S): ``valid``, the selection metric, and
+    ``valid_loss`` (nats), final and infinite where the run diverged; the validation loss before training.
     """
 
     lrs: Array
-    seeds: tuple[int, ...]
+    seeds: list[int]
     stable: NDArray[np.bool_]
     valid: Array
     valid_loss: Array

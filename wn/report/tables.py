@@ -16,11 +16,10 @@ from wn import experiments
 from wn.report import statistics
 from wn.report.columns import Column, Row, missing, rows_columns, sweep_columns, table
 from wn.report.plan import Group, Plan
-from wn.report.statistics import ENOUGH, ROUNDING, Array, Sweep
+from wn.report.statistics import ENOUGH, ROUNDING, Sweep
 
 BASELINES = {"bn": "batch_norm", "normal": "none_init", "none": "none"}
-"""Norms that the others are tested against: in a list of rows ``p_vs_bn`` and ``p_vs_normal`` (the paper's
-``normal``), in a sweep ``p_vs_none``."""
+"""Norms that the others are tested against: ``p_vs_none`` in a sweep, the other two in a list of rows."""
 
 
 def grid(group: Group, runs: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -32,28 +31,27 @@ def grid(group: Group, runs: pd.DataFrame, name: str) -> pd.DataFrame:
 def sweep_of(group: Group, runs: pd.DataFrame, key: str) -> Sweep:
     """A group's runs as arrays, over the seeds that are complete; ``key`` is the metric's."""
     status = grid(group, runs, "status").dropna(axis="columns")
-
-    def array(name: str) -> pd.DataFrame:
-        return grid(group, runs, name)[status.columns].astype(float)
-
-    valid, loss = (array(f"valid_{name}").where(status.eq("finished")) for name in (key, "loss"))
-    stable = status.eq("finished").all(axis=1).to_numpy()
-    worst = (values.fillna(np.inf).to_numpy() for values in (valid, loss))
-    return Sweep(np.array(group.lrs), tuple(status), stable, *worst, array("initial_valid_loss").to_numpy())
+    finished, seeds = status.eq("finished"), list(status)
+    valid, loss = (
+        grid(group, runs, name)[seeds].where(finished).fillna(np.inf).to_numpy(float)
+        for name in (f"valid_{key}", "valid_loss")
+    )
+    initial = grid(group, runs, "initial_valid_loss")[seeds].to_numpy(float)
+    return Sweep(np.array(group.lrs), seeds, finished.all(axis=1).to_numpy(), valid, loss, initial)
 
 
 class Line(NamedTuple):
-    """A line of the table: a group at one learning rate."""
+    """A line of the table: a group at one learning rate, NaN while it is to be chosen.
+
+    The experiment's file may have ``declared`` it, a validation split ``chosen``; ``sweep`` has all rates
+    where these runs themselves choose.
+    """
 
     group: Group
     lr: float
-    """NaN: to be chosen."""
     declared: bool = False
-    """Whether the experiment's file names the learning rate."""
     chosen: bool = False
-    """Whether a validation split chose it."""
     sweep: Sweep | None = None
-    """All learning rates, where these runs themselves choose."""
 
     @property
     def label(self) -> str:
@@ -176,11 +174,13 @@ def unlike(plan: Plan, group: Group) -> str:
     """How a group's learning rates and seeds are unlike those of most, or of each other; or nothing."""
     if plan.experiment:
         return ""
-    found = []
-    for word, of in (("learning rates", lambda g: g.lrs), ("seeds", lambda g: sorted(g.seeds))):
-        most = Counter(tuple(of(g)) for g in plan.groups).most_common(1)[0][0]
-        if tuple(of(group)) != most:
-            found.append(f"{word} {_listed(of(group))} where most rows have {_listed(most)}")
+    every = [(tuple(g.lrs), tuple(sorted(g.seeds))) for g in plan.groups]
+    usual, own = Counter(every).most_common(1)[0][0], every[plan.groups.index(group)]
+    found = [
+        f"{word} {_listed(mine)} where most rows have {_listed(most)}"
+        for word, mine, most in zip(("learning rates", "seeds"), own, usual, strict=True)
+        if mine != most
+    ]
     partial = [s for s in group.seeds if not all((lr, s) in group.ids for lr in group.lrs)]
     if partial:
         found.append(f"seeds {_listed(sorted(partial))} lack some of its learning rates and do not count")
