@@ -60,7 +60,7 @@ def columns(plan: Plan) -> list[str]:
 def of_records(plan: Plan, records: Mapping[str, Record]) -> Rows:
     """The rows and curves of the plan's records that are done."""
     done = {i: records[i] for i in plan.group_of if i in records and records[i].done}
-    results = pd.DataFrame({run_id: pd.Series(_result(record)) for run_id, record in done.items()}).T
+    results = pd.DataFrame.from_dict({i: _result(record) for i, record in done.items()}, orient="index")
     curves = [_curve(plan, run_id, record) for run_id, record in done.items()]
     return _rows(plan, results, pd.concat(curves) if curves else pd.DataFrame())
 
@@ -106,8 +106,8 @@ def _curve(plan: Plan, run_id: str, record: Record) -> pd.DataFrame:
         names = [f"{part}_{name}" for part in ("train", "valid", "test") for name in measured]
         metrics = pd.DataFrame(record.metrics).reindex(columns=["epoch", *names])
         found.append(metrics[metrics["epoch"] > 0].melt("epoch", var_name="name"))
-    probes = pd.DataFrame(record.probes) if plan.is_sweep else pd.DataFrame()
-    if len(probes) and group.configs[run_id].seed == group.seeds[0]:
+    probed = plan.is_sweep and group.configs[run_id].seed == group.seeds[0]
+    if len(probes := pd.DataFrame(record.probes if probed else [])):
         layers = probes["layer"].unique()
         middle = probes[probes["layer"] == layers[len(layers) // 2]]
         middle = middle.reindex(columns=["epoch", "layer", *PROBED])

@@ -15,8 +15,8 @@ Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """``text`` writes the cell (None: the value of ``key`` as it is); ``known``: it is shown even while nothing
-    of the row is measured; ``front``: it is among the few of the project's front page."""
+    """``text`` writes the cell (None: the value of ``key`` as it is); ``known``: shown even while nothing of
+    the row is measured; ``front``: among the few of the project's front page."""
 
     key: str
     heading: str
@@ -53,7 +53,12 @@ def missing(value: Any) -> bool:
 
 
 def number(key: str, form: str) -> Callable[[Row], str]:
-    return lambda row: "–" if missing(row.get(key)) else f"{row[key]:{form}}"
+    """A number, with ``≥`` where it reaches an end of the grid."""
+
+    def text(row: Row) -> str:
+        return "≥ " * bool(row.get(f"{key}_open")) + ("–" if missing(row.get(key)) else f"{row[key]:{form}}")
+
+    return text
 
 
 def interval(key: str, digits: int) -> Callable[[Row], str]:
@@ -72,27 +77,18 @@ def probability(key: str) -> Callable[[Row], str]:
     return lambda row: "–" if missing(row.get(key)) else "<0.001" if row[key] < 0.001 else f"{row[key]:.3f}"
 
 
-def at_least(key: str, form: str) -> Callable[[Row], str]:
-    """A number, with ``≥`` where it reaches an end of the grid."""
-    return lambda row: ("≥ " if row.get(f"{key}_open") else "") + number(key, form)(row)
-
-
 def sweep_columns(plan: Plan) -> list[Column]:
-    test = plan.metric.test
-
-    def best(row: Row) -> str:
-        return number("lr", "g")(row) + " (edge)" * bool(row.get("edge"))
-
+    metric, lr = plan.metric, number("lr", "g")
     return [
         *(Column(facet, facet, known=True, front=True) for facet in plan.facets),
         Column("norm", "norm", lambda row: row["norm"] + " *" * bool(row["unlike"]), known=True, front=True),
-        Column("lr", "best lr", best, front=True),
-        Column(test, plan.metric.heading, interval(test, 2), front=True),
+        Column("lr", "best lr", lambda row: lr(row) + " (edge)" * bool(row.get("edge")), front=True),
+        Column(metric.test, metric.heading, interval(metric.test, 2), front=True),
         Column("n", "n", known=True, front=True),
         Column("p_vs_none", "p vs none", probability("p_vs_none")),
         Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
-        *(Column(k, heading, at_least(k, ".2f")) for k, (heading, *_) in plan.metric.widths.items()),
-        Column("largest_stable_lr", "largest stable lr", at_least("largest_stable_lr", "g"), front=True),
+        *(Column(k, heading, number(k, ".2f")) for k, (heading, *_) in metric.widths.items()),
+        Column("largest_stable_lr", "largest stable lr", number("largest_stable_lr", "g"), front=True),
         Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True),
     ]
 

@@ -59,10 +59,11 @@ def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
         _panel(axes, plan, curves_of(plan, rows, name), name)
         axes.set_ylabel(LABELS[name])
     drawn = plan.experiment and plan.experiment.curves and names[0] in PUBLISHED
-    theirs = "; broad and pale: the paper's curve" * bool(drawn)
+    theirs = ",\nbroad and pale: the paper's curve" * bool(drawn)
     words = f"against the epoch; line: mean over the seeds, band: lowest to highest{theirs}"
-    entries, columns = panels[0].get_legend_handles_labels(), min(3, 1 + len(names))
-    figure.legend(*entries, loc="outside lower center", ncols=columns, frameon=False, title=words, fontsize=8)
+    style: Any = {"ncols": min(3, 1 + len(names)), "frameon": False, "fontsize": 8, "title_fontsize": 7.5}
+    entries = panels[0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", title=words, **style)
     return figure
 
 
@@ -108,13 +109,13 @@ def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str
 
 def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> pd.DataFrame:
     """A row per line and epoch: the means over the finished ``runs``."""
-    columns: dict[tuple[str, int], Row] = {}
-    for name in names:
-        for line, epochs, values in curves_of(plan, rows, name):
-            for epoch, own in zip(epochs, values, strict=True):
-                place = columns.setdefault((line.label, int(epoch)), {"runs": len(own)})
-                place[name] = own.mean()
-    return pd.DataFrame([{"line": line, "epoch": epoch, **row} for (line, epoch), row in columns.items()])
+    found = [
+        pd.DataFrame({"line": line.label, "epoch": epochs, "runs": len(values[0]), name: values.mean(1)})
+        for name in names
+        for line, epochs, values in curves_of(plan, rows, name)
+    ]
+    points = pd.concat([pd.DataFrame(columns=["line", "epoch"]), *found])
+    return points.groupby(["line", "epoch"], sort=False, as_index=False).first()
 
 
 def points_by_lr(plan: Plan, rows: Rows) -> pd.DataFrame:

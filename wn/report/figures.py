@@ -205,15 +205,10 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
 
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
     """Scale axes to runs that did not explode or collapse: weights that do pass through 1e±30."""
-    values = finished if name == "g_mean" else finished[finished > 0]
-    if not len(values):
-        return
-    low, middle, high = values.min(), np.median(values), values.max()
-    if name == "g_mean":
-        axes.set_yscale("symlog", linthresh=10)
-        margin = 0.06 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + margin)
-    else:
-        axes.set_yscale("log")
-        span = 30 if name == "weight" else 3000
-        axes.set_ylim(max(low, middle / span) / 1.7, min(high, middle * span) * 1.7)
+    linear = name == "g_mean"
+    values = finished if linear else np.log(finished[finished > 0])
+    if len(values):
+        low, high = np.quantile(values, (0.02, 0.98))
+        limits = np.array([low, high]) + np.array([-1, 1]) * (0.06 * (high - low) or 0.1)
+        axes.set_yscale("linear" if linear else "log")
+        axes.set_ylim(*(limits if linear else np.exp(limits)))

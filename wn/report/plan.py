@@ -100,7 +100,7 @@ class Plan:
         """A row per norm, at the learning rate that validation chooses; otherwise the file lists the rows."""
         return self.experiment is None or not self.experiment.rows
 
-    @cached_property
+    @property
     def one_lr(self) -> bool:
         """Whether no row has a second learning rate: there is nothing to draw against it."""
         return all(len(group.lrs) == 1 for group in self.groups)
@@ -108,7 +108,7 @@ class Plan:
     @property
     def chooses_itself(self) -> bool:
         """Whether its own validation images choose each row's learning rate."""
-        return self.is_sweep or (self.experiment is not None and self.experiment.chosen_by == self.name)
+        return self.experiment is None or self.is_sweep or self.experiment.chosen_by == self.name
 
 
 def of_experiment(name: str) -> Plan:

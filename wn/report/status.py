@@ -83,12 +83,13 @@ def _committed(path: Path) -> dict[str, tuple[str, float | None]]:
     content = path.read_bytes()
     try:
         rows = list(csv.DictReader(content.decode("utf-8").splitlines()))
-        found = {row["run_id"]: (row["status"], float(row["seconds"] or "nan")) for row in rows}
+        seconds = [float(row["seconds"]) if row["seconds"] else None for row in rows]
+        found = {row["run_id"]: (row["status"], took) for row, took in zip(rows, seconds, strict=True)}
     except (ValueError, LookupError, TypeError):
         raise damaged(path) from None
     if not content.endswith(b"\n") or not all(word in DONE for word, _ in found.values()):
         raise damaged(path)
-    return {run_id: (word, None if took != took else took) for run_id, (word, took) in found.items()}
+    return found
 
 
 def expected_seconds(seconds: dict[str, list[float]], rest: list[str]) -> float | None:
