@@ -75,8 +75,6 @@ def house_style() -> Iterator[None]:
 
 def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as SVG and as PNG; the path of the latter."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, and not again for each format
     for suffix in (".svg", ".png"):
         file = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
@@ -173,7 +171,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
     width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
     figure = Figure(figsize=(width, 7.5))
-    figure.subplots_adjust(left=0.8 / width, right=1 - 0.2 / width, top=0.93, bottom=0.1, wspace=0.12)
+    figure.subplots_adjust(left=1 / width, right=1 - 0.7 / width, top=0.93, bottom=0.1, wspace=0.12)
     grid = figure.subplots(len(TRAJECTORIES), len(groups), sharex=True, sharey="row", squeeze=False)
     finished = rows.runs["status"].eq("finished")
     for i, (name, label) in enumerate(TRAJECTORIES.items()):
@@ -198,7 +196,9 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
-    figure.colorbar(ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, pad=0.02)
+    figure.colorbar(
+        ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, fraction=0.03, pad=0.02
+    )
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     layers = ", ".join(sorted(probes["layer"].unique()))
     where = f"against the epoch; layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
