@@ -15,8 +15,10 @@ from wn.config import SCHEMA, Config, VAEConfig
 from wn.config.compose import compose
 from wn.records import public_config
 from wn.report import collect
-from wn.report.collect import Row, Rows
+from wn.report.collect import Rows
+from wn.report.columns import Row
 from wn.report.plan import Plan, of_experiment
+from wn.report.status import records_in
 from wn.report.tables import Table, table_of
 
 NAME = "robust"
@@ -143,9 +145,6 @@ def write_record(folder: Path, config: Config, end: float | None, **changes: Any
         (place / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )
-    if is_vae and end is not None:
-        for name in ("reconstructions", "samples"):
-            (place / f"{name}.png").write_bytes(f"{name} of {config.norm.label}, seed {config.seed}".encode())
     return place
 
 
@@ -178,8 +177,7 @@ def write_seeds(
 
 def rows_of(plan: Plan, runs_dir: Path) -> Rows:
     """The rows of the records, as a report reads them."""
-    records, _ = collect.records_in(runs_dir / plan.name)
-    return collect.of_records(plan, collect.counting(records, plan, runs_dir)[0])
+    return collect.of_records(plan, records_in(runs_dir / plan.name)[0])
 
 
 def table(plan: Plan, runs_dir: Path) -> Table:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from report_cases import ERRORS, LRS, NAME, SWEEP, by_norm, declare, write_run, write_sweep
 
 from wn.report import statistics
@@ -27,12 +26,11 @@ def sweep(error: Any, loss: Any = None, diverged: Any = None) -> statistics.Swee
     worst = np.where(gone, np.inf, 0.0)
     return statistics.Sweep(
         np.array([10.0**i for i in range(len(error))]),
-        tuple(range(error.shape[1])),
-        gone,
+        list(range(error.shape[1])),
+        ~gone.any(axis=1),
         error + worst,
         (error if loss is None else np.array(loss, dtype=float)) + worst,
         np.full(error.shape, 2.0),
-        error,
     )
 
 
@@ -91,15 +89,11 @@ def test_usable_width(error: list[float], decades: float, is_open: bool) -> None
 
 
 def test_paired_test_is_that_of_student() -> None:
-    ours, theirs = {0: 0.01, 1: 0.02, 2: 0.03, 9: 5.0}, {0: 0.0, 1: 0.0, 2: 0.0}
     t = 2 / (1 / math.sqrt(3))
-    assert statistics.paired_p(ours, theirs) == pytest.approx(1 - t / math.sqrt(t * t + 2))  # 2 degrees
-    a, b = np.random.default_rng(0).normal(size=(2, 7))
-    p = statistics.paired_p(dict(enumerate(a)), dict(enumerate(b)))
-    assert p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
-    assert math.isnan(statistics.paired_p({0: 0.1, 1: 0.1}, {0: 0.2, 1: 0.2})), "no spread"
-    assert math.isnan(statistics.paired_p({0: 0.1}, {0: 0.2}))
-    assert math.isnan(statistics.paired_p({}, {}))
+    assert statistics.paired_p([0.01, 0.02, 0.03]) == pytest.approx(1 - t / math.sqrt(t * t + 2))  # 2 degrees
+    assert math.isnan(statistics.paired_p([0.1, 0.1])), "no spread"
+    assert math.isnan(statistics.paired_p([0.1]))
+    assert math.isnan(statistics.paired_p([]))
 
 
 def test_table_by_hand(plan: Plan, tmp_path: Path) -> None:
@@ -143,7 +137,8 @@ def test_everything_diverged_is_a_row_and_no_crash(
     monkeypatch.setitem(ERRORS, "none", [[None] * 3] * 3)
     write_sweep(tmp_path, plan)
     row = by_norm(plan, tmp_path)["none"]
-    assert (row["diverged"], row["runs"], row["n"], row["lr"]) == (9, 9, 3, None)
+    assert (row["diverged"], row["runs"], row["n"]) == (9, 9, 3)
+    assert math.isnan(row["lr"])
     assert math.isnan(row["test_error_percent"])
     assert not {"sensitivity", "width_1pp", "largest_stable_lr"} & row.keys()
 
@@ -157,4 +152,5 @@ def test_a_seed_counts_once_it_is_complete(plan: Plan, tmp_path: Path) -> None:
     assert (rows["weight_norm"]["n"], rows["weight_norm"]["runs"]) == (1, 4)
     assert rows["weight_norm"]["test_error_percent"] == pytest.approx(3)
     assert math.isnan(rows["weight_norm"]["test_error_percent_half_width"])
-    assert (rows["none"]["n"], rows["none"]["runs"], rows["none"]["lr"]) == (0, 1, None)
+    assert (rows["none"]["n"], rows["none"]["runs"]) == (0, 1)
+    assert math.isnan(rows["none"]["lr"])

@@ -30,7 +30,7 @@ from report_cases import (
 
 from wn import experiments
 from wn.report import collect, curves, page
-from wn.report.collect import Row
+from wn.report.columns import Row
 from wn.report.plan import Plan
 
 REPOSITORY = experiments.FOLDER
@@ -133,12 +133,14 @@ def test_curves_are_of_the_finished_runs(plan: Plan, tmp_path: Path) -> None:
     write_seeds(tmp_path, plan, "weight_norm", 0.1, [0.07, None, 0.08])
     rows = rows_of(plan, tmp_path)
     (curve,) = curves.curves_of(plan, rows, "train_error")
-    assert curve.line.label == "ours, lr 0.1"
-    assert list(curve.epochs) == [1, 2, 3, 4]
-    assert curve.values == pytest.approx(np.array([[56, 64], [28, 32], [14, 16], [7, 8]]))
+    line, epochs, values = curve
+    assert line.label == "ours, lr 0.1"
+    assert list(epochs) == [1, 2, 3, 4]
+    assert values == pytest.approx(np.array([[56, 64], [28, 32], [14, 16], [7, 8]]))
     points = curves.points_by_epoch(plan, rows, ["train_error"])
-    assert [point["train_error"] for point in points] == pytest.approx([60, 30, 15, 7.5])
-    assert {(point["line"], point["runs"]) for point in points} == {("ours, lr 0.1", 2)}
+    assert list(points["train_error"]) == pytest.approx([60, 30, 15, 7.5])
+    assert list(points["epoch"]) == [1, 2, 3, 4]
+    assert (set(points["line"]), set(points["runs"])) == ({"ours, lr 0.1"}, {2})
 
 
 # Chosen learning rates -------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def test_an_iwae_bound_of_other_samples_is_not_in_the_mean(elbos: Plan, tmp_path
 
 def test_a_figure_shows_the_late_epochs(elbos: Plan, tmp_path: Path) -> None:
     write_elbos(tmp_path, elbos)
-    axes = curves.by_epoch(elbos, rows_of(elbos, tmp_path), [("test_loss", None)], 1).axes[0]
+    axes = curves.by_epoch(elbos, rows_of(elbos, tmp_path), ["test_loss"]).axes[0]
     low, high = axes.get_ylim()
     assert -93 < low < -91, "not the bounds before training"
     assert -85.9 < high < -85

@@ -10,16 +10,12 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from wn import experiments
 from wn.config import UserError, nearest
-from wn.records import DONE, Record
-from wn.report import build, collect, page
-from wn.report.collect import Rows
-from wn.report.plan import of_configs, of_experiment
-from wn.report.tables import table_of
+from wn.report.status import left_out, records_in, status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8")  # tables have ± and ≥, whatever the locale
     try:
         if options.status:
-            from wn.report.status import status
-
             print(status(options.runs_dir, options.results_dir))
         else:
             _report(options.what, options.runs_dir, options.results_dir, options.publish)
@@ -53,105 +47,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -> None:
-    for i, target in enumerate(what or _default(runs_dir, results_dir, publish)):
-        name, folder = _resolve(target, runs_dir)
+    local = {path.parent.parent.name for path in runs_dir.glob("*/*/record.json")}
+    committed = {name for name in experiments.names() if (results_dir / name / "runs.csv").exists()}
+    default = (local | committed) & {*experiments.names()} if publish else local or committed
+    if not what and not publish and not default:
+        known = ", ".join(experiments.names())
+        raise UserError(f"{runs_dir}: no records yet; name an experiment to see its command: {known}")
+    for i, target in enumerate(what or sorted(default)):
+        folder = runs_dir / target
+        if target not in experiments.names() and not folder.is_dir():
+            folder = Path(target)
+        if target not in experiments.names() and not folder.is_dir():
+            others = sorted({*experiments.names(), *(path.name for path in runs_dir.glob("*"))})
+            raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, others)}")
+        name = folder.resolve().name
         print("\n" * bool(i) + name)
-        if not publish:
-            _local(name, folder, results_dir)
-        elif name in experiments.names():
-            _publish(name, folder, results_dir)
-        else:
+        if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
+        _one(name, folder, results_dir, publish)
     if publish:
+        from wn.report import page
+
         results_dir.mkdir(parents=True, exist_ok=True)
         page.write_pages(results_dir)
         print(results_dir / "README.md")
 
 
-def _default(runs_dir: Path, results_dir: Path, publish: bool) -> list[str]:
-    committed = [name for name in experiments.names() if (results_dir / name / collect.RUNS).exists()]
-    local = sorted({path.parent.parent.name for path in runs_dir.glob("*/*/record.json")})
-    if publish:
-        return [name for name in experiments.names() if name in {*local, *committed}]
-    if not local and not committed:
-        known = ", ".join(experiments.names())
-        raise UserError(f"{runs_dir}: no records yet; name an experiment to see its command: {known}")
-    return local or committed
+def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
+    """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
+    # pandas takes half a second: not for --status
+    from wn.report import collect, compare, page
+    from wn.report.plan import of_configs, of_experiment
+    from wn.report.tables import table_of
 
-
-def _resolve(target: str, runs_dir: Path) -> tuple[str, Path]:
-    if target in experiments.names() or (runs_dir / target).is_dir():
-        return (runs_dir / target).resolve().name, runs_dir / target
-    if Path(target).is_dir():
-        return Path(target).resolve().name, Path(target)
-    known = {*experiments.names(), *(path.name for path in runs_dir.glob("*") if path.is_dir())}
-    raise UserError(f"{target}: no experiment, and no folder of records{nearest(target, sorted(known))}")
-
-
-def _local(name: str, folder: Path, results_dir: Path) -> None:
-    """Report the records of a folder; of an experiment without any, what is committed."""
-    records, notes = collect.records_in(folder)
-    old = Rows({}, {})
+    records, notes = records_in(folder)
     if name in experiments.names():
-        plans = [of_experiment(name)]
-        counting, others = collect.counting(records, plans[0], folder)
-        old, stale = collect.committed(plans[0], results_dir / name)
-        notes += others + stale
-    elif not records and not notes:
-        raise UserError(f"{folder}: no records (RUN_ID/record.json) in it")
+        plan = of_experiment(name)
+        what = f"record{{}} in {folder} {{be}} of no run of {name} as it is now"
     else:
-        configs = {record: collect.config_of(record) for record in records}
-        plans = of_configs(name, filter(None, configs.values()))
-        counting = {record.content["run_id"]: record for record, config in configs.items() if config}
-        others = [record.folder.name for record, config in configs.items() if not config]
-        notes += collect.left_out(others, f"record{{}} in {folder} {{be}} of another version of the settings")
-    notes += _not_done(counting.values())
-    summaries, sections = [], []
-    for plan in plans:
-        new = collect.of_records(plan, counting)
-        rows = new if new.runs else old
-        table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
-        print("\n" * (plan is not plans[0]) + page.text(table, steps))
-        if new.runs:
-            from wn.report import compare
-
-            summaries.append(build(plan, new, table, steps, folder / "report", counting))
-            sections.append(page.section(plan, new, table, steps, folder / "report", ""))
-            notes += compare.closing_line(plan, new, old)
-        elif old.runs:
-            notes.append(
-                f"no run of these was made here: the table is of the committed rows, in {results_dir / name}"
-            )
-    if summaries:
-        page.write_local(folder / "report", name, [*sections, *notes], summaries)
-        figures = [name for summary in summaries for name in summary["figures"]]
-        print(*(folder / "report" / file for file in [*figures, "page.md"]), sep="\n")
-    print(*notes, sep="\n", end="\n" * bool(notes))
-
-
-def _publish(name: str, folder: Path, results_dir: Path) -> None:
-    """Put the local rows of an experiment in the place of the committed ones, and make all of it again."""
-    plan = of_experiment(name)
-    records, notes = collect.records_in(folder)
-    counting, others = collect.counting(records, plan, folder)
+        configs = [config for record in records.values() if (config := collect.config_of(record))]
+        if not configs:
+            raise UserError("\n".join([f"{folder}: no records (RUN_ID/record.json) in it", *notes]))
+        plan, more = of_configs(name, configs)
+        notes += more
+        records = {i: r for i, r in records.items() if i in plan.group_of or not collect.config_of(r)}
+        what = f"record{{}} in {folder} {{be}} of another version of the settings"
+    notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
+    mine = {run_id: record for run_id, record in records.items() if run_id in plan.group_of}
+    failed, running = ([i for i, r in mine.items() if r.status == word] for word in ("failed", "running"))
+    notes += left_out(failed, "run{} failed", f": {mine[failed[0]].content.get('error')}" if failed else "")
+    notes += left_out(running, "run{} in training or cut short: the same command goes on")
+    new = collect.of_records(plan, mine)
     old, stale = collect.committed(plan, results_dir / name)
-    rows = collect.merged(plan, collect.of_records(plan, counting), old)
+    rows = collect.merged(plan, new, old) if publish else old if new.runs.empty else new
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
-    print(page.text(table, steps), *notes, *others, *stale, sep="\n")
-    for path in (results_dir / name).glob("*.*"):
-        path.unlink()  # all is written again, but for figures that are no longer drawn
-    if rows.runs:
-        build(plan, rows, table, steps, results_dir / name, counting)
-
-
-def _not_done(records: Iterable[Record]) -> list[str]:
-    """Name the runs that failed, and those that began and have no result."""
-    records = list(records)
-    failed = [record for record in records if record.status == "failed"]
-    why = f": {failed[0].content.get('error')}" if failed else ""
-    running = [record.folder.name for record in records if record.status not in ("failed", *DONE)]
-    lines = collect.left_out([record.folder.name for record in failed], "run{} failed", why)
-    return lines + collect.left_out(running, "run{} in training or cut short: the same command goes on")
+    print(page.text(table, steps))
+    notes += stale
+    if publish:
+        for path in (results_dir / name).glob("*.*"):
+            path.unlink()  # all is written again, but for figures that are no longer drawn
+        if len(rows.runs):
+            page.build(plan, rows, table, steps, results_dir / name)
+    elif len(new.runs):
+        report = folder / "report"
+        summary = page.build(plan, new, table, steps, report)
+        notes += compare.closing_line(plan, new, old)
+        page.write_local(report, name, [page.section(plan, new, table, steps, report, ""), *notes], summary)
+        print(*(report / file for file in [*summary["figures"], "page.md"]), sep="\n")
+    elif len(old.runs):
+        where = results_dir / name
+        notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
+    print(*notes, sep="\n", end="\n" * bool(notes))
 
 
 if __name__ == "__main__":

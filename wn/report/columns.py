@@ -5,25 +5,24 @@ A table is rows of text, the headings first, for a terminal or in Markdown.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wn.report.plan import Plan
-from wn.report.statistics import ENOUGH, ROUNDING
+if TYPE_CHECKING:
+    from wn.report.plan import Plan
 
 Row = dict[str, Any]
 
 
 class Column(NamedTuple):
+    """``text`` writes the cell (None: the value of ``key`` as it is); ``known``: shown even while nothing of
+    the row is measured; ``front``: among the few of the project's front page."""
+
     key: str
     heading: str
     text: Callable[[Row], str] | None = None
-    """The cell; None writes the value of ``key`` as it is."""
     known: bool = False
-    """Shown even while nothing of the row is measured."""
     front: bool = False
-    """Among the few of the project's front page."""
 
     def cell(self, row: Row) -> str:
         if row.get("pending") and not self.known:
@@ -50,11 +49,16 @@ def in_markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or value != value
 
 
 def number(key: str, form: str) -> Callable[[Row], str]:
-    return lambda row: "–" if missing(row.get(key)) else f"{row[key]:{form}}"
+    """A number, with ``≥`` where it reaches an end of the grid."""
+
+    def text(row: Row) -> str:
+        return "≥ " * bool(row.get(f"{key}_open")) + ("–" if missing(row.get(key)) else f"{row[key]:{form}}")
+
+    return text
 
 
 def interval(key: str, digits: int) -> Callable[[Row], str]:
@@ -73,34 +77,26 @@ def probability(key: str) -> Callable[[Row], str]:
     return lambda row: "–" if missing(row.get(key)) else "<0.001" if row[key] < 0.001 else f"{row[key]:.3f}"
 
 
-def at_least(key: str, form: str) -> Callable[[Row], str]:
-    """A number, with ``≥`` where it reaches an end of the grid."""
-    return lambda row: ("≥ " if row.get(f"{key}_open") else "") + number(key, form)(row)
-
-
 def sweep_columns(plan: Plan) -> list[Column]:
-
-    def best(row: Row) -> str:
-        return number("lr", "g")(row) + " (edge)" * bool(row.get("edge"))
-
-    columns = [Column(facet, facet, known=True, front=True) for facet in plan.facets]
-    columns += [
-        Column("norm", "norm", lambda row: row["norm"] + row["mark"], known=True, front=True),
-        Column("lr", "best lr", best, front=True),
-        Column(plan.metric.test, plan.metric.heading, interval(plan.metric.test, 2), front=True),
+    metric, lr = plan.metric, number("lr", "g")
+    return [
+        *(Column(facet, facet, known=True, front=True) for facet in plan.facets),
+        Column("norm", "norm", lambda row: row["norm"] + " *" * bool(row["unlike"]), known=True, front=True),
+        Column("lr", "best lr", lambda row: lr(row) + " (edge)" * bool(row.get("edge")), front=True),
+        Column(metric.test, metric.heading, interval(metric.test, 2), front=True),
         Column("n", "n", known=True, front=True),
         Column("p_vs_none", "p vs none", probability("p_vs_none")),
         Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
+        *(Column(k, heading, number(k, ".2f")) for k, (heading, *_) in metric.widths.items()),
+        Column("largest_stable_lr", "largest stable lr", number("largest_stable_lr", "g"), front=True),
+        Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True),
     ]
-    columns += [Column(k, heading, at_least(k, ".2f")) for k, (heading, *_) in plan.metric.widths.items()]
-    stable = Column("largest_stable_lr", "largest stable lr", at_least("largest_stable_lr", "g"), front=True)
-    count = Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True)
-    return [*columns, stable, count]
 
 
 def rows_columns(plan: Plan) -> list[Column]:
     metric, trainer = plan.metric, plan.groups[0].first.trainer
     digits, test, is_error = f".{metric.digits}f", metric.test, metric.key == "error"
+    finer = f".{metric.digits + 1}f"
 
     def lr(row: Row) -> str:
         if missing(row["lr"]):
@@ -108,15 +104,14 @@ def rows_columns(plan: Plan) -> list[Column]:
         return f"{row['lr']:g}{' (chosen)' * row['chosen']}"
 
     def band(row: Row) -> str:
-        low, high, n = row["band_low"], row["band_high"], row["n"]
-        inside = low - ROUNDING <= row[test] <= high + ROUNDING
-        verdict = "" if n < ENOUGH else ": in" if inside else ": out"
-        return "–" if missing(low) else f"{low:.1f} to {high:.1f}{verdict}"
+        verdict = {None: "", True: ": in", False: ": out"}[row["inside"]]
+        return (
+            "–" if missing(row["band_low"]) else f"{row['band_low']:.1f} to {row['band_high']:.1f}{verdict}"
+        )
 
     def spread(row: Row) -> str:
-        own = "n/a" if row["n"] == 1 else number("sd", f".{metric.digits + 1}f")({"sd": row[f"{test}_sd"]})
-        bar = "" if missing(row["paper_bar"]) else f" ({row['paper_bar']:.{metric.digits + 1}f})"
-        return ("pending" if row["pending"] else own) + bar
+        own = "pending" if row["pending"] else "n/a" if row["n"] == 1 else number(f"{test}_sd", finer)(row)
+        return own + ("" if missing(row["paper_bar"]) else f" ({row['paper_bar']:{finer}})")
 
     def progress(row: Row) -> str:
         if not row["runs"]:

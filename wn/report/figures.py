@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
@@ -21,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from wn.records import write_atomically
-from wn.report.collect import Row, Rows
+from wn.report.collect import Rows
+from wn.report.columns import Row
 from wn.report.plan import Group, Plan
 
 STYLE: dict[str, tuple[str, str, str]] = {
@@ -44,19 +46,12 @@ DASHES = ("-", "--", ":", "-.")
 """Of facets, and of a row's learning rates."""
 
 RC: Any = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "wn",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5,
+    **{"svg.fonttype": "path", "svg.hashsalt": "wn", "font.size": 9, "lines.markersize": 5},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.6},
 }
+SMALL: Any = {"fontsize": 7.5, "color": "#444444"}
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
@@ -64,10 +59,9 @@ TRAJECTORIES = {
     "effective_lr": "effective lr",
     "relative_update": "relative update",
 }
-"""Rows of the figure of trajectories: probes, but ``weight``: the norm of what is trained."""
-
 COLUMNS = 12
-"""Of that figure at most: the first rows of the table."""
+"""The rows of the figure of trajectories; ``weight`` is the norm of what is trained. Its columns are at most
+the first of the table's rows."""
 
 
 @contextlib.contextmanager
@@ -101,35 +95,27 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
     return {"color": color, "marker": marker, "linestyle": line}
 
 
-def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> Figure:
+def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) -> Figure:
     """Error or loss against learning rate: a line per group, its name and divergences in a strip above."""
     n, lrs = len(plan.groups), sorted({lr for group in plan.groups for lr in group.lrs})
-    height, left = 4.3 + 0.19 * n, max(0.15, 0.075 + 0.0078 * max(len(group.name) for group in plan.groups))
-    figure = Figure(figsize=(8, height))
-    places = {"left": left, "right": 0.97, "top": 1 - 0.08 / height, "bottom": 0.88 / height, "hspace": 0.03}
-    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4], gridspec_kw=places)
+    figure = Figure(figsize=(8, 4.5 + 0.19 * n), layout="constrained")
+    strip, main = figure.subplots(2, 1, sharex=True, height_ratios=[0.19 * n, 3.4])
     for i, (group, row) in enumerate(zip(plan.groups, table, strict=True)):
         style = look(plan, group)
-        own = [point for point in points if point["line"] == group.name]
-        drawn = [point for point in own if point[name] == point[name]]
-        x = [point["lr"] for point in drawn]
-        low, middle, high = ([point[name + end] for point in drawn] for end in ("_min", "", "_max"))
-        main.plot(x, middle, **style, mfc="white")
-        main.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        own = points[points["line"] == group.name]
+        drawn = own.dropna(subset=name)
+        main.plot(drawn["lr"], drawn[name], **style, mfc="white")
+        band = drawn[f"{name}_min"], drawn[f"{name}_max"]
+        main.fill_between(drawn["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
-        if row["lr"] is not None:
-            strip.plot(row["lr"], i, **style)
-        for point in own:
-            if point["diverged"]:
-                strip.plot(point["lr"], i, "x", color=style["color"], markeredgewidth=1.5)
-            if 0 < point["diverged"] < point["runs"]:
-                count, place = f"{point['diverged']}/{point['runs']}", (point["lr"], i)
-                strip.annotate(count, place, (4, -2.5), textcoords="offset points", fontsize=6)
+        strip.plot(row["lr"], i, **style)
+        for point in own[own["diverged"] > 0].itertuples():
+            strip.plot(point.lr, i, "x", color=style["color"], markeredgewidth=1.5)
+            count = f"{point.diverged}/{point.runs}" * (point.diverged < point.runs)
+            strip.annotate(count, (point.lr, i), (4, -2.5), textcoords="offset points", fontsize=6)
     strip.set_ylim(n - 0.4, -0.6)
     strip.set_yticks(range(n), [group.name for group in plan.groups], fontsize=7)
-    for tick, group in zip(strip.get_yticklabels(), plan.groups, strict=True):
-        tick.set_color(look(plan, group)["color"])
     strip.tick_params(axis="both", which="both", length=0, labelbottom=False)
     strip.tick_params(axis="y", pad=33)
     strip.spines[["left", "bottom"]].set_visible(False)
@@ -138,116 +124,95 @@ def sweep_figure(plan: Plan, table: list[Row], points: list[Row], name: str) -> 
     main.set_xlabel("learning rate")
     _scale(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
-    caption(figure, f"{words}lr,\n×: diverged (all seeds, or as many as written)")
+    figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
 
 
-def caption(figure: Figure, text: str) -> None:
-    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", fontsize=7.5, color="#444444")
+def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.yaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PLAIN)
 
 
-def _scale(main: Axes, plan: Plan, points: list[Row], name: str) -> None:
+def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
-    known = [point for point in points if point[name] == point[name]]
+    lowest = points[f"{name}_min"].min()
     if name == "error":
         ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
         main.set_ylabel("final validation error (%)")
         main.set_yscale("symlog", linthresh=0.5, linscale=0.3)
-        lowest = min([90.0, *(point["error_min"] for point in known)])
-        main.set_ylim(max(tick for tick in ticks if tick <= lowest), 105)
-        main.yaxis.set_major_locator(FixedLocator(ticks))
-        main.yaxis.set_minor_locator(NullLocator())
-        main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        main.set_ylim(max(tick for tick in ticks if not tick > min(90, lowest)), 105)
+        tick_errors(main, ticks)
         return
-    main.set_ylabel(f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)")
-    lowest = min((point["loss_min"] for point in known), default=0)
-    if lowest <= 0:
-        return
-    main.set_yscale("log")
-    main.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-    highest = plan.metric.cut * max(point["initial_loss"] for point in points)
-    if 0.9 * lowest < highest < main.get_ylim()[1]:
-        main.set_ylim(0.9 * lowest, highest)
-        times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
-        main.set_ylabel(f"{main.get_ylabel()}\ncut off at {times}that before training")
+    label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
+    if lowest > 0:
+        main.set_yscale("log")
+        main.yaxis.set_major_formatter(PLAIN)
+        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+        highest = plan.metric.cut * points["initial_loss"].max()
+        if 0.9 * lowest < highest < main.get_ylim()[1]:
+            main.set_ylim(0.9 * lowest, highest)
+            times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
+            label += f"\ncut off at {times}that before training"
+    main.set_ylabel(label)
 
 
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
-    groups, paths = plan.groups[:COLUMNS], _paths(rows)
+    groups = plan.groups[:COLUMNS]
+    probes = rows.curves[rows.curves["layer"].notna()]
+    paths = {
+        i: own.pivot(index="epoch", columns="name", values="value") for i, own in probes.groupby("run_id")
+    }
+    for path in paths.values():
+        path["weight"] = path.get("v_norm_mean", path["w_norm_mean"])
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
     width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
-    places = {"left": 0.8 / width, "right": 1 - 1.1 / width, "top": 0.94, "bottom": 0.12, "wspace": 0.12}
     figure = Figure(figsize=(width, 7.5))
-    shape = len(TRAJECTORIES), len(groups)
-    grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, gridspec_kw=places)
+    figure.subplots_adjust(left=1 / width, right=1 - 0.7 / width, top=0.93, bottom=0.1, wspace=0.12)
+    grid = figure.subplots(len(TRAJECTORIES), len(groups), sharex=True, sharey="row", squeeze=False)
+    finished = rows.runs["status"].eq("finished")
     for i, (name, label) in enumerate(TRAJECTORIES.items()):
-        finished = [path[name][1] for i, path in paths.items() if rows.runs[i]["status"] == "finished"]
+        own = {run_id: path[name].dropna() for run_id, path in paths.items() if name in path}
         grid[i, 0].set_ylabel(label)
-        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *finished]))
+        ends = [path.to_numpy() for run_id, path in own.items() if finished[run_id]]
+        _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *ends]))
         for axes, group in zip(grid[i], groups, strict=True):
-            own = {run_id: paths[run_id][name] for run_id in group.configs if run_id in paths}
-            note = ("no g" if name == "g_mean" else "not measured") if own else "pending"
-            note = note * (not any(len(epochs) for epochs, _ in own.values()))
+            drawn = {run_id: own[run_id] for run_id in group.configs if len(own.get(run_id, ()))}
+            measured = any(run_id in paths for run_id in group.configs)
+            note = "" if drawn else "pending" if not measured else "no g" if name == "g_mean" else "–"
             if name == "effective_lr" and group.first.norm.statistics == "batch":
-                own, note = {}, "scale-invariant"
-            if note:
-                axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
-            for run_id, (epochs, path) in own.items():
-                colour = colours(scale(group.configs[run_id].optim.lr))
-                axes.plot(epochs, path, color=colour, linewidth=1.1)
-                if rows.runs[run_id]["status"] == "diverged" and len(path):
-                    last = path[-1] if axes.get_autoscaley_on() else np.clip(path[-1], *axes.get_ylim())
-                    axes.plot(epochs[-1], last, "x", color=colour, clip_on=False)
+                drawn, note = {}, "scale-invariant"
+            axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
+            for run_id, path in drawn.items():
+                color = colours(scale(group.configs[run_id].optim.lr))
+                axes.plot(path.index, path, color=color, linewidth=1.1)
+                if not finished[run_id]:
+                    last = np.clip(path.iloc[-1], *axes.get_ylim())
+                    axes.plot(path.index[-1], last, "x", color=color, clip_on=False)
     for axes, group in zip(grid[0], groups, strict=True):
         title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
         axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
     figure.align_ylabels(grid[:, 0])
-    place = figure.add_axes((1 - 0.85 / width, 0.12, 0.15 / width, 0.82))
-    bar = figure.colorbar(ScalarMappable(scale, colours), cax=place, label="learning rate")
-    if len(lrs) < 4:
-        bar.ax.yaxis.set_minor_locator(NullLocator())
-        bar.set_ticks(lrs, labels=[f"{lr:g}" for lr in lrs])
+    figure.colorbar(
+        ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, fraction=0.03, pad=0.02
+    )
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    figure.text(0.5, 0.5 / 7.5, "epoch", ha="center")
-    layers = sorted({str(row["layer"]) for own in rows.curves.values() for row in own if row["layer"]})
-    where = f"layer {', '.join(layers)}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
+    layers = ", ".join(sorted(probes["layer"].unique()))
+    where = f"against the epoch; layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
     rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
-    caption(figure, f"{where}; {rates}")
+    figure.supxlabel(f"{where}; {rates}", **SMALL)
     return figure
-
-
-def _paths(rows: Rows) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Epochs and values of every run that has probes, by the keys of :data:`TRAJECTORIES`."""
-    found = {}
-    for run_id, own in rows.curves.items():
-        probes: dict[str, list[tuple[int, float]]] = {}
-        for row in own:
-            if row["layer"]:
-                probes.setdefault(row["name"], []).append((row["epoch"], row["value"]))
-        if probes:
-            probes["weight"] = probes.get("v_norm_mean", probes.get("w_norm_mean", []))
-            pairs = {
-                name: np.array(probes.get(name, []), dtype=float).reshape(-1, 2) for name in TRAJECTORIES
-            }
-            found[run_id] = {name: (pair[:, 0], pair[:, 1]) for name, pair in pairs.items()}
-    return found
 
 
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
     """Scale axes to runs that did not explode or collapse: weights that do pass through 1e±30."""
-    positive = finished[finished > 0]
-    if name != "g_mean" and len(positive):
-        axes.set_yscale("log")
-        span = 30 if name == "weight" else 3000
-        middle = np.median(positive)
-        positive = positive[(positive > middle / span) & (positive < middle * span)]
-        axes.set_ylim(positive.min() / 1.7, positive.max() * 1.7)
-    elif len(finished):
-        if np.abs(finished).max() > 10:
-            axes.set_yscale("symlog", linthresh=10)
-        margin = 0.06 * (finished.max() - finished.min()) or 0.1
-        axes.set_ylim(finished.min() - margin, finished.max() + margin)
+    linear = name == "g_mean"
+    values = finished if linear else np.log(finished[finished > 0])
+    if len(values):
+        low, high = np.quantile(values, (0.02, 0.98))
+        limits = np.array([low, high]) + np.array([-1, 1]) * (0.06 * (high - low) or 0.1)
+        axes.set_yscale("linear" if linear else "log")
+        axes.set_ylim(*(limits if linear else np.exp(limits)))

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from wn import experiments
-from wn.records import Record, to_json, write_atomically
+from wn.records import to_json, write_atomically
 from wn.report import collect, columns
 from wn.report.collect import Rows
 from wn.report.plan import Plan, of_experiment
 from wn.report.tables import Table, lines_of, table_of
 
-PICTURES = ("reconstructions", "samples")
-"""That a VAE leaves; of each row of a list the first finished run's are kept in ``images/``."""
-
 FIGURES = {
     "error": "Final validation error against learning rate",
     "loss": "Final validation loss against learning rate",
     "curves": "Learning curves",
-    "rows": "Training error by epoch, a panel per row",
     "parts": "Reconstruction, KL and training ELBO by epoch",
-    "seeds": "Test metric of every seed, per row",
     "trajectories": "Norm of the weights, gain, effective learning rate and relative update by epoch",
 }
 """In the order of the page."""
@@ -38,7 +33,7 @@ def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
     if experiment is None:
         return []
     command = f"python -m wn.train +experiment={plan.name}"
-    done = {group: sum(run_id in rows.runs for run_id in group.configs) for group in plan.groups}
+    done = {group: sum(run_id in rows.runs.index for run_id in group.configs) for group in plan.groups}
     left = [group for group in plan.groups if done[group] < len(group.configs)]
     steps = [(f"{g.name}, {done[g]} of {len(g.configs)} runs done", f"{command} norm={g.norm}") for g in left]
     if len(left) == len(plan.groups):
@@ -51,8 +46,8 @@ def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
         steps.append(("learning rates to be chosen", choose))
     chooser = of_experiment(other)
     runs = collect.committed(chooser, results_dir / other)[0].runs
-    complete = [line for line in lines_of(chooser, runs) if set(line.group.configs) <= set(runs)]
-    best = {line.group.norm: line.lr for line in complete}
+    complete = [line for line in lines_of(chooser, runs) if {*line.group.configs} <= {*runs.index}]
+    best = {line.group.norm: line.lr for line in complete if not columns.missing(line.lr)}
     for row in experiment.rows:
         found = best.get(row.norm)
         if found is not None and not row.set and row.chosen != found:
@@ -73,61 +68,51 @@ def markdown(table: Table, steps: Steps, front: bool = False) -> str:
     return "\n".join([columns.in_markdown(table.cells(front)), "", *below]).rstrip() + "\n"
 
 
+def build(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path) -> dict[str, Any]:
+    """Write the rows, table and figures of a plan into a folder.
+
+    Returns:
+        A summary to show elsewhere: ``x``, ``y`` and ``line`` are columns of ``points``; ``figures`` are the
+        names of PNG files.
+    """
+    from wn.report import curves, figures  # matplotlib takes a second
+
+    folder.mkdir(parents=True, exist_ok=True)
+    collect.write(plan, rows, folder)
+    collect.write_csv(folder / "table.csv", pd.DataFrame(table.rows))
+    write_atomically(folder / "table.md", markdown(table, steps).encode("utf-8"))
+    with figures.house_style():
+        drawn, summary = curves.draw(plan, table.rows, rows)
+        paths = [figures.save(figure, folder / name) for name, figure in drawn.items()]
+    return {**summary, "figures": [path.name for path in paths]}
+
+
 def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at: str) -> str:
     """What a page says of a plan, whose files lie in ``folder``: ``at``, seen from the page."""
     parts = [markdown(table, steps).rstrip()]
     if plan.experiment:
         command = f"python -m wn.train +experiment={plan.name}\npython -m wn.report {plan.name}"
-        parts[:0] = [
-            f"## {plan.experiment.title}",
-            f"Claim examined: {plan.experiment.claim}",
-            f"```\n{command}\n```",
-        ]
-    if not rows.runs:
+        claim = f"Claim examined: {plan.experiment.claim}"
+        parts[:0] = [f"## {plan.experiment.title}", claim, f"```\n{command}\n```"]
+    if rows.runs.empty:
         return "\n\n".join(parts) + "\n"
-    for name, alt in FIGURES.items():
-        if (folder / f"{name}{plan.suffix}.svg").exists():
-            parts.append(f"![{alt}]({at}{name}{plan.suffix}.svg)")
-    images = [["row", *PICTURES]]
-    for group in plan.groups:
-        files = {name: f"images/{slug(group.name)}-{name}.png" for name in PICTURES}
-        if all((folder / file).exists() for file in files.values()):
-            shown = (f"![{group.name}: {name}]({at}{file})" for name, file in files.items())
-            images.append([group.name, *shown])
-    parts += [columns.in_markdown(images)] * (len(images) > 1)
-    runs = list(rows.runs.values())
-    facts = [f"{len(runs)} of {len(plan.group_of)} runs done, seeds {len({run['seed'] for run in runs})}"]
+    drawn = {name: alt for name, alt in FIGURES.items() if (folder / f"{name}.svg").exists()}
+    parts += [f"![{alt}]({at}{name}.svg)" for name, alt in drawn.items()]
+    runs = rows.runs.assign(commit=rows.runs["commit"].str[:10])
+    facts = [f"{len(runs)} of {len(plan.group_of)} runs done, seeds {runs['seed'].nunique()}"]
     for name in ("device", "precision", "torch", "commit"):
-        known = {str(run[name]) for run in runs if run.get(name) is not None}
-        known = {commit[:10] for commit in known} if name == "commit" else known
-        facts.append(f"{name} {', '.join(sorted(known)) or 'unknown'}")
-    facts[-1] += " (some with uncommitted changes)" * any(run.get("dirty") is True for run in runs)
-    file = f"runs{plan.suffix}.csv"
-    return "\n\n".join([*parts, "; ".join([*facts, f"every run is a row of [{file}]({at}{file})"])]) + ".\n"
+        facts.append(f"{name} {', '.join(sorted(runs[name].dropna().unique())) or 'unknown'}")
+    facts[-1] += " (some with uncommitted changes)" * bool(runs["dirty"].eq("True").any())
+    every = f"every run is a row of [{collect.RUNS}]({at}{collect.RUNS})"
+    return "\n\n".join([*parts, "; ".join([*facts, every])]) + ".\n"
 
 
-def copy_pictures(plan: Plan, rows: Rows, records: Mapping[str, Record], folder: Path) -> None:
-    """Keep the pictures of each row's first finished run; where that is not local, what is there stays."""
-    for group in [] if plan.is_sweep else plan.groups:
-        finished = [i for i in group.configs if i in rows.runs and rows.runs[i]["status"] == "finished"]
-        for name, path in records[finished[0]].pictures.items() if {*finished[:1]} & {*records} else ():
-            (folder / "images").mkdir(exist_ok=True)
-            write_atomically(folder / "images" / f"{slug(group.name)}-{name}.png", path.read_bytes())
-
-
-def slug(name: str) -> str:
-    """A row's name as part of a file's."""
-    return re.sub(r"\W+", "-", name).strip("-")
-
-
-def write_local(folder: Path, name: str, parts: Iterable[str], summaries: list[dict[str, Any]]) -> None:
+def write_local(folder: Path, name: str, parts: list[str], summary: dict[str, Any]) -> None:
     """Write ``page.md``; and ``points.csv`` and ``summary.json`` for whoever shows the figures elsewhere."""
     head = f"# {name}\n\nWhat each column means: docs/TABLES.md.\n"
     write_atomically(folder / "page.md", "\n".join([head, *parts, ""]).encode("utf-8"))
-    points = summaries[0].pop("points")
-    collect.write_csv(folder / "points.csv", list(points[0]) if points else [], points)
-    figures = [figure for summary in summaries for figure in summary["figures"]]
-    told = {**summaries[0], "points": "points.csv", "figures": figures}
+    collect.write_csv(folder / "points.csv", summary["points"])
+    told = {**summary, "points": "points.csv"}
     write_atomically(folder / "summary.json", (to_json(told, indent=1) + "\n").encode("utf-8"))
 
 

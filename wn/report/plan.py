@@ -10,38 +10,37 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from functools import cached_property
+from typing import Any, NamedTuple
 
 from wn import experiments, presets
 from wn.config import Config, VAEConfig, decides
 
 SECTIONS = ("model", "data", "optim", "trainer", "norm")
 NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in presets.DEFAULTS)}
-DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
-"""D: numbers in an image of a data set."""
+DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # of an image
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss."""
+class Metric(NamedTuple):
+    """What runs are judged by: a classifier's error, or a VAE's ELBO, which is minus its loss.
+
+    ``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported, in the column ``test``.
+    Records have ``parts`` of each split. Widths are columns: heading, and a and b of the threshold a + b x
+    best. Figures show losses up to ``cut`` times that before training: some classifiers end at thousands of
+    nats, while VAEs differ by a nat or two among dozens. ``bits`` per dimension and nat: NaN for binary
+    pixels, where they are not customary.
+    """
 
     key: str
-    """``valid_<key>`` of a record chooses a learning rate, ``test_<key>`` is reported."""
     test: str
-    """The column that reports it, in %, or in nats where higher is better."""
     heading: str
     parts: tuple[str, ...]
-    """What a record has of each split."""
     widths: dict[str, tuple[str, float, float]]
-    """Columns of usable widths: heading, and a and b of the threshold a + b x best."""
     cut: int
-    """Figures show losses up to so many times that before training: some classifiers end at thousands of
-    nats, while VAEs differ by a nat or two among dozens."""
     shift: float = 0.0
     bits: float = math.nan
-    """Bits per dimension of a nat of loss; NaN for binary pixels, where they are not customary."""
     digits: int = 2
 
-    def shown(self, name: str, value: float) -> float:
+    def shown(self, name: str, value: Any) -> Any:
         """A recorded number as tables and figures show it: errors in %, bounds in nats.
 
         For bytes the paper's bounds, which are positive, are taken as those of a density of images from 0 to
@@ -62,18 +61,19 @@ def metric_of(config: Config) -> Metric:
     if config.model.likelihood == "bernoulli":
         return elbo
     d = DIMENSIONS[config.data.name]
-    return dataclasses.replace(elbo, shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
+    return elbo._replace(shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
 
 
 class Group:
     """A row of the table: its runs by run_id, and where each stands."""
 
-    def __init__(self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None):
+    def __init__(
+        self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None = None
+    ) -> None:
         self.facet, self.name, self.row = facet, name, row
         self.configs = {config.run_id: config for config in configs}
         self.ids = {(config.optim.lr, config.seed): run_id for run_id, config in self.configs.items()}
-        self.first = configs[0]
-        self.norm = self.first.norm.label
+        self.first, self.norm = configs[0], configs[0].norm.label
         self.lrs = sorted({lr for lr, _ in self.ids})
         self.seeds = list(dict.fromkeys(seed for _, seed in self.ids))
 
@@ -86,8 +86,6 @@ class Plan:
     groups: list[Group]
     facets: tuple[str, ...] = ()
     experiment: experiments.Experiment | None = None
-    suffix: str = ""
-    """Of file names, where a folder holds classifiers and VAEs."""
 
     @cached_property
     def metric(self) -> Metric:
@@ -102,7 +100,7 @@ class Plan:
         """A row per norm, at the learning rate that validation chooses; otherwise the file lists the rows."""
         return self.experiment is None or not self.experiment.rows
 
-    @cached_property
+    @property
     def one_lr(self) -> bool:
         """Whether no row has a second learning rate: there is nothing to draw against it."""
         return all(len(group.lrs) == 1 for group in self.groups)
@@ -110,11 +108,10 @@ class Plan:
     @property
     def chooses_itself(self) -> bool:
         """Whether its own validation images choose each row's learning rate."""
-        return self.is_sweep or (self.experiment is not None and self.experiment.chosen_by == self.name)
+        return self.experiment is None or self.is_sweep or self.experiment.chosen_by == self.name
 
 
 def of_experiment(name: str) -> Plan:
-    """The runs of an experiment's file."""
     experiment = experiments.load(name)
     runs = experiment.runs()
     if not experiment.rows:
@@ -124,22 +121,34 @@ def of_experiment(name: str) -> Plan:
     return Plan(name, [Group((), own[row.name], row.name, row) for row in experiment.rows], (), experiment)
 
 
-def of_configs(name: str, configs: Iterable[Config]) -> list[Plan]:
-    """The runs that lie in a folder: one plan, or one for classifiers and one for VAEs."""
-    families: dict[str, list[Config]] = {}
+def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
+    """The runs that lie in a folder, of classifiers or of VAEs, whichever are more; the others are told."""
+    kinds: dict[str, list[Config]] = {"classifiers": [], "VAEs": []}
     for config in sorted(configs, key=lambda config: (config.seed, config.optim.lr)):
-        families.setdefault(metric_of(config).key, []).append(config)
-    norms, plans = list(presets.PRESETS), []
-    for key, family in sorted(families.items()):
-        groups, facets = _grouped(family)
-        places = {group: norms.index(group.norm) if group.norm in norms else len(norms) for group in groups}
-        groups.sort(key=lambda group: ([_natural(value) for value in group.facet], places[group], group.norm))
-        suffix = "-elbo" if key == "loss" and len(families) > 1 else ""
-        plans.append(Plan(name, groups, facets, suffix=suffix))
-    return plans
+        kinds["VAEs" if isinstance(config.model, VAEConfig) else "classifiers"].append(config)
+    (_, most), (others, fewer) = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    groups, facets = _grouped(most)
+    norms = [*presets.PRESETS, *(group.norm for group in groups)]
+    # the shorter text first sorts whole numbers by value
+    groups.sort(key=lambda g: ([(len(value), value) for value in g.facet], norms.index(g.norm)))
+    note = f"{len(fewer)} runs of {others} are not shown: only those of the kind that has most runs are"
+    return Plan(name, groups, facets), [note] * bool(fewer)
 
 
-def settings(config: Config) -> dict[str, str]:
+def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
+    every = [_settings(config) for config in configs]
+    facets = facets_of(every)
+    found: dict[tuple[str, ...], list[Config]] = {}
+    for config, own in zip(configs, every, strict=True):
+        found.setdefault(tuple(own.get(key, "–") for key in (*facets, "norm")), []).append(config)
+    groups = []
+    for (*facet, norm), alike in found.items():
+        names = [f"{key}={value}" for key, value in zip(facets, facet, strict=True)]
+        groups.append(Group(tuple(facet), alike, ", ".join([*names, norm])))
+    return groups, facets
+
+
+def _settings(config: Config) -> dict[str, str]:
     """All that decides a run's numbers but for learning rate and seed, as text; the norm by its label."""
     tree = config.model_dump(mode="json")
     pairs = ((f"{section}.{key}", value) for section in SECTIONS for key, value in tree[section].items())
@@ -163,23 +172,3 @@ def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
         if parts([key]) > 1 and parts([*known, key]) > parts(known):
             kept.append(key)
     return tuple(kept)
-
-
-def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
-    every = [settings(config) for config in configs]
-    facets = facets_of(every)
-    found: dict[tuple[str, ...], list[Config]] = {}
-    for config, own in zip(configs, every, strict=True):
-        found.setdefault((*(own.get(facet, "–") for facet in facets), own["norm"]), []).append(config)
-    names = {key: [f"{f}={value}" for f, value in zip(facets, key, strict=False)] for key in found}
-    return [
-        Group(key[:-1], own, ", ".join([*names[key], key[-1]]), None) for key, own in found.items()
-    ], facets
-
-
-def _natural(text: str) -> tuple[bool, float, str]:
-    """Sorts numbers by value, then words."""
-    try:
-        return False, float(text), ""
-    except ValueError:
-        return True, 0.0, text

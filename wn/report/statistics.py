@@ -7,12 +7,11 @@ learning rates, and as worse than any finished run where a learning rate is chos
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
-from numpy.typing import NDArray
+import scipy.special  # scipy.stats takes half a second to import
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -20,31 +19,22 @@ ROUNDING = 1e-9
 """Two means closer than this differ by the rounding of sums, not by an image."""
 
 ENOUGH = 3
-"""Seeds that it takes to draw an interval, or to say whether a mean is where it was expected."""
+"""Seeds that it takes to say whether a mean is where it was expected."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """One row's runs: L learning rates, ascending, by the S seeds that are complete."""
+class Sweep(NamedTuple):
+    """One row's runs: L learning rates (L,), ascending, by the S seeds that are complete.
+
+    ``stable`` (L,): whether no seed diverged. The others are (L, S): ``valid``, the selection metric, and
+    ``valid_loss`` (nats), final and infinite where the run diverged; the validation loss before training.
+    """
 
     lrs: Array
-    """(L,)"""
-    seeds: tuple[int, ...]
-    diverged: NDArray[np.bool_]
-    """(L, S)"""
+    seeds: list[int]
+    stable: NDArray[np.bool_]
     valid: Array
-    """(L, S): the selection metric, an error as a fraction or a loss in nats; infinite where diverged."""
     valid_loss: Array
-    """(L, S), nats; infinite where diverged or not finite."""
     initial_loss: Array
-    """(L, S), nats: validation loss before training."""
-    test: Array
-    """(L, S): the metric on the test set; read at the chosen learning rate only."""
-
-    @property
-    def stable(self) -> NDArray[np.bool_]:
-        """(L,): whether no seed diverged."""
-        return np.logical_not(self.diverged.any(axis=1))
 
 
 class Estimate(NamedTuple):
@@ -55,21 +45,20 @@ class Estimate(NamedTuple):
     n: int
 
 
-def estimate(values: Array) -> Estimate:
+def estimate(values: ArrayLike) -> Estimate:
     """Mean of independent values (n,), with its interval t(0.975, n - 1) s / sqrt(n)."""
-    n = len(values)
-    mean = float(values.mean()) if n else np.nan
-    if n < 2 or not np.isfinite(mean):
-        return Estimate(mean, np.nan, n)
-    error = float(values.std(ddof=1)) / np.sqrt(n)
-    return Estimate(mean, float(scipy.special.stdtrit(n - 1, 0.975) * error), n)
+    x = np.asarray(values, dtype=float)
+    mean = float(x.mean()) if len(x) else np.nan
+    if len(x) < 2 or not np.isfinite(mean):
+        return Estimate(mean, np.nan, len(x))
+    error = x.std(ddof=1) / np.sqrt(len(x))
+    return Estimate(mean, float(scipy.special.stdtrit(len(x) - 1, 0.975) * error), len(x))
 
 
-def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
-    """p of the two-sided paired t test over the seeds of both; NaN below two seeds or without any spread."""
-    seeds = [seed for seed in ours if seed in theirs]
-    d = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    if len(seeds) < 2 or not np.isfinite(d).all() or np.ptp(d) < ROUNDING:
+def paired_p(differences: ArrayLike) -> float:
+    """p of the two-sided paired t test; NaN below two differences or without any spread."""
+    d = np.asarray(differences, dtype=float)
+    if len(d) < 2 or not np.isfinite(d).all() or np.ptp(d) < ROUNDING:
         return np.nan
     t = d.mean() / (d.std(ddof=1) / np.sqrt(len(d)))
     return float(2 * scipy.special.stdtr(len(d) - 1, -abs(t)))
@@ -78,13 +67,16 @@ def paired_p(ours: dict[int, float], theirs: dict[int, float]) -> float:
 def best_lr(sweep: Sweep) -> int | None:
     """Index of the learning rate with the lowest validation mean; ties by loss, then the smaller.
 
-    None where some seed diverged at every learning rate: such a rate is never the best.
+    None where some seed diverged at every learning rate: such a rate is never the best. The only rate of a
+    row needs no validation images.
     """
-    means = np.round(sweep.valid.mean(axis=1) / ROUNDING) if sweep.seeds else np.array([np.inf])
-    if not np.isfinite(means).any():
+    if not sweep.seeds or not sweep.stable.any():
         return None
-    losses = sweep.valid_loss.mean(axis=1)
-    return int(np.lexsort((losses, means))[0])
+    if len(sweep.lrs) == 1:
+        return 0
+    means = np.round(sweep.valid.mean(axis=1) / ROUNDING)
+    best = int(np.lexsort((sweep.valid_loss.mean(axis=1), means))[0])
+    return best if np.isfinite(means[best]) else None
 
 
 def sensitivity(sweep: Sweep) -> Array:
