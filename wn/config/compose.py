@@ -22,10 +22,7 @@ Value = str | int | float | bool | None
 
 
 def compose(settings: Mapping[str, Any]) -> Config:
-    """The configuration with these settings.
-
-    Args:
-        settings: a preset's name for a group (``norm``), a value for a dotted field (``optim.lr``).
+    """The configuration with a preset's name for each group, and a value for each dotted field, in settings.
 
     Raises:
         UserError: no such preset, key or value.
@@ -43,7 +40,6 @@ def compose(settings: Mapping[str, Any]) -> Config:
 
 
 def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a tree of dictionaries."""
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

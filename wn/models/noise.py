@@ -2,8 +2,7 @@
 
 The key, a buffer, counts training passes, and each number is a hash of key and position. There is no
 hidden generator, so a run that is resumed, trained in a stack (:mod:`wn.stack`) or captured in a CUDA graph
-sees the same noise as the run alone. (Under vmap, torch's own
-generator cannot give each member a stream of its own.)
+sees the same noise as the run alone; under vmap, torch's own has no stream for each member.
 """
 
 from __future__ import annotations

@@ -106,7 +106,6 @@ class ResNetVAE(VAEBase):
         return output
 
     def _layers(self) -> list[StochasticLayer]:
-        """Bottom-up."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def _top(self, count: int) -> Tensor:

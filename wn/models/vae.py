@@ -36,10 +36,7 @@ class VAEBase(nn.Module):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's output, and ``log q(z|x) - log p(z)`` of the sampled latents ``[batch, groups]``.
-
-        Free bits apply to each group of latents.
-        """
+        """Decoder's output, and ``log q(z|x) - log p(z)`` ``[batch, groups]``; free bits are per group."""
         raise NotImplementedError
 
     def decode_prior(self, count: int) -> Tensor:
@@ -134,12 +131,7 @@ def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
 class ResidualBlock(nn.Module):
     """``shortcut(x) + conv(elu(conv(elu(x))))``, 3x3; where a shape changes, the shortcut is a convolution.
 
-    Args:
-        inputs: channels.
-        outputs: channels.
-        scale: 1 keeps the image's size, 2 halves it (by stride).
-        up: whether 2 doubles it instead (by transposed convolution).
-        scheme: of the initial weights.
+    A ``scale`` of 2 halves the image by stride or, ``up``, doubles it by transposed convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, scale: int, up: bool, scheme: WeightInit) -> None:

@@ -17,12 +17,9 @@ from wn.norm.weight import normalized
 def normalize(model: nn.Module, **choices: Any) -> nn.Module:
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
-    State dicts of the plain model, and of one under either of torch's weight normalisations, load
-    into the result. Parameters stay the same objects, under new names.
-
-    Args:
-        model: any module; if it is itself such a layer, its replacement is returned.
-        choices: as for :class:`NormalizedLayer`: ``direction``, ``gain``, ``statistics``, ...
+    State dicts of the plain model, and of one under either of torch's weight normalisations, load into the
+    result. Parameters stay the same objects, under new names. ``choices`` are those of
+    :class:`NormalizedLayer`. If the model is itself such a layer, its replacement is returned.
 
     Raises:
         TypeError: a layer pads with anything but zeros, or is reparameterised already.

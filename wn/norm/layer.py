@@ -130,7 +130,6 @@ class NormalizedLayer(nn.Module):
         return self.gain != "none"
 
     def effective_weight(self) -> Tensor:
-        """The effective weight w."""
         raw = self.masked(self.raw_weight)
         scaled = self.has_gain and self.statistics != "batch"
         if self.direction == "plain" and not scaled:
