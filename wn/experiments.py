@@ -92,25 +92,21 @@ class Experiment(Part):
     def axes(self) -> list[str]:
         return list(self.grid or ("norm", "optim.lr", "seed"))
 
-    def cells(self) -> list[tuple[Cell, Row | None]]:
-        if self.grid:
-            products = itertools.product(*self.grid.values())
-            return [(dict(zip(self.grid, values, strict=True)), None) for values in products]
-        return [
-            ({"norm": row.norm, "optim.lr": lr, "seed": seed}, row)
-            for seed in self.seeds
-            for row in self.rows
-            for lr in row.all_lrs
-        ]
-
     def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
         """Every run, in the order in which they are trained; ``settings`` are above those of the file.
 
         Raises:
             UserError: the file, or a setting, names a preset, key or value that does not exist.
         """
+        every: list[tuple[Row | None, tuple[Value, ...]]]
+        if self.grid:
+            every = [(None, values) for values in itertools.product(*self.grid.values())]
+        else:
+            rows = itertools.product(self.seeds, self.rows)
+            every = [(row, (row.norm, lr, seed)) for seed, row in rows for lr in row.all_lrs]
         found = []
-        for cell, row in self.cells():
+        for row, values in every:
+            cell = dict(zip(self.axes, values, strict=True))
             own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
             try:
                 config = compose({**own, **(settings or {})})

@@ -42,18 +42,16 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int) and limit > 0):
             raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
-    places = [(config.run_id, config.runs_dir, config.experiment_name) for config in configs]
-    known: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    folders: dict[str, dict[Path, int]] = defaultdict(dict)  # of each run, in their order
     turns: dict[int, list[int]] = defaultdict(list)
-    for i, place in enumerate(places):
-        if place not in (homes := known[place[0]]):
-            homes.append(place)
-        turns[homes.index(place)].append(i)
-    for i in itertools.chain(*list(turns.values())[1:]):
-        Record.of(configs[i])  # a folder that cannot be read is refused before anything is trained
+    for i, config in enumerate(configs):
+        known = folders[config.run_id]
+        turns[known.setdefault(Path(config.runs_dir, config.experiment_name), len(known))].append(i)
+    for config in [configs[i] for turn, runs in turns.items() if turn for i in runs]:
+        Record.of(config)  # a folder that cannot be read is refused before anything is trained
     records: dict[int, Record] = {}
-    for turn in turns.values():
-        records |= zip(turn, train_sweep([configs[i] for i in turn], **limits), strict=True)
+    for runs in turns.values():
+        records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
 

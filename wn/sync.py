@@ -28,8 +28,8 @@ def sync(folder: Path, again: bool = False) -> str:
     ended = [record for record in records if record.status not in ("new", "running")]
     pending = [record for record in ended if again or not _is_online(record)]
     link = tracking.Connection("online", fallback=False)
-    sent = tracking.send([(record, _online(record)) for record in pending], link)
-    send_report(folder, _online(records[0]), link)
+    sent = tracking.send([(record, _tracking(record)) for record in pending], link)
+    send_report(folder, _tracking(records[0]), link)
     if link.failure:
         raise UserError(f"W&B: {sent} of {len(pending)} runs sent, then {link.failure}; sync again later")
     rest = f"there already: {len(ended) - sent}, not ended: {len(records) - len(ended)}"
@@ -84,8 +84,8 @@ def _is_online(record: Record) -> bool:
         return False
 
 
-def _online(record: Record) -> TrackingConfig:
-    return TrackingConfig.model_validate({**record.content["config"]["tracking"], "mode": "online"})
+def _tracking(record: Record) -> TrackingConfig:
+    return TrackingConfig.model_validate(record.content["config"]["tracking"])
 
 
 def main() -> None:

@@ -28,11 +28,8 @@ log = logging.getLogger("wn.tracking")
 PATIENCE = {"online": 16.0, "offline": 8.0}
 """Seconds that a process waits for W&B in a mode, in all, beyond a second for each call."""
 
-TIMEOUT = 12.0
-"""Seconds that W&B gives itself to start a run, and to send its last rows."""
-
-SENDERS = 16
-"""Runs that are copied at once: each mostly waits for the network."""
+TIMEOUT = 12.0  # seconds that W&B gives itself to start a run, and to send its last rows
+SENDERS = 16  # runs that are copied at once: each mostly waits for the network
 
 PRIVATE = {
     "host": "",
@@ -113,9 +110,9 @@ class Connection:
 class LiveMirror:
     """One record's run on W&B while it trains. No method raises; after a failure they do nothing."""
 
-    def __init__(self, record: Record, tracking: TrackingConfig, connection: Connection) -> None:
-        self._connection = connection
-        (self._run,) = connection.each([functools.partial(_begin, record, tracking)])
+    def __init__(self, record: Record, tracking: TrackingConfig) -> None:
+        self._connection = connection(tracking.mode)
+        (self._run,) = self._connection.each([functools.partial(_begin, record, tracking)])
         if self._run is not None and not self._run.offline:
             log.info("W&B: %s", self._run.url)
 
@@ -139,7 +136,7 @@ class LiveMirror:
 
 def open_live(record: Record, tracking: TrackingConfig) -> LiveMirror:
     """The copy of a run that is about to train or to go on; its record has begun."""
-    return LiveMirror(record, tracking, connection(tracking.mode))
+    return LiveMirror(record, tracking)
 
 
 def mirror_all(records: Iterable[Record], tracking: TrackingConfig) -> None:
@@ -151,7 +148,7 @@ def send(pairs: Sequence[tuple[Record, TrackingConfig]], connection: Connection)
     """Copy records to where they belong; how many copies are finished."""
     calls = [functools.partial(_copy, *pair) for pair in pairs]
     # The first goes alone: it finds out, once for all, how W&B can be reached.
-    return sum(state is not None for part in (calls[:1], calls[1:]) for state in connection.each(part))
+    return sum(note is not None for part in (calls[:1], calls[1:]) for note in connection.each(part))
 
 
 @functools.cache
@@ -238,10 +235,10 @@ def _log(run: Any, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
         run.log(row, step=number)
 
 
-def _finish(run: Any, record: Record) -> str:
-    """Send pictures, status and results; the mode in which the run is now complete."""
-    content, mode = record.content, "offline" if run.offline else "online"
-    note = {"state": mode, "project": run.project, "id": run.id, "url": None if run.offline else run.url}
+def _finish(run: Any, record: Record) -> Row:
+    """Send pictures, status and results; what ``tracking.json`` now says."""
+    content, state = record.content, "offline" if run.offline else "online"
+    note = {"state": state, "project": run.project, "id": run.id, "url": None if run.offline else run.url}
     if pictures := record.pictures:
         images = {f"pictures/{name}": load_wandb().Image(str(path)) for name, path in pictures.items()}
         run.log(images, step=content["steps"])
@@ -252,7 +249,7 @@ def _finish(run: Any, record: Record) -> str:
     run.summary.update({k: "NaN" if v != v else v for k, v in flat.items() if v is not None})
     run.finish(exit_code=0 if record.done else 1)
     write_atomically(record.folder / "tracking.json", (json.dumps(note, indent=1) + "\n").encode())
-    return mode
+    return note
 
 
 def _pause(run: Any) -> None:
@@ -260,5 +257,5 @@ def _pause(run: Any) -> None:
     run.finish(exit_code=1)
 
 
-def _copy(record: Record, tracking: TrackingConfig, mode: str) -> str:
+def _copy(record: Record, tracking: TrackingConfig, mode: str) -> Row:
     return _finish(_begin(record, tracking, mode), record)

@@ -153,7 +153,7 @@ def explain(error: Exception) -> str:
         if found := re.search(pattern, text):
             return line.format(*found.groups())
     key = re.search(r"Could not override '([^']+)'|not in struct full_key: (\S+)", text)
-    return explain_key(key[1] or key[2]) if key else text
+    return explain_key(Config, key[1] or key[2]) if key else text
 
 
 if __name__ == "__main__":

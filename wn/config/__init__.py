@@ -16,6 +16,7 @@ import pydantic
 from wn import presets
 from wn.config import errors
 from wn.config.errors import UserError as UserError
+from wn.config.errors import explain_key as explain_key
 from wn.config.errors import nearest as nearest
 from wn.config.models import ConvNetConfig as ConvNetConfig
 from wn.config.models import ConvVAEConfig as ConvVAEConfig
@@ -241,14 +242,3 @@ def parse(tree: dict[str, Any]) -> Config:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise UserError(errors.explain(Config, error)) from None
-
-
-def explain_key(key: str) -> str:
-    """Why a dotted key cannot be set, in one line.
-
-    >>> explain_key("optim.lrr")
-    "optim.lrr: unknown key; did you mean 'lr'?"
-    >>> explain_key("model.depth")
-    'model.depth: a key of model=convnet or resnet_vae alone'
-    """
-    return errors.explain_key(Config, key)

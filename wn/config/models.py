@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
@@ -107,5 +107,5 @@ class ResNetVAEConfig(VAEConfig):
     flow_width: pydantic.PositiveInt = 160
 
 
-MODELS = (MLPConfig, ConvNetConfig, MLPVAEConfig, ConvVAEConfig, ResNetVAEConfig)
 Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig
+MODELS = get_args(Model)

@@ -142,16 +142,24 @@ def _download(root: Path, official: Official) -> None:
     """
     import torchvision.datasets  # slow to import
 
-    published = getattr(torchvision.datasets, official.name)
+    published: Any = getattr(torchvision.datasets, official.name)
+    archive = root / (official.archive or "")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
-            if official.archive:  # not by the class, which would unpickle
-                _unpack(published, root / official.archive, scratch)
-            else:
+            if official.archive is None:
                 published(scratch, download=True)
+            # Not by the class, which would unpickle.
+            elif not archive.exists():
+                torchvision.datasets.utils.download_and_extract_archive(
+                    published.url, scratch, md5=published.tgz_md5
+                )
+            elif torchvision.datasets.utils.check_integrity(archive, published.tgz_md5):
+                torchvision.datasets.utils.extract_archive(archive, scratch)
+            else:
+                raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")
             (root / official.folder).mkdir(parents=True, exist_ok=True)
             for path in (Path(scratch) / official.folder).iterdir():
                 if not (target := root / official.folder / path.name).exists():
@@ -163,14 +171,3 @@ def _download(root: Path, official: Official) -> None:
         raise UserError(f"{line}; {official.ways}") from None
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _unpack(published: Any, archive: Path, scratch: str) -> None:
-    from torchvision.datasets import utils
-
-    if not archive.exists():
-        utils.download_and_extract_archive(published.url, scratch, md5=published.tgz_md5)
-    elif utils.check_integrity(archive, published.tgz_md5):
-        utils.extract_archive(archive, scratch)
-    else:
-        raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")

@@ -50,14 +50,12 @@ class NormalizedLayer(nn.Module):
 
     Args:
         layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d``; its weight and bias become this layer's.
-        direction: ``plain`` or ``row``.
+        direction, statistics: see above.
         gain: ``none``, ``free`` (trained) or ``fixed`` (at its start, or where the initialisation puts it).
             It starts at ``||v||`` for rows and at 1 for plain weights, so that the layer starts as the
             function that it replaces; after batch statistics at 1.
         hold: ``free``: ||v|| is left to the optimiser.
-        statistics: ``none``, ``batch`` or ``mean_only``.
         init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`.
-        eps: added to the variance inside the root.
         momentum: weight of the newest batch in the running averages.
         correction: the n of the running variance's n/(n-1): ``images`` (the authors' code) or ``samples``,
             images x positions (torch).
