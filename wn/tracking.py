@@ -180,8 +180,8 @@ def load_wandb() -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no traceback of ours, with its folders, to W&B
     import wandb
 
-    timeouts = {"init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
-    wandb.setup(settings=wandb.Settings(**PRIVATE, **timeouts))  # type: ignore[arg-type]
+    settings: Any = {**PRIVATE, "init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
+    wandb.setup(settings=wandb.Settings(**settings))
     return wandb
 
 

@@ -187,12 +187,12 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, without fields at their defaults: one more field changes no identity."""
-        whole = self.model_dump(mode="json", exclude_defaults=True)
-        sections: dict[str, Any] = {name: whole.get(name, {}) for name in ("model", "norm", "optim")}
-        sections["model"]["name"] = self.model.name  # each architecture's own default
-        for name, deciding in DECIDING.items():
-            sections[name] = {k: v for k, v in whole.get(name, {}).items() if k in deciding}
-        return {"schema": SCHEMA, "seed": self.seed, **{k: v for k, v in sections.items() if v}}
+        identity: dict[str, Any] = {"schema": SCHEMA, "seed": self.seed, "model": {"name": self.model.name}}
+        for section, fields in self.model_dump(mode="json", exclude_defaults=True).items():
+            parts = fields if isinstance(fields, dict) else {}  # the seed is there, and names decide nothing
+            if kept := {key: value for key, value in parts.items() if decides(f"{section}.{key}")}:
+                identity[section] = identity.get(section, {}) | kept
+        return identity
 
     @property
     def run_id(self) -> str:

@@ -11,8 +11,7 @@ from wn.models.init import init_weights_
 from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
 
-GATE_BIAS = 2.0
-"""Added before the sigmoid, so that a step starts near the identity (section 4 of that paper: +1 or +2)."""
+GATE_BIAS = 2.0  # before the sigmoid: a step starts near the identity (section 4 of that paper: +1 or +2)
 
 
 class MaskedLinear(nn.Linear):

@@ -19,10 +19,9 @@ from wn.models.noise import Sampler
 
 
 class VAEBase(nn.Module):
-    """The ELBO of a latent variable model, estimated with one sample of the latents.
+    """The ELBO estimated with one sample of the latents, which :meth:`infer` and :meth:`decode_prior` define.
 
-    Subclasses define the latents: :meth:`infer` and :meth:`decode_prior`. Images are grey levels from 0 to 1,
-    ``[batch, channels, height, width]``.
+    Images are grey levels from 0 to 1, ``[batch, channels, height, width]``.
     """
 
     steps: Tensor
@@ -59,7 +58,6 @@ class VAEBase(nn.Module):
         return (self.pixels.draw(x.shape) < x).to(x.dtype) if self.likelihood.binary else x
 
     def _kl_loss(self, divergence: Tensor, kl: Tensor) -> Tensor:
-        """KL term of the loss: free bits and warm-up in training, the plain KL otherwise."""
         if not self.training:
             return kl
         if self.config.free_bits:
@@ -114,7 +112,6 @@ class GaussianVAE(VAEBase):
 
 
 def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
-    """An encoder of hidden layers ``config.widths``, and a decoder that mirrors them."""
 
     def layers(sizes: Sequence[int]) -> list[nn.Module]:
         pairs = itertools.pairwise(sizes)
