@@ -33,7 +33,7 @@ class Part(pydantic.BaseModel):
 
 
 class Row(Part):
-    """A row of a table, and what others have published of it."""
+    """A row of a table, and what others have published of it: test errors in %."""
 
     name: str
     norm: str
@@ -44,11 +44,10 @@ class Row(Part):
     chosen: float | None = None
     """The learning rate that the validation split of ``chosen_by`` selected."""
     paper: float | None = None
-    """The paper's test error, %."""
     rerun: float | None = None
-    """The same in the rerun of the authors' code by the authors of RMSNorm, %."""
+    """In the rerun of the authors' code by the authors of RMSNorm."""
     band: tuple[float, float] | None = None
-    """Where the mean of three seeds or more is expected, %."""
+    """Where the mean of three seeds or more is expected."""
 
     @property
     def all_lrs(self) -> list[float]:
