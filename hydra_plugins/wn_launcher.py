@@ -18,11 +18,9 @@ class StackedLauncher(Launcher):
         """Both are read from the configuration by :func:`wn.launcher.train`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
         from wn.launcher import Jobs
 
         self.jobs = Jobs(hydra_context, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by Hydra, once, with all jobs."""
         return self.jobs.train(job_overrides)

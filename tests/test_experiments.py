@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from train_cases import Call, declare, records
-from wn.stops import Stopped
 
 from wn import experiments, launcher, train
 from wn.config import Config
+from wn.processes import Preempted
 from wn.run import RunFailed
 
 Cell = tuple[str, float, int]
@@ -43,7 +43,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
         return [None] * len(configs)
 
     monkeypatch.setattr(launcher, "train_sweep", train_sweep)
-    monkeypatch.setattr(launcher, "conclude", lambda record: 0.0)
+    monkeypatch.setattr(launcher, "final_loss", lambda record: 0.0)
     return given
 
 
@@ -145,6 +145,32 @@ def test_what_is_trained_has_the_experiment_s_identities(call: Call, tmp_path: P
 
 
 # Sweeps
+
+
+@pytest.mark.parametrize(
+    "names", ["experiment_name=a,b,c", "+experiment=grid experiment_name=a,b,c norm=none"]
+)
+def test_a_run_that_several_experiments_have_is_trained_once_and_recorded_in_each(
+    call: Call, tmp_path: Path, steps: list[int], names: str
+) -> None:
+    result = call(f"-m {names} seed=0")
+    assert (result.status, result.err) == (0, "")
+    assert sum(steps) == 2 * 2  # two epochs of two batches, of one run
+    (first, *others) = (records(tmp_path / "runs" / name) for name in "abc")
+    (run_id,) = first
+    for name, other in zip("bc", others, strict=True):
+        assert other == {run_id: {**first[run_id], "experiment": name}}
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_any_other_is_trained(
+    call: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for folders in ("runs,file", "file,runs"):
+        result = call(f"-m seed=0 runs_dir={folders}")
+        assert (result.status, result.out) == (2, "")
+        assert "cannot be written to" in result.err
+    assert not list(tmp_path.rglob("record.json"))
 
 
 @pytest.mark.parametrize(
@@ -265,9 +291,9 @@ def test_what_is_reported_goes_to_wandb(
 @pytest.mark.parametrize(
     ("end", "status", "folders"),
     [
-        (Stopped("trainer.max_minutes=1", "there", 75), 75, []),
+        (Preempted("trainer.max_minutes=1", "there", 75), 75, []),
         (KeyboardInterrupt(), 130, []),
-        (Stopped("SIGTERM", "there", 143), 143, []),
+        (Preempted("SIGTERM", "there", 143), 143, []),
         (RunFailed("run failed"), 1, ["runs/adhoc"]),
     ],
 )
@@ -283,7 +309,7 @@ def test_no_report_of_a_sweep_that_goes_on(
     def ended(*_: Any, **__: Any) -> Any:
         raise end
 
-    part = "conclude" if status == 1 else "train_sweep"
+    part = "final_loss" if status == 1 else "train_sweep"
     monkeypatch.setattr(launcher, part, ended)
     assert call("-m seed=0,1").status == status
     assert reported == folders

@@ -53,11 +53,14 @@ def trained(seed: int = 0, status: str = "finished", epochs: int = 3, **settings
     norm = {"direction": "row", "gain": "free"}
     config = parse({"seed": seed, "norm": norm, "experiment_name": "robust", **settings})
     record = Record.of(config)
+    assert record.claim()
     record.begin(config, [config.run_id], "cpu")
     for epoch in range(epochs + 1):
         record.append(*rows(epoch))
-    final = {"valid_loss": math.nan, "test_error": 0.25}
-    record.save(status=status, seconds=1.5, final=final, best={"epoch": 2, "valid_error": 0.125})
+    initial, final = {"valid_loss": 2.5}, {"valid_loss": math.nan, "test_error": 0.25}
+    best = {"epoch": 2, "valid_error": 0.125}
+    record.save(status=status, seconds=1.5, initial=initial, final=final, best=best)
+    record.release()
     return record
 
 

@@ -33,7 +33,11 @@ def test_one_run(call: Call, tmp_path: Path) -> None:
     assert (config["norm"]["direction"], config["seed"], config["trainer"]["epochs"]) == ("row", 3, 2)
     assert parse(config).run_id == record["run_id"]
     second = call("norm=weight_norm seed=3")
-    assert second == Result(0, "1 runs: 1 done before, 0 to train\n", "")
+    assert (second.status, second.err) == (0, "")
+    counted, known = second.out.splitlines()
+    assert counted == "1 runs: 1 done before, 0 to train"
+    assert known.startswith("mlp weight_norm sgd lr=0.1 seed=3: finished, validation error")
+    assert known.endswith(f"record runs/adhoc/{record['run_id']}")
 
 
 def test_a_sweep(call: Call, tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_a_sweep_takes_up_what_single_runs_have_done(call: Call) -> None:
     assert call("norm=none optim.lr=1e-3 seed=1").status == 0
     result = call(f"{SWEEP} hydra.launcher.members=2")
     assert result.out.startswith("8 runs: 1 done before, 7 to train\n")
-    assert call("norm=weight_norm optim.lr=0.01").out == "1 runs: 1 done before, 0 to train\n"
+    assert call("norm=weight_norm optim.lr=0.01").out.startswith("1 runs: 1 done before, 0 to train\n")
 
 
 @pytest.mark.parametrize("switch", ["--help", "--cfg job"])
@@ -81,14 +85,14 @@ def test_hydra_s_own_switches_train_nothing(call: Call, tmp_path: Path, switch: 
 
 
 def break_at(monkeypatch: pytest.MonkeyPatch, norm: str, error: BaseException) -> None:
-    step = Trainer._step
+    update = Trainer.update
 
-    def broken(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
+    def broken(self: Trainer, batch: torch.Tensor) -> None:
         if self.config.norm.label == norm:
             raise error
-        return step(self, batch)
+        update(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", broken)
+    monkeypatch.setattr(Trainer, "update", broken)
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.slow), "stacked"])
@@ -149,15 +153,15 @@ def test_a_killed_command_goes_on_to_the_same_numbers(
 ) -> None:
     words += " trainer.epochs=6 trainer.checkpoint_every=2"
     assert call(f"{words} runs_dir=whole").status == 0
-    step = Trainer._step
+    update = Trainer.update
 
-    def killed(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
+    def killed(self: Trainer, batch: torch.Tensor) -> None:
         if self.step == 9 and self.config.norm.label == "weight_norm":
             raise Killed
-        return step(self, batch)
+        update(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
+        patch.setattr(Trainer, "update", killed)
         with pytest.raises(Killed):
             call(f"{words} runs_dir=cut")
     assert call(f"{words} runs_dir=cut").status == 0

@@ -33,7 +33,7 @@ class Part(pydantic.BaseModel):
 
 
 class Row(Part):
-    """A row of a table, and what others have published of it."""
+    """A row of a table, and what others have published of it: test errors in %."""
 
     name: str
     norm: str
@@ -42,13 +42,12 @@ class Row(Part):
     set: dict[str, Value] = {}
     """Further settings of this row alone."""
     chosen: float | None = None
-    """The learning rate that the validation split of ``chosen_by`` selected; a test compares the two."""
+    """The learning rate that the validation split of ``chosen_by`` selected."""
     paper: float | None = None
-    """The paper's test error, %."""
     rerun: float | None = None
-    """The same in the rerun of the authors' code by the authors of RMSNorm, %."""
+    """In the rerun of the authors' code by the authors of RMSNorm."""
     band: tuple[float, float] | None = None
-    """Where the mean of three seeds or more is expected, %."""
+    """Where the mean of three seeds or more is expected."""
 
     @property
     def all_lrs(self) -> list[float]:
@@ -57,12 +56,11 @@ class Row(Part):
 
 
 class Run(NamedTuple):
-    """One run of an experiment."""
+    """One run of an experiment: its configuration, its cell, and its row's name (None in a grid)."""
 
     config: Config
     cell: Cell
     row: str | None
-    """The name of its row; None in a grid."""
 
 
 class Experiment(Part):
@@ -91,32 +89,23 @@ class Experiment(Part):
 
     @property
     def axes(self) -> list[str]:
-        """The keys of a cell."""
         return list(self.grid or ("norm", "optim.lr", "seed"))
 
-    def cells(self) -> list[tuple[Cell, Row | None]]:
-        """Every run's own values and its row, in the order in which they are trained."""
-        if self.grid:
-            products = itertools.product(*self.grid.values())
-            return [(dict(zip(self.grid, values, strict=True)), None) for values in products]
-        return [
-            ({"norm": row.norm, "optim.lr": lr, "seed": seed}, row)
-            for seed in self.seeds
-            for row in self.rows
-            for lr in row.all_lrs
-        ]
-
     def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
-        """Every run, in the order in which they are trained.
-
-        Args:
-            settings: further settings of all runs, above those of the file.
+        """Every run, in the order in which they are trained; ``settings`` are above those of the file.
 
         Raises:
             UserError: the file, or a setting, names a preset, key or value that does not exist.
         """
+        every: list[tuple[Row | None, tuple[Value, ...]]]
+        if self.grid:
+            every = [(None, values) for values in itertools.product(*self.grid.values())]
+        else:
+            rows = itertools.product(self.seeds, self.rows)
+            every = [(row, (row.norm, lr, seed)) for seed, row in rows for lr in row.all_lrs]
         found = []
-        for cell, row in self.cells():
+        for row, values in every:
+            cell = dict(zip(self.axes, values, strict=True))
             own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
             try:
                 config = compose({**own, **(settings or {})})
@@ -126,21 +115,15 @@ class Experiment(Part):
         return found
 
     def configs(self) -> list[Config]:
-        """The configurations of :meth:`runs`."""
         return [run.config for run in self.runs()]
 
 
 def names() -> list[str]:
-    """The experiments there are."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(name: str) -> Experiment:
-    """Read one experiment.
-
-    Raises:
-        UserError: there is no such experiment, or its file is not well formed.
-    """
+    """Read one experiment; UserError if there is none of that name, or its file is not well formed."""
     path = FOLDER / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"experiment={name}: no file experiments/{name}.yaml{nearest(name, names())}")
@@ -152,20 +135,15 @@ def load(name: str) -> Experiment:
 
 
 class Point(NamedTuple):
-    """A point of a published curve: an error in %, or an ELBO in nats."""
+    """A point of a published curve, an error in % or an ELBO in nats; ``bar``: half its error bar."""
 
     epoch: float
     value: float
     bar: float = math.nan
-    """Half the height of the error bar that is drawn there."""
 
 
 def published(experiment: Experiment) -> dict[str, list[Point]]:
-    """Published curves, by row; none where the experiment names none.
-
-    Raises:
-        UserError: the file that it names is not there, or not well formed.
-    """
+    """Published curves, by row; UserError if the file that is named is not there, or not well formed."""
     if experiment.curves is None:
         return {}
     try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,33 @@ trained: list[Config] = []
 
 
 def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
-    """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`."""
+    """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`.
+
+    A run that several experiments have is trained for the first; then the others take over its result.
+    """
     limits = {name: hydra.launcher.get(name) for name in ("members", "workers")}
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int) and limit > 0):
             raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
-    records = train_sweep(configs, **limits)
+    folders: dict[str, dict[Path, int]] = defaultdict(dict)  # of each run, in their order
+    turns: dict[int, list[int]] = defaultdict(list)
+    for i, config in enumerate(configs):
+        known = folders[config.run_id]
+        turns[known.setdefault(Path(config.runs_dir, config.experiment_name), len(known))].append(i)
+    for config in [configs[i] for turn, runs in turns.items() if turn for i in runs]:
+        Record.of(config)  # a folder that cannot be read is refused before anything is trained
+    records: dict[int, Record] = {}
+    for runs in turns.values():
+        records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
     trained.extend(configs)
-    return records
+    return [records[i] for i in range(len(configs))]
 
 
 class Jobs:
     """The jobs of a sweep.
 
-    Hydra composes each choice of presets once, which takes it a tenth of a second. Plain numbers, of which a
-    sweep has hundreds, are then set on that tree as they are.
+    Hydra takes a tenth of a second to compose a choice of presets, so it does that once for each. Plain
+    numbers, of which a sweep has hundreds, are then set on that tree as they are.
     """
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
@@ -57,7 +70,7 @@ class Jobs:
         self.parse = functools.cache(lambda text: parser.parse_overrides([text])[0])
         self.compose = functools.cache(lambda presets: load(config, list(presets)))
         self.tree = functools.cache(lambda presets: plain(self.compose(presets)))
-        # Hydra's sweeper checks every job by composing it; here that means every choice of presets.
+        # Hydra's sweeper checks every job by composing it: here, every choice of presets.
         loader.load_sweep_config = lambda master_config, sweep_overrides: self.compose(
             self._presets(sweep_overrides)
         )
@@ -68,7 +81,7 @@ class Jobs:
         check_hydra(self.config.hydra)
         overrides = map(self.parse, self.config.hydra.overrides.task)
         sweeps = [override.sweep_iterator() for override in overrides if override.is_discrete_sweep()]
-        runs = math.prod(sum(1 for _ in islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
+        runs = math.prod(sum(1 for _ in itertools.islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
         if runs > LARGEST_SWEEP:
             raise UserError(f"more than {LARGEST_SWEEP:,} runs in one sweep; give fewer values")
         parse({key: self.config[key] for key in ("runs_dir", "experiment_name")})  # Hydra makes that folder
@@ -79,11 +92,7 @@ class Jobs:
             raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
 
     def train(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
-        """Train the runs of all jobs; each job returns what :func:`summary` makes of its records.
-
-        Raises:
-            UserError: one of them is no configuration, or cannot be trained here; nothing is trained.
-        """
+        """Train the runs of all jobs, or none if one raises UserError; each returns its :func:`summary`."""
         Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)  # the records tell it all
         jobs = [self._configs(texts) for texts in job_overrides]
         records = iter(train([config for job in jobs for config in job], self.config.hydra))
@@ -91,21 +100,20 @@ class Jobs:
         for texts, job in zip(job_overrides, jobs, strict=True):
             done = JobReturn(overrides=list(texts), status=JobStatus.COMPLETED)
             try:
-                done.return_value = summary(list(islice(records, len(job))))
+                done.return_value = summary(list(itertools.islice(records, len(job))))
             except Exception as error:
                 done.status, done.return_value = JobStatus.FAILED, error
             returns.append(done)
         return returns
 
     def _configs(self, texts: Sequence[str]) -> list[Config]:
-        """A job's runs."""
         presets = self._presets(texts)
         tree, overrides = copy.deepcopy(self.tree(presets)), [self.parse(text) for text in texts]
         for override in overrides:
             if override.input_line not in presets:
                 set_value(tree, override.key_or_group, override.value())
         experiment = self.compose(presets).hydra.runtime.choices.get("experiment")
-        return expand(resolved(tree), experiment, overrides)
+        return expand(tree, experiment, overrides)
 
     def _presets(self, texts: Sequence[str]) -> tuple[str, ...]:
         """All overrides but those that only give a field another number."""
@@ -119,11 +127,7 @@ def _sets_a_number(override: Override) -> bool:
 
 
 def check_hydra(hydra: Any) -> None:
-    """Refuse changes of Hydra's own settings that it would ignore, or that would mislead.
-
-    Raises:
-        UserError: there is one.
-    """
+    """Raise UserError for a change of Hydra's own settings that it would ignore, or that would mislead."""
     if hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: records would lie where no report looks; leave it out")
     for text in hydra.overrides.hydra:
@@ -137,24 +141,15 @@ def plain(tree: DictConfig) -> dict[str, Any]:
     return dict(whole)
 
 
-def resolved(tree: dict[str, Any]) -> dict[str, Any]:
-    """A plain tree with the values that its interpolations stand for."""
-    whole: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True) if "${" in str(tree) else tree
-    return dict(whole)
-
-
 def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Override]) -> list[Config]:
     """The runs that a composed tree stands for: itself, or those of the experiment that was chosen.
-
-    Args:
-        tree: what Hydra composed.
-        experiment: the experiment's name; None for none.
-        overrides: of the command line.
 
     Raises:
         UserError: the tree is no configuration; an override is none that Hydra would honour; or it is at odds
             with the experiment: it asks for runs that it has not, or would train runs that its table lacks.
     """
+    if "${" in str(tree):
+        tree = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[assignment]
     for override in overrides:
         key = override.key_or_group
         if override.is_delete():
@@ -167,8 +162,8 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
     values = {key: value for key, value in values.items() if plan.fixed.get(key, plan) != value}
-    settings = {key: value for key, value in values.items() if decides(key) and key not in plan.axes}
     wanted = {key: value for key, value in values.items() if key in plan.axes}
+    settings = {key: value for key, value in values.items() if decides(key) and key not in wanted}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})
     changed = bool(settings) and [run.config.run_id for run in runs] != [c.run_id for c in plan.configs()]
     if changed and composed.experiment_name == experiment:
@@ -178,9 +173,8 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
         )
     chosen = [run for run in runs if all(run.cell[key] == value for key, value in wanted.items())]
     if not chosen:
-        raise UserError(
-            f"{_texts(overrides, wanted)}: the experiment has no such run; its file names those that it has"
-        )
+        asked = _texts(overrides, wanted)
+        raise UserError(f"{asked}: the experiment has no such run; its file names those that it has")
     return [run.config.placed_as(composed) for run in chosen]
 
 

@@ -17,11 +17,7 @@ from wn.records import Record, read_experiment
 def sync(folder: Path, again: bool = False) -> str:
     """Send the runs of a folder that have ended and never reached W&B (``again``: all that have ended).
 
-    Returns:
-        What was sent, in a line.
-
-    Raises:
-        UserError: no such records, no key, or W&B does not take them.
+    Returns a line that says what was sent. UserError: no such records, no key, or W&B does not take them.
     """
     records = list(read_experiment(folder.parent, folder.name))
     if not records:
@@ -30,10 +26,10 @@ def sync(folder: Path, again: bool = False) -> str:
     if tracking.available("auto") != "online":
         raise UserError("W&B: no key, or WANDB_MODE forbids; run `wandb login` or set WANDB_API_KEY")
     ended = [record for record in records if record.status not in ("new", "running")]
-    pending = [record for record in ended if again or _state(record) != "online"]
+    pending = [record for record in ended if again or not _is_online(record)]
     link = tracking.Connection("online", fallback=False)
-    sent = tracking.send([(record, _online(record)) for record in pending], link)
-    send_report(folder, _online(records[0]), link)
+    sent = tracking.send([(record, _tracking(record)) for record in pending], link)
+    send_report(folder, _tracking(records[0]), link)
     if link.failure:
         raise UserError(f"W&B: {sent} of {len(pending)} runs sent, then {link.failure}; sync again later")
     rest = f"there already: {len(ended) - sent}, not ended: {len(records) - len(ended)}"
@@ -41,12 +37,12 @@ def sync(folder: Path, again: bool = False) -> str:
 
 
 def send_report(folder: Path, to: TrackingConfig, link: tracking.Connection | None = None) -> None:
-    """The summary run of a sweep, from the files of ``python -m wn.report``, if there are any."""
+    """The summary run of a sweep, from what ``python -m wn.report`` left, if anything."""
     if (folder / "report/summary.json").is_file():
         (link or tracking.connection(to.mode)).each([functools.partial(_copy_report, folder, to)])
 
 
-def _copy_report(folder: Path, to: TrackingConfig, mode: str) -> bool:
+def _copy_report(folder: Path, to: TrackingConfig, mode: str) -> None:
     """Figures, the points as a table, and a chart of y over x (a learning rate as its logarithm)."""
     wandb, report = tracking.load_wandb(), folder / "report"
     made = json.loads((report / "summary.json").read_text(encoding="utf-8"))
@@ -54,24 +50,21 @@ def _copy_report(folder: Path, to: TrackingConfig, mode: str) -> bool:
     with (report / made["points"]).open(encoding="utf-8", newline="") as file:
         points = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
     scale = math.log10 if x.rpartition(".")[2].startswith("lr") else float
-    lines: dict[str, list[tuple[float, float]]] = {}
+    lines: dict[str, tuple[list[float], list[float]]] = {}
     for point in points:
         if isinstance(place := point[x], float) and isinstance(height := point[y], float):
-            lines.setdefault(str(point[line]), []).append((scale(place), height))
-    chart = wandb.plot.line_series(
-        xs=[[place for place, _ in drawn] for drawn in lines.values()],
-        ys=[[height for _, height in drawn] for drawn in lines.values()],
-        keys=list(lines),
-        title=f"{y} over {x}",
-        xname=f"log10 {x}" if scale is math.log10 else x,
-    )
+            xs, ys = lines.setdefault(str(point[line]), ([], []))
+            xs.append(scale(place))
+            ys.append(height)
+    xname = f"log10 {x}" if scale is math.log10 else x
+    axes = [[drawn[i] for drawn in lines.values()] for i in (0, 1)]
+    chart = wandb.plot.line_series(*axes, keys=list(lines), title=f"{y} over {x}", xname=xname)
     table = wandb.Table(columns=list(points[0]), data=[list(point.values()) for point in points])
     images = {f"figures/{Path(name).stem}": wandb.Image(str(report / name)) for name in made["figures"]}
     identity = {"id": f"{folder.name[:56]}-summary", "name": "summary", "group": folder.name}
     run = tracking.init(to, folder, mode, **identity, job_type="summary")
     run.log({"curves": table, "robustness": chart, **images})
     run.finish()
-    return True
 
 
 def _value(text: str) -> float | str | None:
@@ -83,20 +76,19 @@ def _value(text: str) -> float | str | None:
     return None if math.isnan(number) else number
 
 
-def _state(record: Record) -> str | None:
-    """Where the record's copy is, from ``tracking.json``."""
+def _is_online(record: Record) -> bool:
     try:
-        return str(json.loads((record.folder / "tracking.json").read_text(encoding="utf-8"))["state"])
+        note = json.loads((record.folder / "tracking.json").read_text(encoding="utf-8"))
+        return bool(note["state"] == "online")
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return False
 
 
-def _online(record: Record) -> TrackingConfig:
-    return TrackingConfig.model_validate({**record.content["config"]["tracking"], "mode": "online"})
+def _tracking(record: Record) -> TrackingConfig:
+    return TrackingConfig.model_validate(record.content["config"]["tracking"])
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wn.sync", description="Send records to W&B.")
     parser.add_argument("name", help="of the experiment")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))

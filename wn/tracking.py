@@ -1,18 +1,15 @@
 """The W&B mirror of the records.
 
-The record on disk is the truth and what W&B shows is a copy. A run is copied while it trains
-(:func:`open_live`), when it is done (:func:`mirror_all`), or later by ``python -m wn.sync NAME``; and as
-often as one likes, since its id is always the same and its rows carry their step: W&B drops those it has.
-``tracking.json`` in a record's folder says where its copy is.
+A run is copied while it trains (:func:`open_live`), when it is done (:func:`mirror_all`), or later by
+``python -m wn.sync NAME``; and as often as one likes, since its id is always the same and its rows carry
+their step: W&B drops those it has. ``tracking.json`` in a record's folder says where its copy is.
 
-W&B can neither end nor hold up a sweep. Its code runs in daemon threads, so that what it raises (SystemExit
-too) never reaches the training, and all waits for it share a budget (:data:`PATIENCE`). A failure degrades
-this process from online to offline, or to no mirror, with one warning.
+W&B can neither end nor hold up a sweep: its code runs in daemon threads (:func:`_answers`), so that what it
+raises, SystemExit too, never reaches the training, and all waits for it share a budget (:data:`PATIENCE`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -31,11 +28,8 @@ log = logging.getLogger("wn.tracking")
 PATIENCE = {"online": 16.0, "offline": 8.0}
 """Seconds that a process waits for W&B in a mode, in all, beyond a second for each call."""
 
-TIMEOUT = 12.0
-"""Seconds that W&B gives itself to start a run, and to send its last rows."""
-
-SENDERS = 16
-"""Runs that are copied at once: each mostly waits for the network."""
+TIMEOUT = 12.0  # seconds that W&B gives itself to start a run, and to send its last rows
+SENDERS = 16  # runs that are copied at once: each mostly waits for the network
 
 PRIVATE = {
     "host": "",
@@ -51,12 +45,31 @@ PRIVATE = {
 """W&B's settings for sending what a record holds and no more, in silence."""
 
 
-class Connection:
-    """How this process reaches W&B; the mode only ever degrades.
+def _answers(calls: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
+    """What each call returns or raises; a TimeoutError for one that has not answered in time."""
+    deadline, slots = time.monotonic() + seconds, threading.Semaphore(SENDERS)
+    answers: list[Any] = [TimeoutError("no answer in time")] * len(calls)
 
-    Args:
-        mode: online, offline or disabled.
-        fallback: whether a failure is followed by the next mode, with a warning. Without, it ends the mirror.
+    def work(i: int) -> None:
+        with slots:
+            try:
+                if time.monotonic() < deadline:
+                    answers[i] = calls[i]()
+            except BaseException as error:  # in a thread, so it is not the user's Ctrl-C
+                answers[i] = error
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return answers[:]  # what comes later is not seen
+
+
+class Connection:
+    """How this process reaches W&B; the mode (online, offline, disabled) only ever degrades.
+
+    After a failure it is the next mode, with a warning; without ``fallback`` the failure ends the mirror.
     """
 
     def __init__(self, mode: str, fallback: bool = True) -> None:
@@ -68,35 +81,17 @@ class Connection:
         results: list[Any] = [None] * len(calls)
         todo = list(range(len(calls)))
         while todo and self.mode != "disabled":
-            answers = self._answers([calls[i] for i in todo])
-            for i, answer in zip(todo, answers, strict=True):
-                results[i] = None if isinstance(answer, BaseException) else answer
-            if errors := [answer for answer in answers if isinstance(answer, BaseException)]:
-                self._degrade(errors[0])
-            todo = [i for i in todo if results[i] is None] if retry else []
+            mode, began = self.mode, time.monotonic()
+            bound = [functools.partial(calls[i], mode) for i in todo]
+            answers = dict(zip(todo, _answers(bound, max(0.0, self._left[mode]) + len(todo)), strict=True))
+            self._left[mode] -= max(0.0, time.monotonic() - began - len(todo))
+            failed = {i: answer for i, answer in answers.items() if isinstance(answer, BaseException)}
+            for i in answers.keys() - failed:
+                results[i] = answers[i]
+            if failed:
+                self._degrade(next(iter(failed.values())))
+            todo = list(failed) if retry else []
         return results
-
-    def _answers(self, calls: Sequence[Callable[[str], Any]]) -> list[Any]:
-        """What each call returns or raises; a TimeoutError for one that has not answered in time."""
-        mode, began, slots = self.mode, time.monotonic(), threading.Semaphore(SENDERS)
-        deadline = began + max(0.0, self._left[mode]) + len(calls)
-        answers: list[Any] = [TimeoutError("no answer in time")] * len(calls)
-
-        def work(i: int) -> None:
-            with slots:
-                try:
-                    if time.monotonic() < deadline:
-                        answers[i] = calls[i](mode)
-                except BaseException as error:  # in a thread, so it is not the user's Ctrl-C
-                    answers[i] = error
-
-        threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._left[mode] -= max(0.0, time.monotonic() - began - len(calls))
-        return answers
 
     def _degrade(self, error: BaseException) -> None:
         """Go on in the next mode, with a new service of W&B's: the old one keeps the ids of failed runs."""
@@ -109,22 +104,15 @@ class Connection:
             log.warning("W&B: %s; runs are kept offline, send them with `python -m wn.sync NAME`", why)
         else:
             log.warning("W&B: %s; runs are not mirrored, their records are complete", why)
-
-        def tear_down() -> None:
-            with contextlib.suppress(BaseException):
-                load_wandb().teardown()
-
-        end = threading.Thread(target=tear_down, daemon=True)
-        end.start()
-        end.join(timeout=2.0)  # it waits for what hangs, but no longer holds up the end of the process
+        _answers([lambda: load_wandb().teardown()], 2.0)  # it waits for what hangs
 
 
 class LiveMirror:
     """One record's run on W&B while it trains. No method raises; after a failure they do nothing."""
 
-    def __init__(self, record: Record, tracking: TrackingConfig, connection: Connection) -> None:
-        self._connection = connection
-        (self._run,) = connection.each([functools.partial(_begin, record, tracking)])
+    def __init__(self, record: Record, tracking: TrackingConfig) -> None:
+        self._connection = connection(tracking.mode)
+        (self._run,) = self._connection.each([functools.partial(_begin, record, tracking)])
         if self._run is not None and not self._run.offline:
             log.info("W&B: %s", self._run.url)
 
@@ -142,13 +130,13 @@ class LiveMirror:
 
     def _use(self, action: Callable[[Any], Any]) -> None:
         if (run := self._run) is not None:
-            (answer,) = self._connection.each([lambda _: action(run)], retry=False)
+            (answer,) = self._connection.each([lambda _: (run, action(run))], retry=False)
             self._run = None if answer is None else run
 
 
 def open_live(record: Record, tracking: TrackingConfig) -> LiveMirror:
     """The copy of a run that is about to train or to go on; its record has begun."""
-    return LiveMirror(record, tracking, connection(tracking.mode))
+    return LiveMirror(record, tracking)
 
 
 def mirror_all(records: Iterable[Record], tracking: TrackingConfig) -> None:
@@ -160,7 +148,7 @@ def send(pairs: Sequence[tuple[Record, TrackingConfig]], connection: Connection)
     """Copy records to where they belong; how many copies are finished."""
     calls = [functools.partial(_copy, *pair) for pair in pairs]
     # The first goes alone: it finds out, once for all, how W&B can be reached.
-    return sum(state is not None for part in (calls[:1], calls[1:]) for state in connection.each(part))
+    return sum(note is not None for part in (calls[:1], calls[1:]) for note in connection.each(part))
 
 
 @functools.cache
@@ -192,8 +180,8 @@ def load_wandb() -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no traceback of ours, with its folders, to W&B
     import wandb
 
-    timeouts = {"init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
-    wandb.setup(settings=wandb.Settings(**PRIVATE, **timeouts))  # type: ignore[arg-type]
+    settings: Any = {**PRIVATE, "init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
+    wandb.setup(settings=wandb.Settings(**settings))
     return wandb
 
 
@@ -214,9 +202,9 @@ def init(tracking: TrackingConfig, folder: Path, mode: str, **identity: Any) -> 
 def _begin(record: Record, tracking: TrackingConfig, mode: str) -> Any:
     """A record's W&B run with the rows that there are."""
     content = record.content
-    experiment, norm, config = content["experiment"], content["norm"], content["config"]
-    shown = {key: value for key, value in config.items() if key != "tracking"}
-    shown |= {"experiment_name": experiment, "norm": {"name": norm, **config["norm"]}}
+    experiment, norm = content["experiment"], content["norm"]
+    config = {key: value for key, value in content["config"].items() if key != "tracking"}
+    shown = {**config, "experiment_name": experiment, "norm": {"name": norm, **config["norm"]}}
     run = init(
         tracking,
         record.folder.parent,
@@ -235,42 +223,39 @@ def _begin(record: Record, tracking: TrackingConfig, mode: str) -> Any:
     return run
 
 
-def _log(run: Any, metrics: Iterable[Row], probes: Iterable[Row]) -> bool:
+def _log(run: Any, metrics: Iterable[Row], probes: Iterable[Row]) -> None:
     """Send rows as W&B wants them: one per step, a layer's probes under its name."""
     merged: dict[int, Row] = {}
-    for prefix, rows in (("metrics", metrics), ("probes", probes)):
-        for row in rows:
-            step = merged.setdefault(row["step"], {"epoch": row["epoch"], "step": row["step"]})
-            path = "/".join([prefix, *([row["layer"]] if "layer" in row else [])])
-            values = {k: v for k, v in row.items() if k not in ("epoch", "step", "layer") and v is not None}
-            step.update({f"{path}/{key}": value for key, value in values.items()})
+    for row in (*metrics, *probes):
+        step = merged.setdefault(row["step"], {"epoch": row["epoch"], "step": row["step"]})
+        path = f"probes/{row['layer']}" if "layer" in row else "metrics"
+        values = {k: v for k, v in row.items() if k not in ("epoch", "step", "layer") and v is not None}
+        step.update({f"{path}/{key}": value for key, value in values.items()})
     for number, row in sorted(merged.items()):
         run.log(row, step=number)
-    return True
 
 
-def _finish(run: Any, record: Record) -> str:
-    """Send pictures, status and results; the mode in which the run is now complete."""
-    content, mode = record.content, "offline" if run.offline else "online"
-    note = {"state": mode, "project": run.project, "id": run.id, "url": None if run.offline else run.url}
+def _finish(run: Any, record: Record) -> Row:
+    """Send pictures, status and results; what ``tracking.json`` now says."""
+    content, state = record.content, "offline" if run.offline else "online"
+    note = {"state": state, "project": run.project, "id": run.id, "url": None if run.offline else run.url}
     if pictures := record.pictures:
         images = {f"pictures/{name}": load_wandb().Image(str(path)) for name, path in pictures.items()}
         run.log(images, step=content["steps"])
     flat = {"status": content["status"], "seconds": content.get("seconds")}
     for part in ("initial", "final", "best", "diverged_at"):
         flat |= {f"{part}/{key}": value for key, value in (content.get(part) or {}).items()}
-    told = {key: value for key, value in flat.items() if value is not None}
-    run.summary.update({k: "NaN" if v != v else v for k, v in told.items()})  # W&B would drop a NaN
+    # W&B would drop a NaN.
+    run.summary.update({k: "NaN" if v != v else v for k, v in flat.items() if v is not None})
     run.finish(exit_code=0 if record.done else 1)
     write_atomically(record.folder / "tracking.json", (json.dumps(note, indent=1) + "\n").encode())
-    return mode
+    return note
 
 
-def _pause(run: Any) -> bool:
+def _pause(run: Any) -> None:
     run.mark_preempting()
     run.finish(exit_code=1)
-    return True
 
 
-def _copy(record: Record, tracking: TrackingConfig, mode: str) -> str:
+def _copy(record: Record, tracking: TrackingConfig, mode: str) -> Row:
     return _finish(_begin(record, tracking, mode), record)

@@ -22,26 +22,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
 from wn.config import Config, UserError, explain_key, nearest
-from wn.config.compose import CONFIGS
+from wn.config.compose import CONFIGS, set_value
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
 from wn.run import RunFailed
 from wn.sync import send_report
 
-TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user asked, in Hydra's own way, to see where an error came from."""
+TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask where an error came from
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> float:
-    """Train a run, or an experiment; the validation loss that it ends with is what a sweeper may minimise."""
+    """Train a run, or an experiment, and return its final validation loss, which a sweeper may minimise."""
     chosen = HydraConfig.get()
     try:
         launcher.check_hydra(chosen)
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
-        composed = launcher.resolved(launcher.plain(tree))
-        configs = launcher.expand(composed, chosen.runtime.choices.get("experiment"), overrides)
-        records = launcher.train(configs, chosen)
+        experiment = chosen.runtime.choices.get("experiment")
+        records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
     except (UserError, OmegaConfBaseException) as error:
         refuse(error)  # here, as Hydra would go on to the next job
     return launcher.summary(records)
@@ -50,8 +48,8 @@ def job(tree: DictConfig) -> float:
 def main() -> int:
     """Run the application and return its exit status.
 
-    0, 1 (a run failed), 2 (a mistake of the user's), or after a stop 75 (``trainer.max_minutes``), 130
-    (SIGINT) or 143 (SIGTERM): then the same command goes on.
+    0, 1 (a run failed), 2 (a mistake of the user's), or where the same command goes on from a stop: 75
+    (``trainer.max_minutes``), 130 (SIGINT) or 143 (SIGTERM).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
@@ -106,8 +104,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model"}))
     for model in MODELS:
-        node = model().model_dump(mode="json")
-        store.store(group="model", name=f"_{node['name']}", node=node)
+        defaults = model().model_dump(mode="json")
+        store.store(group="model", name=f"_{defaults['name']}", node=defaults)
     for name in experiments.names():
         try:
             fixed = experiments.load(name).fixed
@@ -116,23 +114,19 @@ def register() -> None:
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
-        tree: dict[str, Any] = {"experiment_name": name}
+        presets = [{f"override /{key}": value} for key, value in fixed.items() if "." not in key]
+        node: dict[str, Any] = {"defaults": [*presets, "_self_"], "experiment_name": name}
         for key, value in fixed.items():
             if "." in key:
-                section, field = key.split(".")
-                tree.setdefault(section, {})[field] = value
-        presets = [{f"override /{key}": value} for key, value in fixed.items() if "." not in key]
-        store.store(
-            group="experiment", name=name, node={"defaults": [*presets, "_self_"], **tree}, package="_global_"
-        )
+                set_value(node, key, value)
+        store.store(group="experiment", name=name, node=node, package="_global_")
 
 
 EXPLANATIONS = {
     r"append to your default list use (\S+)": "no such key without a plus sign; write {}",
-    r"Ambiguous value for argument '([^']+)'": "{}: several values; to train each, add -m",
+    r"(?:Ambiguous value|Sweep parameters).* '([^']+)'": "{}: several values; to train each, add -m",
     r"Multiple values for ([\w/]+)\.": "{0}: chosen already; write {0}=... without a plus sign",
     r"An item is already at '([^']+)'": "{0}: there already; write {0}=... without a plus sign",
-    r"Sweep parameters '([^']+)'": "{}: several values; to train each, add -m",
     rf"Could not override '({'|'.join(launcher.GROUPS)})'": "{}: takes a preset's name, as in norm=none",
     r"does not support sweep type": "no values to try one by one; list them, as in optim.lr=0.01,0.1",
     r"^Config group override": "a group takes the name of a preset, as in norm=weight_norm",
@@ -141,7 +135,6 @@ EXPLANATIONS = {
 
 
 def refuse(error: Exception) -> NoReturn:
-    """End with one line about a mistake of the user's."""
     if TRACEBACKS:
         raise error
     print("error:", *explain(error).split(), file=sys.stderr)
@@ -149,7 +142,6 @@ def refuse(error: Exception) -> NoReturn:
 
 
 def explain(error: Exception) -> str:
-    """An error in one line: what is wrong, and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         known = [option for option in error.options or [] if not option.startswith("_")]
@@ -161,7 +153,7 @@ def explain(error: Exception) -> str:
         if found := re.search(pattern, text):
             return line.format(*found.groups())
     key = re.search(r"Could not override '([^']+)'|not in struct full_key: (\S+)", text)
-    return explain_key(key[1] or key[2]) if key else text
+    return explain_key(Config, key[1] or key[2]) if key else text
 
 
 if __name__ == "__main__":

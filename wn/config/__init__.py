@@ -16,6 +16,7 @@ import pydantic
 from wn import presets
 from wn.config import errors
 from wn.config.errors import UserError as UserError
+from wn.config.errors import explain_key as explain_key
 from wn.config.errors import nearest as nearest
 from wn.config.models import ConvNetConfig as ConvNetConfig
 from wn.config.models import ConvVAEConfig as ConvVAEConfig
@@ -40,8 +41,7 @@ class NormConfig(Section):
     gain: Literal["none", "free", "fixed"] = "none"
     """Per output unit: none, trained, or left where the initialisation puts it. With batch statistics it
     acts after them (gamma)."""
-    hold: Literal["free"] = "free"
-    """What may happen to ||v||: it is free to grow."""
+    hold: Literal["free"] = "free"  # ||v|| may grow
     statistics: Literal["none", "batch", "mean_only"] = "none"
     """What is taken from the batch: nothing, mean and variance, or the mean alone (section 4)."""
     init: Literal["default", "data"] = "default"
@@ -63,7 +63,6 @@ class NormConfig(Section):
 
     @property
     def label(self) -> str:
-        """The preset's name, or the choices joined where no preset has them."""
         return presets.label({key: getattr(self, key) for key in presets.DEFAULTS})
 
 
@@ -92,7 +91,6 @@ class OptimConfig(Section):
     lr_gain: pydantic.PositiveFloat | None = None
     """Learning rate of gains (g, and gamma of batch statistics); null: that of the weights."""
     lr_bias: pydantic.PositiveFloat | None = None
-    """Learning rate of biases; null: that of the weights."""
     momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
     """SGD's momentum; beta1 of Adam and Adamax."""
     beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
@@ -136,7 +134,7 @@ class TrainerConfig(Section):
     images: pydantic.NonNegativeInt = 64
     """Reconstructions, and samples, that a finished VAE leaves as pictures; 0: none."""
     deterministic: bool = False
-    """Deterministic algorithms on a GPU, which cost speed; a CPU's always are."""
+    """On a GPU, which costs speed; a CPU's algorithms always are."""
     compile: bool = False
     """Compile the whole step: a minute at the start, and about twice the speed after it."""
     cuda_graph: bool = True
@@ -158,6 +156,9 @@ DECIDING = {
     "trainer": {"epochs", "batch_size", "init_batch_size", "precision"},
 }
 """Of sections that decide numbers in part: the fields that do. All others only say where, and how watched."""
+
+PLACES = ("tracking", "experiment_name", "runs_dir")
+"""What decides no number."""
 
 STACKABLE = {
     "optim": ("lr", "lr_gain", "lr_bias", "momentum", "beta2", "eps", "weight_decay", "late_momentum"),
@@ -182,20 +183,16 @@ class Config(Section):
     @pydantic.field_validator("model", mode="before")
     @classmethod
     def _default_model(cls, model: Any) -> Any:
-        """Settings without a name are the default model's."""
         return {"name": MLPConfig().name, **model} if isinstance(model, dict) else model
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, as plain data, without the fields that are at their defaults.
-
-        So a field can be added later and no run changes its identity.
-        """
-        whole = self.model_dump(mode="json", exclude_defaults=True)
-        sections: dict[str, Any] = {name: whole.get(name, {}) for name in ("model", "norm", "optim")}
-        sections["model"]["name"] = self.model.name  # each architecture's own default
-        for name, deciding in DECIDING.items():
-            sections[name] = {k: v for k, v in whole.get(name, {}).items() if k in deciding}
-        return {"schema": SCHEMA, "seed": self.seed, **{k: v for k, v in sections.items() if v}}
+        """What decides the numbers, without fields at their defaults: one more field changes no identity."""
+        identity: dict[str, Any] = {"schema": SCHEMA, "seed": self.seed, "model": {"name": self.model.name}}
+        for section, fields in self.model_dump(mode="json", exclude_defaults=True).items():
+            parts = fields if isinstance(fields, dict) else {}  # the seed is there, and names decide nothing
+            if kept := {key: value for key, value in parts.items() if decides(f"{section}.{key}")}:
+                identity[section] = identity.get(section, {}) | kept
+        return identity
 
     @property
     def run_id(self) -> str:
@@ -205,28 +202,19 @@ class Config(Section):
 
     @property
     def stack_key(self) -> str:
-        """Equal for runs that can train as one stack: those that differ in :data:`STACKABLE` alone.
-
-        A stack has noise layers or it has none, so zero and positive noise do not mix.
-        """
-        whole = self.model_dump(mode="json")
-        for section, keys in STACKABLE.items():
-            for key in keys:
-                value = whole[section].pop(key, None)
-                if section == "model":
-                    whole[section][f"any {key}"] = bool(value)
-        del whole["seed"]
+        """Equal for runs that can train as one stack: those that differ in :data:`STACKABLE` alone."""
+        whole = self.model_dump(mode="json", exclude={"seed": True, "optim": set(STACKABLE["optim"])})
+        for key in STACKABLE["model"]:  # a stack has noise layers or it has none
+            whole["model"][key] = bool(whole["model"].get(key))
         return json.dumps(whole, sort_keys=True)
 
     def placed_as(self, other: Config) -> Config:
         """This run with all that is no part of the identity taken from another: device, folders, tracking."""
-        sections = {}
+        places = {key: getattr(other, key) for key in PLACES}
         for name, deciding in DECIDING.items():
-            own, others = getattr(self, name), getattr(other, name)
-            kept = {field: getattr(own, field) for field in deciding}
-            sections[name] = others.model_copy(update=kept)
-        places = {key: getattr(other, key) for key in ("tracking", "experiment_name", "runs_dir")}
-        return self.model_copy(update=sections | places)
+            kept = {field: getattr(getattr(self, name), field) for field in deciding}
+            places[name] = getattr(other, name).model_copy(update=kept)
+        return self.model_copy(update=places)
 
 
 def decides(key: str) -> bool:
@@ -236,9 +224,7 @@ def decides(key: str) -> bool:
     (True, False, True, False)
     """
     section, _, field = key.partition(".")
-    if section in ("tracking", "experiment_name", "runs_dir"):
-        return False
-    return not field or section not in DECIDING or field in DECIDING[section]
+    return section not in PLACES and (not field or section not in DECIDING or field in DECIDING[section])
 
 
 def parse(tree: dict[str, Any]) -> Config:
@@ -256,14 +242,3 @@ def parse(tree: dict[str, Any]) -> Config:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise UserError(errors.explain(Config, error)) from None
-
-
-def explain_key(key: str) -> str:
-    """Why a dotted key cannot be set, in one line.
-
-    >>> explain_key("optim.lrr")
-    "optim.lrr: unknown key; did you mean 'lr'?"
-    >>> explain_key("model.depth")
-    'model.depth: a key of model=convnet or resnet_vae alone'
-    """
-    return errors.explain_key(Config, key)

@@ -22,10 +22,7 @@ Value = str | int | float | bool | None
 
 
 def compose(settings: Mapping[str, Any]) -> Config:
-    """The configuration with these settings.
-
-    Args:
-        settings: a preset's name for a group (``norm``), a value for a dotted field (``optim.lr``).
+    """The configuration with a preset's name for each group, and a value for each dotted field, in settings.
 
     Raises:
         UserError: no such preset, key or value.
@@ -35,7 +32,7 @@ def compose(settings: Mapping[str, Any]) -> Config:
     """
     defaults, tree = _train()
     groups = {**defaults, **{key: settings[key] for key in defaults if key in settings}}
-    tree = {**tree, **{group: preset(group, str(name)) for group, name in groups.items()}}
+    tree = {**tree, **{group: copy.deepcopy(_preset(group, str(name))) for group, name in groups.items()}}
     for key, value in settings.items():
         if key not in groups:
             set_value(tree, key, value)
@@ -43,7 +40,6 @@ def compose(settings: Mapping[str, Any]) -> Config:
 
 
 def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a tree of dictionaries."""
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
@@ -52,13 +48,9 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def preset(group: str, name: str) -> dict[str, Any]:
-    """What a preset says, its own defaults list followed within the group; a copy."""
-    return copy.deepcopy(_preset(group, name))
-
-
 @functools.cache
 def _preset(group: str, name: str) -> dict[str, Any]:
+    """What a preset says, its own defaults list followed within the group."""
     path = CONFIGS / group / f"{name}.yaml"
     if not path.is_file():
         known = sorted(other.stem for other in path.parent.glob("*.yaml"))

@@ -32,7 +32,7 @@ def _finding(root: type[pydantic.BaseModel], error: Any) -> str:
 
 
 def explain_key(root: type[pydantic.BaseModel], key: str) -> str:
-    """Why there is no such dotted key below ``root``, in one line."""
+    """Why there is no such dotted key in a configuration, in one line."""
     section: Any = root
     for part in key.split("."):
         fields = _fields(section)

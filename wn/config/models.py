@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
@@ -16,24 +16,22 @@ class Section(pydantic.BaseModel):
     @classmethod
     def _true_is_no_number(cls, tree: Any) -> Any:
         """Python takes True for 1; as text it is refused with the field's name."""
-        if not isinstance(tree, dict) or not any(isinstance(value, bool) for value in tree.values()):
+        if not isinstance(tree, dict):
             return tree
         switches = {key for key, field in cls.model_fields.items() if field.annotation is bool}
-        return {
-            k: str(v).lower() if isinstance(v, bool) and k not in switches else v for k, v in tree.items()
-        }
+        numbers = {k: v for k, v in tree.items() if isinstance(v, bool) and k not in switches}
+        return {**tree, **{key: str(value).lower() for key, value in numbers.items()}}
 
 
 WeightInit = Literal["he", "paper", "glorot"]
-"""Scheme of the initial weights: He's normal(0, sqrt(2/fan_in)), the paper's normal(0, 0.05) (section 3), or
-Glorot's uniform of variance 2/(fan_in + fan_out), where the authors' code leaves its plain weights."""
+"""Initial weights: see :func:`wn.models.init.init_weights_`."""
 
 Widths = tuple[pydantic.PositiveInt, ...]
 SomeWidths = Annotated[Widths, pydantic.Field(min_length=1)]
 
 
 class MLPConfig(Section):
-    """A multilayer perceptron; ``widths`` are its hidden layers."""
+    """A multilayer perceptron with hidden layers of ``widths``."""
 
     name: Literal["mlp"] = "mlp"
     widths: Widths = (128, 128)
@@ -41,7 +39,6 @@ class MLPConfig(Section):
     noise: float = pydantic.Field(default=0.0, ge=0)
     """Standard deviation of the Gaussian noise on the input."""
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Probability of dropping a hidden activation."""
     weight_init: WeightInit = "he"
 
 
@@ -54,7 +51,6 @@ class ConvNetConfig(Section):
     depth: pydantic.PositiveInt = 3
     """Convolutions in a block."""
     noise: float = pydantic.Field(default=0.15, ge=0)
-    """Standard deviation of the Gaussian noise on the input."""
     dropout: float = pydantic.Field(default=0.5, ge=0, lt=1)
     """Probability of dropping an activation after each pooling."""
     weight_init: WeightInit = "paper"
@@ -76,7 +72,7 @@ class VAEConfig(Section):
     free_bits: float = pydantic.Field(default=0.0, ge=0)
     """Nats per latent (or channel of latents) that cost nothing in training; 0 is off."""
     kl_warmup_steps: pydantic.NonNegativeInt = 0
-    """Steps over which the weight of the KL term rises linearly to 1; 0 is off."""
+    """Steps over which the weight of the KL term rises linearly to 1."""
     weight_init: WeightInit = "paper"
 
 
@@ -111,6 +107,5 @@ class ResNetVAEConfig(VAEConfig):
     flow_width: pydantic.PositiveInt = 160
 
 
-MODELS = (MLPConfig, ConvNetConfig, MLPVAEConfig, ConvVAEConfig, ResNetVAEConfig)
 Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig
-"""The architectures; ``name`` tells which one."""
+MODELS = get_args(Model)

@@ -19,7 +19,6 @@ from wn.data.formats import Arrays
 
 SPLIT_STATE = 0  # of every split and draw: a run's seed never decides which images are trained on
 DIGITS_WHITE = 16  # maximum pixel value of digits
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,10 +57,9 @@ def load(
     fifth of all images to the test; the others keep their official test set. Of the remaining images
     ``config.train_fraction`` is used, and of these ``config.valid_fraction`` is held out.
 
-    Images are standardised by the mean and standard deviation of all pixels of the training split, two
-    numbers in all; with ``unit`` they are left from 0 to 1, as a VAE takes them. With ``config.whiten`` they
-    are whitened (in float32 whatever ``dtype`` is) by the statistics of all official training images.
-    Whitening is unsupervised, so fitting it on the held-out images leaks no labels.
+    Images are standardised by one mean and one standard deviation, of all pixels of the training split; with
+    ``unit`` they are left from 0 to 1, as a VAE takes them. With ``config.whiten`` they are whitened, in
+    float32, by the statistics of all official training images: unsupervised, so that leaks no labels.
 
     Raises:
         UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
@@ -74,14 +72,11 @@ def load(
     if config.binarize:
         rest, test = (_binarized(part, white, stream) for stream, part in enumerate((rest, test)))
         white = 1
-    used = np.arange(len(rest.labels))
     if config.train_fraction < 1:
-        _, used = _divide(rest.labels, config.train_fraction, "train_fraction")
-    held_out = used[:0]
+        _, rest = _divide(rest, config.train_fraction, "train_fraction")
+    train, valid = rest, Arrays(rest.images[:0], rest.labels[:0])
     if config.valid_fraction > 0:
-        kept, drawn = _divide(rest.labels[used], config.valid_fraction, "valid_fraction")
-        used, held_out = used[kept], used[drawn]
-    train, valid = _take(rest, used), _take(rest, held_out)
+        train, valid = _divide(rest, config.valid_fraction, "valid_fraction")
     if unit:
         mean, std = 0.0, float(white)
     else:
@@ -108,10 +103,6 @@ def permutation(seed: int, epoch: int, size: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(mixed).permutation(size).astype(np.int64, copy=False))
 
 
-def _take(part: Arrays, chosen: Indices) -> Arrays:
-    return Arrays(part.images[chosen], part.labels[chosen])
-
-
 def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
     """Each pixel 1 with its grey level as probability, else 0: one fixed draw for each place of a part."""
     draw = np.random.default_rng(np.random.SeedSequence(SPLIT_STATE, spawn_key=(stream,)))
@@ -119,20 +110,21 @@ def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
     return Arrays((level < part.images).astype(np.uint8), part.labels)
 
 
-def _divide(labels: Indices, fraction: float, setting: str) -> tuple[Indices, Indices]:
+def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
     """The others, and a fraction of all, stratified by label."""
     import sklearn.model_selection  # slow to import, and not needed to say that data are missing
 
+    size = len(whole.labels)
     try:
-        others, drawn = sklearn.model_selection.train_test_split(
-            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=SPLIT_STATE
+        divided = sklearn.model_selection.train_test_split(
+            np.arange(size), test_size=fraction, stratify=whole.labels, random_state=SPLIT_STATE
         )
     except ValueError:
         raise UserError(
             f"data.{setting}={fraction}: both parts need at least one image a class, and there are "
-            f"{len(labels)} images to divide; train_fraction=1 uses all, valid_fraction=0 holds none out"
+            f"{size} images to divide; train_fraction=1 uses all, valid_fraction=0 holds none out"
         ) from None
-    return others, drawn
+    return [Arrays(whole.images[chosen], whole.labels[chosen]) for chosen in divided]
 
 
 def _mean_std(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
@@ -149,5 +141,5 @@ def _digits() -> tuple[Arrays, Arrays]:
 
     bunch = sklearn.datasets.load_digits()
     whole = Arrays(bunch.images[:, None].astype(np.uint8), bunch.target.astype(np.int64))
-    rest, test = _divide(whole.labels, 0.2, "test_fraction")  # there is no official test set
-    return _take(whole, rest), _take(whole, test)
+    rest, test = _divide(whole, 0.2, "test_fraction")  # there is no official test set
+    return rest, test

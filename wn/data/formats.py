@@ -34,9 +34,8 @@ class Unusable(Exception):
 
 
 def read_idx(files: Sequence[Path], shape: tuple[int, int, int]) -> Arrays:
-    """MNIST's format: a file of images [N, H, W] and one of labels [N].
-
-    Each: magic number (0, 0, 8 for bytes, number of dimensions), sizes as big-endian int32, values.
+    """MNIST's format, a file of images [N, H, W] and one of labels [N]: a magic number (0, 0, 8 for bytes,
+    number of dimensions), sizes as big-endian int32, values.
     """
     arrays = []
     for path, dimensions in zip(files, (3, 1), strict=True):

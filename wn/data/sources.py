@@ -1,6 +1,6 @@
-"""Where the data sets come from: found in the user's folder or downloaded, and checked against what was
-published. A new data set is an entry of :data:`OFFICIAL`, and a reader in :mod:`wn.data.formats` if its
-files have a format of their own.
+"""Data sets found in the user's folder or downloaded, and checked against what was published.
+
+A new one is an entry of :data:`OFFICIAL`, and a reader in :mod:`wn.data.formats` if its format is new.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ class Layout(NamedTuple):
     test: tuple[str, ...]
 
 
-IDX = tuple(  # LeCun's spelling, and that of other copies
-    Layout(
-        formats.read_idx,
-        *((f"{part}-images{mark}idx3-ubyte", f"{part}-labels{mark}idx1-ubyte") for part in ("train", "t10k")),
-    )
-    for mark in "-."
-)
+def _idx(part: str, mark: str) -> tuple[str, ...]:
+    return (f"{part}-images{mark}idx3-ubyte", f"{part}-labels{mark}idx1-ubyte")
+
+
+# LeCun's spelling, and that of other copies.
+IDX = tuple(Layout(formats.read_idx, _idx("train", mark), _idx("t10k", mark)) for mark in "-.")
 BATCHES = Layout(formats.read_cifar10, tuple(f"data_batch_{k}" for k in range(1, 6)), ("test_batch",))
 PARQUET = Layout(formats.read_parquet, ("train-*.parquet",), ("test-*.parquet",))
 
@@ -60,7 +59,7 @@ class Official(NamedTuple):
     @property
     def ways(self) -> str:
         """How to provide the files, for an error message."""
-        torchvision = f"{self.folder}/ or {self.archive}" if self.archive else f"{self.folder}/"
+        torchvision = f"{self.folder}/" + (f" or {self.archive}" if self.archive else "")
         return (
             "let it be downloaded (data.download=true), or name with data.root=... a folder that holds "
             f"{torchvision} (torchvision's layout), or train-*.parquet and test-*.parquet (Hugging Face's)"
@@ -69,31 +68,18 @@ class Official(NamedTuple):
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-OFFICIAL = {
-    "mnist": Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX),
-    "fashion_mnist": Official(
-        "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
-    ),
-    "cifar10": Official(
-        name="CIFAR10",
-        folder="cifar-10-batches-py",
-        hub="plain_text",
-        shape=(3, 32, 32),
-        train=(5000,) * 10,
-        test=(1000,) * 10,
-        layouts=(BATCHES,),
-        archive="cifar-10-python.tar.gz",
-        reorder=True,
-    ),
-}
+MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)
+FASHION = Official(
+    "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
+)
+CIFAR10 = Official(
+    "CIFAR10", "cifar-10-batches-py", "plain_text", (3, 32, 32), (5000,) * 10, (1000,) * 10, (BATCHES,)
+)._replace(archive="cifar-10-python.tar.gz", reorder=True)
+OFFICIAL = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
 
 
 def official(config: DataConfig) -> tuple[Arrays, Arrays]:
-    """Official training and test set, from the first layout that is there; whitened if so configured.
-
-    Raises:
-        UserError: as :func:`wn.data.load`.
-    """
+    """Official training and test set, from the first layout that is there; whitened if so configured."""
     official = OFFICIAL[config.name]
     root = Path(config.root or "data").expanduser()
     if not root.is_dir() and (config.root or root.exists()):
@@ -133,7 +119,6 @@ def _matches(folder: Path, name: str) -> list[Path]:
 
 
 def _read(official: Official, layout: Layout, train: list[Path], test: list[Path]) -> tuple[Arrays, Arrays]:
-    """Both parts, if they are what was published."""
     parts = []
     for files, counts in ((train, official.train), (test, official.test)):
         part = layout.read(files, official.shape)
@@ -142,9 +127,8 @@ def _read(official: Official, layout: Layout, train: list[Path], test: list[Path
             source = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
             raise Unusable(f"{source}: not {official.name}, but images {shape} in classes of {found}")
         if official.reorder:  # by the images' bytes, which all differ
-            order = np.argsort(
-                part.images.reshape(len(part.images), -1).view(f"S{math.prod(shape[1:])}")[:, 0]
-            )
+            rows = part.images.reshape(len(part.images), -1).view(f"S{math.prod(shape[1:])}")
+            order = np.argsort(rows[:, 0])
             part = Arrays(part.images[order], part.labels[order])
         parts.append(part)
     return parts[0], parts[1]
@@ -153,21 +137,29 @@ def _read(official: Official, layout: Layout, train: list[Path], test: list[Path
 def _download(root: Path, official: Official) -> None:
     """Have torchvision download, verify and unpack the files, then move them to where it looks for them.
 
-    A folder of its own keeps half files of a killed download from the user and from other processes. What is
-    there already stays as it is, and an archive that lies in the root is unpacked without any network.
+    Scratch space keeps a killed download's half files from other processes. What is there already stays as
+    it is; an archive in the root is unpacked without any network.
     """
     import torchvision.datasets  # slow to import
 
-    published = getattr(torchvision.datasets, official.name)
+    published: Any = getattr(torchvision.datasets, official.name)
+    archive = root / (official.archive or "")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
-            if not official.archive:
+            if official.archive is None:
                 published(scratch, download=True)
-            else:  # not by the class, which would unpickle
-                _unpack(published, root / official.archive, scratch)
+            # Not by the class, which would unpickle.
+            elif not archive.exists():
+                torchvision.datasets.utils.download_and_extract_archive(
+                    published.url, scratch, md5=published.tgz_md5
+                )
+            elif torchvision.datasets.utils.check_integrity(archive, published.tgz_md5):
+                torchvision.datasets.utils.extract_archive(archive, scratch)
+            else:
+                raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")
             (root / official.folder).mkdir(parents=True, exist_ok=True)
             for path in (Path(scratch) / official.folder).iterdir():
                 if not (target := root / official.folder / path.name).exists():
@@ -175,19 +167,7 @@ def _download(root: Path, official: Official) -> None:
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         # torchvision names each mirror and what it answered on a line of its own.
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise UserError(
-            f"data.root={root}: {official.name} could not be downloaded there ({reason}); {official.ways}"
-        ) from None
+        line = f"data.root={root}: {official.name} could not be downloaded there ({reason})"
+        raise UserError(f"{line}; {official.ways}") from None
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _unpack(published: Any, archive: Path, scratch: str) -> None:
-    from torchvision.datasets import utils
-
-    if not archive.exists():
-        utils.download_and_extract_archive(published.url, scratch, md5=published.tgz_md5)
-    elif utils.check_integrity(archive, published.tgz_md5):
-        utils.extract_archive(archive, scratch)
-    else:
-        raise Unusable(f"{archive}: not as published (MD5), perhaps a download that was cut short")

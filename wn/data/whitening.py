@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 def whiten(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays]:
     """Whiten both parts with the statistics of the first: float32 images, the same labels."""
-    mean, matrix = fit(train.images)
-    train, test = (Arrays(apply(part.images, mean, matrix), part.labels) for part in (train, test))
-    return train, test
+    fitted = fit(train.images)
+    return Arrays(apply(train.images, *fitted), train.labels), Arrays(
+        apply(test.images, *fitted), test.labels
+    )
 
 
 def fit(images: Bytes) -> tuple[Floats, Floats]:
@@ -83,10 +84,9 @@ def whiten_once(
         with open(path, "rb") as file:
             checksum.update(hashlib.file_digest(file, "sha256").digest())
     made_from = checksum.hexdigest()
-    if (kept := _load(cache, made_from)) is not None:
-        return kept
-    parts = whiten(*read())
-    _save(cache, made_from, parts)
+    if (parts := _load(cache, made_from)) is None:
+        parts = whiten(*read())
+        _save(cache, made_from, parts)
     return parts
 
 
@@ -94,15 +94,14 @@ def _load(cache: Path, made_from: str) -> tuple[Arrays, Arrays] | None:
     """None where the cache is of no use. NumPy verifies a checksum of each array in it."""
     try:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            if kept["made_from"] != made_from:
-                return None
-            arrays = [kept[name] for name in ARRAYS]
-            return Arrays(*arrays[:2]), Arrays(*arrays[2:])
+            if kept["made_from"] == made_from:
+                arrays = [kept[name] for name in ARRAYS]
+                return Arrays(*arrays[:2]), Arrays(*arrays[2:])
     except FileNotFoundError:
-        return None
+        pass
     except Exception as error:  # what a damaged archive raises has no common base
         log.warning("%s: damaged (%s); the images are whitened anew", cache, type(error).__name__)
-        return None
+    return None
 
 
 def _save(cache: Path, made_from: str, parts: tuple[Arrays, Arrays]) -> None:

@@ -22,18 +22,13 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "conv_vae": lambda config, shape, classes: build_conv_vae(config, shape),
     "resnet_vae": lambda config, shape, classes: ResNetVAE(config, shape),
 }
-"""A model's name (:data:`wn.config.Model`) to what builds it from settings, input shape and classes."""
 
 
 def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """A normalised model. Its initial weights depend on model, shape and seed alone, not on the norm.
+    """A normalised model for inputs of ``shape`` (without the batch axis; images: channels, height, width).
 
-    Args:
-        model: the architecture.
-        norm: of its layers.
-        shape: of one input, without the batch axis; for models of images (channels, height, width).
-        classes: number of a classifier's logits.
-        seed: of the initial weights; the global generator is left as it was.
+    Its initial weights depend on model, shape and seed alone, not on the norm. The global generator is left
+    as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well

@@ -8,18 +8,12 @@ from wn.config import ConvNetConfig, UserError
 from wn.models.init import init_weights_
 from wn.models.noise import Dropout, GaussianNoise
 
-SLOPE = 0.1
-"""Negative slope of the leaky ReLU after every layer but the logits."""
-
-SMALLEST = 12
-"""Side of the smallest image: two poolings leave 3x3 positions for the valid convolution."""
+SLOPE = 0.1  # of the leaky ReLU after every layer but the logits, for negative inputs
+SMALLEST = 12  # side of an image: two poolings leave 3x3 positions for the valid convolution
 
 
 class ChannelsLast(nn.Module):
-    """Moves ``[batch, channels, height, width]`` to the channels-last memory format, which later layers keep.
-
-    bfloat16 convolutions are fastest in it, on the CPU and on the GPU.
-    """
+    """Moves images to the channels-last memory format, which later layers keep: the fastest for bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         # Not x.contiguous(memory_format=...), for which vmap has no rule.
@@ -57,7 +51,6 @@ def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise UserError if images of ``shape`` (channels, height, width) are smaller than 12x12."""
     _, height, width = shape
     if min(height, width) < SMALLEST:
         raise UserError(

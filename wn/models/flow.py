@@ -11,8 +11,7 @@ from wn.models.init import init_weights_
 from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
 
-GATE_BIAS = 2.0
-"""Added before the sigmoid, so that a step starts near the identity (section 4 of that paper: +1 or +2)."""
+GATE_BIAS = 2.0  # before the sigmoid: a step starts near the identity (section 4 of that paper: +1 or +2)
 
 
 class MaskedLinear(nn.Linear):
@@ -44,14 +43,9 @@ class MaskedConv2d(nn.Conv2d):
 class AutoregressiveStep(nn.Module):
     """``z <- s z + (1 - s) m``, where each latent's m and s depend on earlier latents only (equation 14).
 
-    Latents are ordered by index; spatial ones by position in raster order, then by channel. m and s come
-    from a network with one masked hidden layer (MADE, PixelCNN), conditioned on the encoder's ``context``.
-
-    Args:
-        config: ``latents`` (units or channels) and ``flow_width`` (hidden units or channels).
-        context: features or channels of the context.
-        spatial: whether z has channels and positions instead of units.
-        reverse: whether the order runs from the last to the first.
+    Latents are ordered by index; ``spatial`` ones (channels and positions, not units) by position in raster
+    order, then by channel; with ``reverse`` from the last to the first. m and s come from a network with one
+    masked hidden layer (MADE, PixelCNN), conditioned on ``context`` features or channels of the encoder's.
     """
 
     def __init__(self, config: VAEConfig, context: int, spatial: bool, reverse: bool) -> None:
@@ -89,13 +83,7 @@ def _mask(layer: MaskedLinear | MaskedConv2d, same_position: Tensor, reverse: bo
 
 
 class Posterior(nn.Module):
-    """Samples of q(z|x): a diagonal Gaussian and, with ``config.posterior=iaf``, a flow.
-
-    Args:
-        config: latents, flow_steps, flow_width, posterior.
-        context: as for :class:`AutoregressiveStep`.
-        spatial: likewise.
-    """
+    """Samples of q(z|x): a diagonal Gaussian and, with ``config.posterior=iaf``, a flow."""
 
     def __init__(self, config: VAEConfig, context: int, spatial: bool = False) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ def init_weights_(layer: Layer, scheme: WeightInit) -> Layer:
     """The layer, its weights drawn anew by ``scheme`` and its bias zero.
 
     ``he``: normal(0, sqrt(2/fan_in)). ``paper``: normal(0, 0.05) (section 3). ``glorot``: uniform with
-    variance 2/(fan_in + fan_out). A fan counts channels times kernel positions.
+    variance 2/(fan_in + fan_out), as the authors' code leaves plain weights. A fan: channels x positions.
     """
     weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
     fan_in = weight[0].numel()  # for a transposed convolution, as if its stride were 1

@@ -2,8 +2,7 @@
 
 The key, a buffer, counts training passes, and each number is a hash of key and position. There is no
 hidden generator, so a run that is resumed, trained in a stack (:mod:`wn.stack`) or captured in a CUDA graph
-sees the same noise as the run alone. (Under vmap, torch's own
-generator cannot give each member a stream of its own.)
+sees the same noise as the run alone; under vmap, torch's own has no stream for each member.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ class CounterBased(nn.Module):
         self.key.fill_(seed)
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """This pass's uniform numbers in (0, 1), float32."""
         self.key.add_(0x1E3779B97F4A7C15)  # odd increment, hence period 2^64
         return uniform(self.key, shape)
 
@@ -60,8 +58,8 @@ class CounterBased(nn.Module):
 class Sampler(CounterBased):
     """Random numbers in evaluation too, as a function of (seed, layer, step, pass).
 
-    ``evaluations`` counts the passes of the present evaluation; :meth:`wn.stack.Stack.train` resets it. So
-    evaluating a model, however often, changes neither its training nor another evaluation's numbers.
+    ``evaluations`` counts passes and is reset by :meth:`wn.stack.Stack.train`, so evaluating a model, however
+    often, changes neither its training nor another evaluation's numbers.
     """
 
     evaluations: Tensor
@@ -86,9 +84,7 @@ def normal(uniform: Tensor) -> Tensor:
 
 
 class _Noise(CounterBased):
-    """``strength`` is a buffer, so that the members of a stack may differ in it."""
-
-    strength: Tensor
+    strength: Tensor  # a buffer, so that the members of a stack may differ in it
 
     def __init__(self, strength: float) -> None:
         super().__init__()

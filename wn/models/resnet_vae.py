@@ -68,10 +68,7 @@ class StochasticLayer(nn.Module):
 
 
 class ResNetVAE(VAEBase):
-    """``config.depth`` stochastic layers at half the image's size; each channel of latents is a group.
-
-    ``shape`` is (channels, height, width) of an image, with even height and width.
-    """
+    """``config.depth`` stochastic layers at half the image's size; each channel of latents is a group."""
 
     def __init__(self, config: ResNetVAEConfig, shape: tuple[int, ...]) -> None:
         channels, height, width = shape
@@ -106,7 +103,6 @@ class ResNetVAE(VAEBase):
         return output
 
     def _layers(self) -> list[StochasticLayer]:
-        """Bottom-up."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def _top(self, count: int) -> Tensor:

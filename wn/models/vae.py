@@ -19,10 +19,9 @@ from wn.models.noise import Sampler
 
 
 class VAEBase(nn.Module):
-    """The ELBO of a latent variable model, estimated with one sample of the latents.
+    """The ELBO estimated with one sample of the latents, which :meth:`infer` and :meth:`decode_prior` define.
 
-    Subclasses define the latents: :meth:`infer` and :meth:`decode_prior`. Images are grey levels from 0 to 1,
-    ``[batch, channels, height, width]``.
+    Images are grey levels from 0 to 1, ``[batch, channels, height, width]``.
     """
 
     steps: Tensor
@@ -36,10 +35,7 @@ class VAEBase(nn.Module):
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's output, and ``log q(z|x) - log p(z)`` of the sampled latents ``[batch, groups]``.
-
-        Free bits apply to each group of latents.
-        """
+        """Decoder's output, and ``log q(z|x) - log p(z)`` ``[batch, groups]``; free bits are per group."""
         raise NotImplementedError
 
     def decode_prior(self, count: int) -> Tensor:
@@ -62,7 +58,6 @@ class VAEBase(nn.Module):
         return (self.pixels.draw(x.shape) < x).to(x.dtype) if self.likelihood.binary else x
 
     def _kl_loss(self, divergence: Tensor, kl: Tensor) -> Tensor:
-        """KL term of the loss: free bits and warm-up in training, the plain KL otherwise."""
         if not self.training:
             return kl
         if self.config.free_bits:
@@ -117,7 +112,6 @@ class GaussianVAE(VAEBase):
 
 
 def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
-    """An encoder of hidden layers ``config.widths``, and a decoder that mirrors them."""
 
     def layers(sizes: Sequence[int]) -> list[nn.Module]:
         pairs = itertools.pairwise(sizes)
@@ -134,12 +128,7 @@ def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
 class ResidualBlock(nn.Module):
     """``shortcut(x) + conv(elu(conv(elu(x))))``, 3x3; where a shape changes, the shortcut is a convolution.
 
-    Args:
-        inputs: channels.
-        outputs: channels.
-        scale: 1 keeps the image's size, 2 halves it (by stride).
-        up: whether 2 doubles it instead (by transposed convolution).
-        scheme: of the initial weights.
+    A ``scale`` of 2 halves the image by stride or, ``up``, doubles it by transposed convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, scale: int, up: bool, scheme: WeightInit) -> None:

@@ -17,12 +17,9 @@ from wn.norm.weight import normalized
 def normalize(model: nn.Module, **choices: Any) -> nn.Module:
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
-    State dicts of the plain model, and of one under either of torch's weight normalisations, load
-    into the result. Parameters stay the same objects, under new names.
-
-    Args:
-        model: any module; if it is itself such a layer, its replacement is returned.
-        choices: as for :class:`NormalizedLayer`: ``direction``, ``gain``, ``statistics``, ...
+    State dicts of the plain model, and of one under either of torch's weight normalisations, load into the
+    result. Parameters stay the same objects, under new names. ``choices`` are those of
+    :class:`NormalizedLayer`. If the model is itself such a layer, its replacement is returned.
 
     Raises:
         TypeError: a layer pads with anything but zeros, or is reparameterised already.
@@ -48,10 +45,7 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with ordinary layers and the same outputs in evaluation mode.
-
-    The effective weight becomes the weight; running averages are folded into weight and bias.
-    """
+    """A copy with ordinary layers and the same outputs in evaluation mode, running averages folded in."""
     return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
 
 
@@ -83,8 +77,6 @@ def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Parameters by role: ``weight`` (v or plain), ``g``, ``bias``, and ``other`` (of other modules).
-
-    For instance to exempt gains and biases from weight decay.
 
     >>> {k: len(p) for k, p in parameter_groups(normalize(nn.Linear(3, 2))).items()}
     {'weight': 1, 'g': 1, 'bias': 1, 'other': 0}

@@ -40,7 +40,6 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
 
 
 def check_choices(direction: str, gain: str, hold: str, statistics: str, init: str, correction: str) -> None:
-    """Raise ValueError for an unknown value or a meaningless combination."""
     choices = {
         "direction": (direction, Direction),
         "gain": (gain, Gain),

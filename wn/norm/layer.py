@@ -50,14 +50,12 @@ class NormalizedLayer(nn.Module):
 
     Args:
         layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d``; its weight and bias become this layer's.
-        direction: ``plain`` or ``row``.
+        direction, statistics: see above.
         gain: ``none``, ``free`` (trained) or ``fixed`` (at its start, or where the initialisation puts it).
             It starts at ``||v||`` for rows and at 1 for plain weights, so that the layer starts as the
             function that it replaces; after batch statistics at 1.
         hold: ``free``: ||v|| is left to the optimiser.
-        statistics: ``none``, ``batch`` or ``mean_only``.
         init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`.
-        eps: added to the variance inside the root.
         momentum: weight of the newest batch in the running averages.
         correction: the n of the running variance's n/(n-1): ``images`` (the authors' code) or ``samples``,
             images x positions (torch).
@@ -130,7 +128,6 @@ class NormalizedLayer(nn.Module):
         return self.gain != "none"
 
     def effective_weight(self) -> Tensor:
-        """The effective weight w."""
         raw = self.masked(self.raw_weight)
         scaled = self.has_gain and self.statistics != "batch"
         if self.direction == "plain" and not scaled:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    r"""The weight ``w = g v / ||v||`` (section 2, equation 2), one gain per output unit.
+    r"""The weight ``w = g v / ||v||`` (section 2, equation 2), of v's shape, with ``||w|| = |g|`` per unit.
 
     A zero row gives a zero weight and finite gradients; rows of any finite size have exact norms.
 
@@ -15,9 +15,6 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         v: directions, ``[..., units, ...]`` with the output units along ``dim``.
         g: gains, ``[units]``.
         dim: the axis of v that counts output units: 0 for linear and convolutional layers.
-
-    Returns:
-        w, of v's shape, with ``||w|| = |g|`` per unit.
 
     >>> w = weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([10.0]))
     >>> w.tolist()
