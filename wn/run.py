@@ -1,8 +1,7 @@
 """From configurations to records: claim the runs, train them as one stack, write down what happens.
 
-A stack that a kill cut short is resumed as the stack that it was, each member in its old place, so that
-its numbers are those of an uninterrupted one to the last digit. Every record names the stack it trains
-in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
+A stack that a kill cut short is resumed as the stack that it was, each member in its old place, so that its
+numbers are those of an uninterrupted one to the last digit. Every record names the stack that it trains in.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from wn.trainer import Observer, Trainer
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5.0
-"""How long rows may wait in memory. Those that a kill takes with them, the resumed run makes again."""
+"""How long rows may wait in memory; those that a kill takes, the resumed run makes again."""
 
 
 def train_stack(configs: Sequence[Config]) -> None:
@@ -44,7 +43,7 @@ def train_stack(configs: Sequence[Config]) -> None:
     checkpoint.
 
     Raises:
-        UserError: the configurations cannot be trained here; no record says otherwise.
+        UserError: the runs cannot be trained here; nothing is recorded.
         Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
     ids = [config.run_id for config in configs]
@@ -78,10 +77,8 @@ class RunFailed(Exception):
 def final_loss(record: Record) -> float:
     """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
     if record.status == "failed":
-        last = record.content["error"].splitlines()[-1]
-        raise RunFailed(
-            f"run {record.content['run_id']} failed: {last} (traceback: {record.folder}/record.json)"
-        )
+        last, where = record.content["error"].splitlines()[-1], f"{record.folder}/record.json"
+        raise RunFailed(f"run {record.content['run_id']} failed: {last} (traceback: {where})")
     stage = {"finished": "final", "diverged": "initial"}.get(record.status)
     loss = record.content[stage].get("valid_loss") if stage else None
     return float("nan") if loss is None else float(loss)
@@ -105,17 +102,25 @@ class _Session(Observer):
         self.checkpoints = Checkpoints(self.stacks, self.ids)
 
     def train(self, may_split: bool) -> bool:
-        """Train to the end, or until an exception: then the open members have failed.
-
-        False where memory ran out and the stack may be split.
-        """
+        """Train to the end; an exception fails the open members. False where memory ran out instead."""
         device, dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
-        self._begin(device_name(device))
+        self.devices = [device_name(device)]
+        for i in sorted(self.open):
+            old = self.records[i].content.get("stack", self.ids)
+            if old != self.ids:  # from now on the member belongs to this stack
+                Checkpoints(self.stacks, old).remove()
+            self.records[i].begin(self.configs[i], self.ids, *self.devices)
         try:
             trainer = Trainer(self.configs, dataset, device, self)
             self._resume(trainer)
-            self._run(trainer)
+            if len(self.configs) == 1:  # a run alone is copied to W&B as it goes
+                self.live = tracking.open_live(self.records[0], self.config.tracking)
+            hidden = None if self.config.trainer.progress else True  # None: where nobody watches
+            with tqdm(total=trainer.total, unit="step", leave=False, disable=hidden) as self.bar:
+                self.bar.set_description(title(self.configs))
+                self.bar.update(trainer.step)
+                trainer.run()
         except Preempted:
             if self.live is not None:
                 self.live.pause()
@@ -131,25 +136,6 @@ class _Session(Observer):
         if self.live is not None:
             self.live.finish(self.records[0])
         return True
-
-    def _begin(self, device: str) -> None:
-        """From now on the members belong to this stack; the checkpoint of an old one is deleted."""
-        self.devices = [device]
-        for old in {tuple(self.records[i].content.get("stack", self.ids)) for i in self.open}:
-            if list(old) != self.ids:
-                Checkpoints(self.stacks, old).remove()
-        for i in sorted(self.open):
-            self.records[i].begin(self.configs[i], self.ids, device)
-
-    def _run(self, trainer: Trainer) -> None:
-        """Run the trainer under a progress bar; a run alone is copied to W&B as it goes."""
-        if len(self.configs) == 1:
-            self.live = tracking.open_live(self.records[0], self.config.tracking)
-        shown = self.config.trainer.progress
-        with tqdm(total=trainer.total, unit="step", leave=False, disable=None if shown else True) as self.bar:
-            self.bar.set_description(title(self.configs))
-            self.bar.update(trainer.step)
-            trainer.run()
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""
@@ -198,7 +184,9 @@ class _Session(Observer):
         summary = _summary(self.records[member].metrics, self.objective)
         if status == "finished":
             summary["final"] |= result
-        self._close(member, status, summary if status == "finished" else {**summary, "diverged_at": result})
+        else:
+            summary["diverged_at"] = result
+        self._close(member, status, summary)
 
     def on_checkpoint(self, state: Row) -> None:
         """Write the rows, then the state that they lead to."""
@@ -252,7 +240,6 @@ def png(images: Tensor) -> bytes:
 
 
 def title(configs: Sequence[Config]) -> str:
-    """A stack, or a run alone, on a screen."""
     one = configs[0]
     what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"({len(configs)} runs)"
     return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"

@@ -85,10 +85,6 @@ class Stack:
         other.buffers = {k: tensors.get(k, b) for k, b in self.buffers.items()}
         return other
 
-    def select(self, members: Tensor) -> None:
-        """Keep the members in these rows, int64 ``[kept]``."""
-        self.load(*({k: t.detach()[members] for k, t in s.items()} for s in (self.params, self.buffers)))
-
     def load(self, params: Tensors, buffers: Tensors) -> None:
         """Take over the state of other members, of any number."""
         self.params = {k: _leaf(p) for k, p in params.items()}
