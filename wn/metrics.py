@@ -14,8 +14,7 @@ from wn.config import Model, VAEConfig
 from wn.data import Split
 from wn.stack import Stack
 
-BATCH = 1000
-"""Images that are evaluated at once."""
+BATCH = 1000  # images that are evaluated at once
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

@@ -25,14 +25,12 @@ from wn.config import UserError
 
 Item = TypeVar("Item")
 
-STARTED = time.monotonic()
-"""When this process began. Workers inherit the parent's start time."""
+STARTED = time.monotonic()  # of this process; workers inherit the parent's
 
 STOP: Any = ctypes.c_int(0)
 """Exit status of the stop that some process was asked for, 0 for none. Workers share the parent's."""
 
-OUT_OF_TIME = 75
-"""Exit status after ``trainer.max_minutes``: sysexits' EX_TEMPFAIL, to be tried again."""
+OUT_OF_TIME = 75  # exit status after trainer.max_minutes: sysexits' EX_TEMPFAIL, to be tried again
 
 
 class Preempted(BaseException):
@@ -126,9 +124,7 @@ def map_workers(
         for item in items:
             work(item)
         return []
-    pool = _Pool(work, items, max(1, torch.get_num_threads() // processes))
-    pool.run(processes - 1)
-    return pool.failed
+    return _Pool(work, items, max(1, torch.get_num_threads() // processes)).run(processes - 1)
 
 
 class _Pool(Generic[Item]):
@@ -143,7 +139,7 @@ class _Pool(Generic[Item]):
         self.lock = threading.Lock()
         self.idle: set[Any] = set()  # processes without an item
 
-    def run(self, workers: int) -> None:
+    def run(self, workers: int) -> list[tuple[Item, WorkerDied]]:
         global STOP
         STOP, threads = self.stop, torch.get_num_threads()
         feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
@@ -162,6 +158,7 @@ class _Pool(Generic[Item]):
             torch.set_num_threads(threads)
         if self.error is not None:
             raise self.error
+        return self.failed
 
     def _take(self, worker: Any = None) -> Item | None:
         with self.lock:

@@ -19,8 +19,7 @@ MEMBERS = {"mlp": 64, "mlp_vae": 16}
 (mlp) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and cost 1.6 to 1.8 times as
 much (measured: docs/LOG.md)."""
 
-MEMORY_SHARE = 0.8
-"""Share of a GPU's free memory that a stack is planned into."""
+MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
 
 def pick_device(name: str) -> torch.device:

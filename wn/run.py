@@ -30,8 +30,7 @@ from wn.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 5.0
-"""How long rows may wait in memory; those that a kill takes, the resumed run makes again."""
+FLUSH_SECONDS = 5.0  # that rows may wait in memory; those that a kill takes, the resumed run makes again
 
 
 def train_stack(configs: Sequence[Config]) -> None:
@@ -195,10 +194,10 @@ class _Session(Observer):
         self.checkpoints.save({**content, "sizes": {self.ids[i]: self.records[i].sizes() for i in self.open}})
 
     def _close(self, member: int, status: str, result: Row) -> None:
-        seconds = (time.monotonic() - self.started) / len(self.records)
         record = self.records[member]
-        made = {**record.content["provenance"], "device": ", then ".join(self.devices)}
-        record.save(status=status, seconds=round(seconds, 3), provenance=made, **result)
+        seconds = round((time.monotonic() - self.started) / len(self.records), 3)
+        made = record.content["provenance"] | {"device": ", then ".join(self.devices)}
+        record.save(status=status, seconds=seconds, provenance=made, **result)
         self.open.remove(member)
 
     def _flush(self, members: Iterable[int]) -> None:

@@ -23,8 +23,7 @@ from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
 
-WARM_UP = 3
-"""Eager steps before a CUDA graph is captured: cuBLAS and cuDNN choose kernels and allocate in them."""
+WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
 
 
 @dataclass(eq=False)
@@ -48,14 +47,13 @@ class Step:
 
     def __post_init__(self) -> None:
         self.captured = self.captured and self.totals.device.type == "cuda"
-        data = {"x": self.train.x, "y": self.train.y, "totals": self.totals}
         self.state: State = {
             "params": self.stack.params,
             "buffers": self.stack.buffers,
             "moments": self.optimizer.state,
             "hyper": self.optimizer.hyper,
             "average": self.average.state if self.average else {},
-            "data": data,
+            "data": {"x": self.train.x, "y": self.train.y, "totals": self.totals},
         }
 
     def __call__(self, batch: Tensor) -> None:

@@ -20,8 +20,7 @@ from wn.resources import largest_stack, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
 
-WORKER_STEPS = 4_000
-"""Steps of single runs that a worker must be given to amortise the seconds that it takes to start."""
+WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 
@@ -99,7 +98,7 @@ def _stacks(
 ) -> list[list[str]]:
     """Group runs into stacks of nearly equal size, in the order of their first members.
 
-    Where no size is given, a sweep of so many ``runs`` makes enough stacks to keep all workers busy.
+    Where no size is given, there are enough stacks to keep all workers busy in a sweep of so many ``runs``.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for run_id, config in fresh.items():

@@ -31,15 +31,13 @@ Trees = dict[str, dict[str, Tensor]]
 DTYPES = {**dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32), "float64": torch.float64}
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
-CHECKPOINT_SECONDS = 60.0
-"""At most this much work is lost to a kill, however long an epoch is."""
+CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill, however long an epoch is
 
 
 class Observer:
     """What a trainer tells; a member is known by its place in the list of configurations."""
 
-    def on_step(self, done: int, total: int) -> None:
-        """``done`` of ``total`` steps are taken."""
+    def on_step(self, done: int, total: int) -> None: ...
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         """A member came to the end of an epoch (epoch 0: before training)."""
@@ -80,7 +78,6 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(self.config, data)
         self.total = self.config.trainer.epochs * self.steps_per_epoch
         self.step = 0
-        self.take_step: Step | None = None
         self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
         self.objective = objective_of(self.config.model)
@@ -89,7 +86,7 @@ class Trainer:
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
         self.stack = Stack([build(c.model, c.norm, *sizes, c.seed).to(device, dtype) for c in configs])
-        self._build_optimizer()
+        self._prepare()
 
     def run(self) -> None:
         """Train from the beginning, or from what :meth:`restore` was given, to the end."""
@@ -121,10 +118,6 @@ class Trainer:
 
     def update(self, batch: Tensor) -> None:
         """One step on the images with these indices, ``[members, batch]``; adds its metrics to the totals."""
-        if self.take_step is None:
-            settings = self.config.trainer
-            parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
-            self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
         self.take_step(batch)
 
     def evaluate(self, part: str) -> Columns:
@@ -218,8 +211,10 @@ class Trainer:
             with self.autocast():
                 self.stack.initialize(self.data.train.x[self._orders(0)[:, :size]])
 
-    def _build_optimizer(self) -> None:
-        """Optimiser, EMA and step for the tensors that the stack has now."""
+    def _prepare(self, trees: Trees | None = None) -> None:
+        """Optimiser, EMA and step of the stack, with the state in ``trees`` or at their beginning."""
+        if trees:
+            self.stack.load(trees["params"], trees["buffers"])
         groups = parameter_groups(self.stack.template).items()
         kind_of = {id(p): kind for kind, params in groups for p in params}
         kinds = {name: kind_of[id(p)] for name, p in self.stack.template.named_parameters()}
@@ -228,7 +223,13 @@ class Trainer:
         # Running statistics are averaged too: they belong to the weights that they are evaluated with.
         statistics = {k: b for k, b in self.stack.buffers.items() if k.split(".")[-1].startswith("running_")}
         self.average = EMA(self.stack.params | statistics, max(0.0, 1 - 1 / steps)) if steps else None
-        self.take_step = None
+        if trees:
+            self.optimizer.state = trees["moments"]
+        if trees and self.average:
+            self.average.state = trees["average"]
+        settings = self.config.trainer
+        parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
+        self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
 
     def _averaged_stack(self) -> Stack:
         """The stack that is evaluated: the EMA, if there is one."""
@@ -241,7 +242,7 @@ class Trainer:
         if self.alive:
             kept = torch.tensor(rows, device=self.device)
             trees = self._trees().items()
-            self._load({n: {k: t[kept] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
+            self._prepare({n: {k: t[kept] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
@@ -249,16 +250,11 @@ class Trainer:
 
     def _trees(self) -> Trees:
         average = self.average.state if self.average else {}
-        params = {k: p.detach() for k, p in self.stack.params.items()}
-        moments = self.optimizer.state
-        return {"params": params, "buffers": self.stack.buffers, "moments": moments, "average": average}
-
-    def _load(self, trees: Trees) -> None:
-        self.stack.load(trees["params"], trees["buffers"])
-        self._build_optimizer()
-        self.optimizer.state = trees["moments"]
-        if self.average:
-            self.average.state = trees["average"]
+        stack = {
+            "params": {k: p.detach() for k, p in self.stack.params.items()},
+            "buffers": self.stack.buffers,
+        }
+        return {**stack, "moments": self.optimizer.state, "average": average}
 
     def restore(self, state: Row) -> None:
         """Go on from a :meth:`state` of the same members, made on any device.
@@ -268,12 +264,9 @@ class Trainer:
         """
         own = self._trees()
         trees = {name: {k: t.to(self.device) for k, t in state[name].items()} for name in own}
-        # Names, types and a member's shapes: members may have been dropped since.
-        theirs, ours = (
-            {n: {k: (t.dtype, t.shape[1:]) for k, t in tree.items()} for n, tree in both.items()}
-            for both in (trees, own)
-        )
-        if theirs != ours:
-            raise ValueError("it is of another model or optimiser")
+        for name, tree in trees.items():  # without the first axis: members may have been dropped before
+            mine, other = ({k: (t.dtype, t.shape[1:]) for k, t in x.items()} for x in (own[name], tree))
+            if mine != other:
+                raise ValueError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
-        self._load(trees)
+        self._prepare(trees)
