@@ -64,8 +64,7 @@ def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> li
     for some in torch.split(x, max(1, BATCH // samples)):
         with autocast():
             total += stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True).sum(1)
-    (bounds,) = divided(total[None], len(x))
-    return bounds
+    return divided(total[None], len(x))[0]
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from wn.config import OptimConfig
 
 Tensors = dict[str, Tensor]
 
-CONSTANTS = ("beta2", "eps", "weight_decay")
 RATES = {"g": "lr_gain", "bias": "lr_bias"}
 """Kinds of parameters whose learning rate need not be that of the weights."""
 
@@ -39,24 +38,21 @@ class Optimizer:
         self.configs, self.params, self.kinds = list(configs), params, kinds
         self.rule, moments = RULES[configs[0].name]
         self.decays = any(c.weight_decay for c in configs)
-        some = next(iter(params.values()))
-        self.hyper = {name: some.new_tensor([getattr(c, name) for c in configs]) for name in CONSTANTS}
-        self.hyper |= {name: some.new_zeros(len(configs)) for name in ("lr", *RATES.values(), "momentum")}
-        self._set([1.0] * len(configs), [c.momentum for c in configs])
+        self.rates = {name: [getattr(c, name) or c.lr for c in configs] for name in ("lr", *RATES.values())}
+        self.lr, some = self.rates["lr"], next(iter(params.values()))
+        others = ("momentum", "beta2", "eps", "weight_decay")
+        numbers = self.rates | {name: [getattr(c, name) for c in configs] for name in others}
+        self.hyper = {name: some.new_tensor(values) for name, values in numbers.items()}
         self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(moments) for k, p in params.items()}
         self.state["steps"] = some.new_zeros(())
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Set learning rates and momentum for an epoch, counted from 0, as the schedule says."""
-        self._set(*zip(*(scheduled(c, epoch, epochs) for c in self.configs), strict=True))
-
-    def _set(self, factors: Sequence[float], momenta: Sequence[float]) -> None:
-        scaled = list(zip(self.configs, factors, strict=True))
-        self.lr = [c.lr * factor for c, factor in scaled]
-        for name in ("lr", *RATES.values()):
-            numbers = [(getattr(c, name) or c.lr) * factor for c, factor in scaled]
-            self.hyper[name].copy_(self.hyper[name].new_tensor(numbers))
-        self.hyper["momentum"].copy_(self.hyper["momentum"].new_tensor(momenta))
+        factors, momenta = zip(*(scheduled(c, epoch, epochs) for c in self.configs), strict=True)
+        numbers = {k: [lr * f for lr, f in zip(v, factors, strict=True)] for k, v in self.rates.items()}
+        self.lr = numbers["lr"]
+        for name, values in {**numbers, "momentum": momenta}.items():
+            self.hyper[name].copy_(self.hyper[name].new_tensor(values))
 
     @torch.no_grad()
     def step(self, grads: Tensors) -> None:

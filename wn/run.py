@@ -22,7 +22,7 @@ from tqdm import tqdm
 from wn import tracking
 from wn.checkpoints import Checkpoints
 from wn.config import Config
-from wn.metrics import Objective, objective_of
+from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
@@ -92,6 +92,7 @@ class _Session(Observer):
         self.records = [record for _, record in members]
         self.config = self.configs[0]
         self.objective = objective_of(self.config.model)
+        self.selection = f"valid_{self.objective.selection_metric}"
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
@@ -165,8 +166,7 @@ class _Session(Observer):
         self.rows[member][1].extend(probes)
         if self.live is not None:
             self.live.log([metrics], probes)
-        selection = f"valid_{self.objective.selection_metric}"
-        shown = {"loss": metrics.get("train_loss"), selection: metrics.get(selection)}
+        shown = {"loss": metrics.get("train_loss"), self.selection: metrics.get(self.selection)}
         self.bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items() if v is not None}, refresh=False)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush(self.open)
@@ -177,10 +177,20 @@ class _Session(Observer):
                 self.records[member].save_picture(name, png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
+        """Record the numbers before training, after the last epoch, and at the best one."""
         if member not in self.open:
             return
         self._flush([member])
-        summary = _summary(self.records[member].metrics, self.objective)
+        rows = self.records[member].metrics
+        train, valid = ([f"{part}_{name}" for name in self.objective.names] for part in ("train", "valid"))
+        known = [row for row in rows if row.get(self.selection) is not None]
+        best = min(known, key=lambda row: row[self.selection], default={})
+        summary: Row = {
+            "initial": {key: rows[0].get(key) for key in valid},
+            "final": {key: rows[-1].get(key) for key in train + valid},
+            "best": {key: best.get(key) for key in ("epoch", self.selection)},
+            "steps": rows[-1]["step"],
+        }
         if status == "finished":
             summary["final"] |= result
         else:
@@ -205,20 +215,6 @@ class _Session(Observer):
             self.records[member].append(*self.rows[member])
             self.rows[member] = ([], [])
         self.flushed = time.monotonic()
-
-
-def _summary(rows: list[Row], objective: Objective) -> Row:
-    """The numbers of ``record.json``: before training, after the last epoch, and at the best one."""
-    train, valid = ([f"{part}_{name}" for name in objective.names] for part in ("train", "valid"))
-    selection = f"valid_{objective.selection_metric}"
-    known = [row for row in rows if row.get(selection) is not None]
-    best = min(known, key=lambda row: row[selection], default={})
-    return {
-        "initial": {key: rows[0].get(key) for key in valid},
-        "final": {key: rows[-1].get(key) for key in train + valid},
-        "best": {key: best.get(key) for key in ("epoch", selection)},
-        "steps": rows[-1]["step"],
-    }
 
 
 def _describe(error: Exception) -> str:

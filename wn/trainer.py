@@ -250,11 +250,9 @@ class Trainer:
 
     def _trees(self) -> Trees:
         average = self.average.state if self.average else {}
-        stack = {
-            "params": {k: p.detach() for k, p in self.stack.params.items()},
-            "buffers": self.stack.buffers,
-        }
-        return {**stack, "moments": self.optimizer.state, "average": average}
+        params = {k: p.detach() for k, p in self.stack.params.items()}
+        state = {"params": params, "buffers": self.stack.buffers}
+        return {**state, "moments": self.optimizer.state, "average": average}
 
     def restore(self, state: Row) -> None:
         """Go on from a :meth:`state` of the same members, made on any device.
