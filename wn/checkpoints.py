@@ -28,12 +28,7 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.U
 
 
 class Checkpoints:
-    """The two newest checkpoints of a stack.
-
-    Args:
-        folder: where stacks of the experiment have theirs.
-        ids: the members' run_ids, in their places.
-    """
+    """The two newest checkpoints of a stack; ``ids`` are the members' run_ids, in their places."""
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         name = ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
@@ -41,7 +36,6 @@ class Checkpoints:
         self.newest, self.before = folder / f"{name}.pt", folder / f"{name}.before.pt"
 
     def save(self, content: Row) -> None:
-        """Write the newest; what was the newest becomes the one before."""
         file = io.BytesIO()
         torch.save({"runs": self.ids, **content}, file)
         self.newest.parent.mkdir(exist_ok=True)
@@ -69,14 +63,9 @@ class Checkpoints:
         return False
 
     def _read(self, path: Path) -> Row:
-        """A file's content.
-
-        Raises:
-            ValueError: its checksum is wrong, or it is of other runs.
-        """
         whole = path.read_bytes()
-        content, digest = whole[:-DIGEST], whole[-DIGEST:]
-        if hashlib.sha256(content).digest() != digest:
+        content = whole[:-DIGEST]
+        if hashlib.sha256(content).digest() != whole[-DIGEST:]:
             raise ValueError("its checksum is wrong")
         found: Row = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if found["runs"] != self.ids:
@@ -84,7 +73,7 @@ class Checkpoints:
         return found
 
     def remove(self) -> None:
-        """Remove them, and what a kill has left of writing one."""
+        """Remove both, and what a kill has left of writing one."""
         for path in (self.newest, self.before):
             for file in (path, *path.parent.glob(f".{path.name}.*")):
                 file.unlink(missing_ok=True)

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wn.config import Model, VAEConfig
 from wn.data import Split
 from wn.stack import Stack
 
-BATCH = 1000
-"""Images that are evaluated at once."""
+BATCH = 1000  # images that are evaluated at once
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -33,23 +32,16 @@ def objective_of(model: Model) -> Objective:
 
 
 def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats and misclassification (0 or 1), each ``[...]``.
-
-    ``logits [..., classes]`` of any floating type; ``labels [...]``, int64.
-    """
+    """Cross-entropy in nats and misclassification (0 or 1), ``[...]``, of ``logits [..., classes]``."""
     # bfloat16's eight bits are too few for a loss.
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
     return loss, (logits.argmax(-1) != labels).to(loss.dtype)
 
 
-def elbo(parts: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, ...]:
-    """The negative ELBO and its two terms, in nats, as a VAE returns them; labels are not read."""
-    return parts
-
-
 CLASSIFICATION = Objective(("loss", "error"), "error", classification)
-ELBO = Objective(("loss", "reconstruction", "kl"), "loss", elbo)
+ELBO = Objective(("loss", "reconstruction", "kl"), "loss", lambda parts, labels: parts)
+"""The negative ELBO and its two terms, in nats, as a VAE returns them."""
 
 
 @torch.no_grad()
@@ -72,8 +64,7 @@ def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> li
     for some in torch.split(x, max(1, BATCH // samples)):
         with autocast():
             total += stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True).sum(1)
-    (bounds,) = divided(total[None], len(x))
-    return bounds
+    return divided(total[None], len(x))[0]
 
 
 @torch.no_grad()
@@ -84,18 +75,10 @@ def pictures(stack: Stack, x: Tensor, autocast: Autocast) -> dict[str, Tensor]:
     """
     stack.train(False)
     with autocast():
-        found: Tensor = stack.map(_reconstruct, x, shared=True)
-        samples: Tensor = stack.map(_generate, x, shared=True)
+        found: Tensor = stack.map(lambda model, x: model.reconstruct(x), x, shared=True)
+        samples: Tensor = stack.map(lambda model, x: model.generate(x), x, shared=True)
     pairs = torch.stack([x.expand_as(found), found], 2).flatten(1, 2)
     return {"reconstructions": pairs, "samples": samples}
-
-
-def _reconstruct(model: nn.Module, x: Tensor) -> Any:
-    return model.reconstruct(x)  # type: ignore[operator]
-
-
-def _generate(model: nn.Module, x: Tensor) -> Any:
-    return model.generate(x)  # type: ignore[operator]
 
 
 def divided(totals: Tensor, count: int) -> list[list[float]]:

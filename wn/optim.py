@@ -1,8 +1,7 @@
 """Update rules and schedules over stacked parameters.
 
-Every tensor has the members of the stack along its first axis and every hyperparameter is a vector
-with one number per member, so that members may differ in any of them. All state lives on the device
-and all updates are in place: a step needs no word from the host.
+Every tensor has the members of the stack along its first axis, and every hyperparameter is a vector with a
+number per member. All state lives on the device and all updates are in place, so that a step can be captured.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from wn.config import OptimConfig
 
 Tensors = dict[str, Tensor]
 
-CONSTANTS = ("beta2", "eps", "weight_decay")
-SCHEDULED = ("lr", "lr_gain", "lr_bias", "momentum")
 RATES = {"g": "lr_gain", "bias": "lr_bias"}
 """Kinds of parameters whose learning rate need not be that of the weights."""
 
@@ -41,39 +38,34 @@ class Optimizer:
         self.configs, self.params, self.kinds = list(configs), params, kinds
         self.rule, moments = RULES[configs[0].name]
         self.decays = any(c.weight_decay for c in configs)
-        some = next(iter(params.values()))
-        self.hyper = {name: some.new_tensor([getattr(c, name) for c in configs]) for name in CONSTANTS}
-        self.hyper |= {name: some.new_zeros(len(self.configs)) for name in SCHEDULED}
-        self._set([1.0] * len(self.configs), [c.momentum for c in self.configs])
+        self.rates = {name: [getattr(c, name) or c.lr for c in configs] for name in ("lr", *RATES.values())}
+        self.lr, some = self.rates["lr"], next(iter(params.values()))
+        others = ("momentum", "beta2", "eps", "weight_decay")
+        numbers = self.rates | {name: [getattr(c, name) for c in configs] for name in others}
+        self.hyper = {name: some.new_tensor(values) for name, values in numbers.items()}
         self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(moments) for k, p in params.items()}
         self.state["steps"] = some.new_zeros(())
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Set learning rates and momentum for an epoch, counted from 0, as the schedule says."""
-        self._set(*zip(*(scheduled(c, epoch, epochs) for c in self.configs), strict=True))
-
-    def _set(self, factors: Sequence[float], momenta: Sequence[float]) -> None:
-        rates = {
-            name: [(getattr(c, name) or c.lr) * f for c, f in zip(self.configs, factors, strict=True)]
-            for name in ("lr", "lr_gain", "lr_bias")
-        }
-        self.lr = rates["lr"]
-        for name, numbers in {**rates, "momentum": momenta}.items():
-            self.hyper[name].copy_(self.hyper[name].new_tensor(numbers))
+        factors, momenta = zip(*(scheduled(c, epoch, epochs) for c in self.configs), strict=True)
+        numbers = {k: [lr * f for lr, f in zip(v, factors, strict=True)] for k, v in self.rates.items()}
+        self.lr = numbers["lr"]
+        for name, values in {**numbers, "momentum": momenta}.items():
+            self.hyper[name].copy_(self.hyper[name].new_tensor(values))
 
     @torch.no_grad()
     def step(self, grads: Tensors) -> None:
         """One update; ``grads`` as the parameters. Weight decay adds ``weight_decay * p`` to a gradient."""
         self.state["steps"].add_(1)
         for name, p in self.params.items():
-            kind = self.kinds.get(name, "other")
+            kind, grad = self.kinds.get(name, "other"), grads[name]
             hyper = {k: h.view([-1] + [1] * (p.dim() - 1)) for k, h in self.hyper.items()}
-            hyper["lr"] = hyper[RATES.get(kind, "lr")]
-            grad = grads[name]
+            hyper |= {"lr": hyper[RATES.get(kind, "lr")], "steps": self.state["steps"]}
             if kind == "weight" and self.decays:
                 grad = grad + hyper["weight_decay"] * p
             moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
-            self.rule(self.configs[0], p, grad, moments, self.state["steps"], hyper)
+            self.rule(self.configs[0], p, grad, moments, hyper)
 
 
 def scheduled(config: OptimConfig, epoch: int, epochs: int) -> tuple[float, float]:
@@ -93,21 +85,17 @@ def scheduled(config: OptimConfig, epoch: int, epochs: int) -> tuple[float, floa
     return (epochs - epoch) / (epochs - start), late
 
 
-Rule = Callable[[OptimConfig, Tensor, Tensor, list[Tensor], Tensor, Tensors], None]
+Rule = Callable[[OptimConfig, Tensor, Tensor, list[Tensor], Tensors], None]
 
 
-def sgd(
-    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
-) -> None:
+def sgd(config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], hyper: Tensors) -> None:
     """``m <- momentum m + grad;  p <- p - lr m``, as ``torch.optim.SGD``."""
     (m,) = moments
     m.mul_(hyper["momentum"]).add_(grad)
     p.addcmul_(m, hyper["lr"], value=-1)
 
 
-def adam(
-    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
-) -> None:
+def adam(config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], hyper: Tensors) -> None:
     """Adam with momentum as beta1: ``p <- p - lr m' / (sqrt(v') + eps)``, as ``torch.optim.Adam``.
 
     With ``eps_inside_root`` the divisor is ``sqrt(v' + eps)``, as in the authors' code: eps = 1e-8 is
@@ -117,23 +105,19 @@ def adam(
     m, v = moments
     m.lerp_(grad, (1 - hyper["momentum"]).expand_as(m))
     v.mul_(hyper["beta2"]).addcmul_(grad, grad * (1 - hyper["beta2"]))
-    mean = m / (1 - hyper["momentum"] ** steps)
-    square = v / (1 - hyper["beta2"] ** steps)
-    if config.eps_inside_root:
-        divisor = square.add_(hyper["eps"]).sqrt_()
-    else:
-        divisor = square.sqrt_().add_(hyper["eps"])
+    mean = m / (1 - hyper["momentum"] ** hyper["steps"])
+    square = v / (1 - hyper["beta2"] ** hyper["steps"])
+    inside = config.eps_inside_root
+    divisor = square.add_(hyper["eps"]).sqrt_() if inside else square.sqrt_().add_(hyper["eps"])
     p.addcmul_(mean.div_(divisor), hyper["lr"], value=-1)
 
 
-def adamax(
-    config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], steps: Tensor, hyper: Tensors
-) -> None:
+def adamax(config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], hyper: Tensors) -> None:
     """``u <- max(beta2 u, |grad| + eps);  p <- p - lr m / ((1 - beta1^t) u)``, as ``torch.optim.Adamax``."""
     m, u = moments
     m.lerp_(grad, (1 - hyper["momentum"]).expand_as(m))
     u.copy_(torch.maximum(u * hyper["beta2"], grad.abs().add_(hyper["eps"])))
-    p.addcmul_(m / u, hyper["lr"] / (1 - hyper["momentum"] ** steps), value=-1)
+    p.addcmul_(m / u, hyper["lr"] / (1 - hyper["momentum"] ** hyper["steps"]), value=-1)
 
 
 RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adamax": (adamax, 2)}
@@ -143,14 +127,8 @@ RULES: dict[str, tuple[Rule, int]] = {"sgd": (sgd, 1), "adam": (adam, 2), "adama
 class EMA:
     """Exponential moving average of a stack's tensors, bias-corrected.
 
-    With decay d it is after t steps ``sum d^(t-i) x_i / sum d^(t-i)`` over the steps i = 1 ... t.
-
-    Args:
-        tensors: ``[members, ...]`` each, of a floating type.
-        decay: d, the same for all members.
-
-    Attributes:
-        state: the numerators, by name, and ``total weight``, the denominator; scaled by 1 - d.
+    After t steps it is ``sum d^(t-i) x_i / sum d^(t-i)`` over the steps i = 1 ... t, with d the ``decay`` of
+    all members. ``state``: the numerators by name, and ``total weight``, the denominator, scaled by 1 - d.
     """
 
     def __init__(self, tensors: Tensors, decay: float) -> None:
@@ -160,7 +138,7 @@ class EMA:
 
     @torch.no_grad()
     def step(self, tensors: Tensors) -> None:
-        """Take in the tensors after a step; others than those of the beginning are not read."""
+        """Take in the tensors after a step; others than those of ``__init__`` are not read."""
         for name, total in self.state.items():
             newest = tensors[name].detach() if name != "total weight" else torch.ones_like(total)
             total.mul_(self.decay).add_(newest, alpha=1 - self.decay)

@@ -6,7 +6,6 @@ v takes a plain gradient step (from equation 3), so ``lr (g / ||v||)^2`` is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +16,6 @@ from wn.stack import Stack
 
 Row = dict[str, Any]
 Snapshot = dict[str, Tensor]
-STATISTICS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "min": torch.amin,
-    "mean": torch.mean,
-    "max": torch.amax,
-}
 
 
 @torch.no_grad()
@@ -51,18 +45,15 @@ def measure(stack: Stack, before: Snapshot | None, lr: Tensor) -> list[list[Row]
         if "v_norm" in norms:  # with batch statistics the gain is no part of w, so g / ||v|| is not it
             columns["effective_lr"] = lr * (norms["w_norm"] / norms["v_norm"]).square().mean(-1)
         if before is not None:
-            columns["relative_update"] = _size(after - before[layer]) / _size(before[layer])
-        for name, of in STATISTICS.items():
-            of_units = of(torch.stack(list(norms.values())), -1)
+            moves = (after - before[layer], before[layer])
+            update, size = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in moves)
+            columns["relative_update"] = update / size
+        units = torch.stack(list(norms.values()))  # [norms, members, units]
+        for name, of_units in {"min": units.amin(-1), "mean": units.mean(-1), "max": units.amax(-1)}.items():
             columns |= {f"{norm}_{name}": values for norm, values in zip(norms, of_units, strict=True)}
         for member, numbers in enumerate(torch.stack(list(columns.values()), -1).tolist()):
             rows[member].append({"layer": layer, **dict(zip(columns, numbers, strict=True))})
     return rows
-
-
-def _size(weights: Tensor) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(weights.flatten(1), dim=1)
-    return size
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
 """Worker processes, and what stops training: SIGINT, SIGTERM, ``trainer.max_minutes``.
 
 On a CPU, stacks of small models gain more from a core each than from sharing all. A stop ends training after
-a step, and it can go on from there: a signal waits until the trainer has finished its step and saved it; a
-second one acts at once, as both do where nothing trains.
+a step, saved; a second signal acts at once, as both do where nothing trains.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from traceback import format_exception
 from typing import Any, Generic, TypeVar
 
@@ -26,21 +25,16 @@ from wn.config import UserError
 
 Item = TypeVar("Item")
 
-STARTED = time.monotonic()
-"""When this process began. Workers inherit the parent's start time."""
+STARTED = time.monotonic()  # of this process; workers inherit the parent's
 
 STOP: Any = ctypes.c_int(0)
 """Exit status of the stop that some process was asked for, 0 for none. Workers share the parent's."""
 
-OUT_OF_TIME = 75
-"""Exit status after ``trainer.max_minutes``: sysexits' EX_TEMPFAIL, to be tried again."""
+OUT_OF_TIME = 75  # exit status after trainer.max_minutes: sysexits' EX_TEMPFAIL, to be tried again
 
 
 class Preempted(BaseException):
-    """Training was asked to stop and did so: by whom, where, and the process's exit status.
-
-    Derives from BaseException so that ``except Exception`` does not swallow it.
-    """
+    """Training was asked to stop and did so. A BaseException, which ``except Exception`` lets pass."""
 
     def __init__(self, why: str, where: str, status: int) -> None:
         super().__init__(why, where, status)
@@ -52,7 +46,6 @@ class Preempted(BaseException):
 
 
 def _by_signal(number: int, where: str = "between two runs") -> Preempted:
-    """The exit status is a shell's, 128 + the signal's number."""
     return Preempted(signal.Signals(number).name, where, 128 + number)
 
 
@@ -74,9 +67,7 @@ class StopWatcher:
         late = self.max_minutes is not None and time.monotonic() - STARTED > 60 * self.max_minutes
         if late or STOP.value == OUT_OF_TIME:
             return Preempted(f"trainer.max_minutes={self.max_minutes or 0:g}", where, OUT_OF_TIME)
-        if STOP.value:
-            return _by_signal(STOP.value - 128, where)
-        return None
+        return _by_signal(STOP.value - 128, where) if STOP.value else None
 
     def __enter__(self) -> StopWatcher:
         if threading.current_thread() is threading.main_thread():  # no other is given signals
@@ -122,22 +113,18 @@ def map_workers(
     """``work`` on every item, in this process and ``processes - 1`` others; each takes the next when free.
 
     Each has its share of torch's threads. This process begins at once, while the others still start; those
-    that come too late to get an item are not waited for.
+    that come too late to get an item are not waited for. What ``work`` raises in any process stops all, and
+    is then raised.
 
     Returns:
         The items at which two workers died. All others are done.
-
-    Raises:
-        BaseException: the first that ``work`` raised in any process, as :class:`Preempted`; all have stopped.
     """
     processes = min(processes, len(items))
     if processes < 2:
         for item in items:
             work(item)
         return []
-    pool = _Pool(work, items, max(1, torch.get_num_threads() // processes))
-    pool.run(processes - 1)
-    return pool.failed
+    return _Pool(work, items, max(1, torch.get_num_threads() // processes)).run(processes - 1)
 
 
 class _Pool(Generic[Item]):
@@ -152,7 +139,7 @@ class _Pool(Generic[Item]):
         self.lock = threading.Lock()
         self.idle: set[Any] = set()  # processes without an item
 
-    def run(self, workers: int) -> None:
+    def run(self, workers: int) -> list[tuple[Item, WorkerDied]]:
         global STOP
         STOP, threads = self.stop, torch.get_num_threads()
         feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
@@ -171,6 +158,7 @@ class _Pool(Generic[Item]):
             torch.set_num_threads(threads)
         if self.error is not None:
             raise self.error
+        return self.failed
 
     def _take(self, worker: Any = None) -> Item | None:
         with self.lock:
@@ -178,7 +166,6 @@ class _Pool(Generic[Item]):
             return self.left.popleft() if self.left and not self.stop.value else None
 
     def _ask_to_stop(self, error: BaseException) -> None:
-        """The first reason is the one that is raised in the end."""
         with self.lock:
             self.error = self.error or error
             self.stop.value = self.stop.value or getattr(error, "status", 128 + signal.SIGINT)
@@ -193,10 +180,17 @@ class _Pool(Generic[Item]):
                 feeder.join(0.05)
 
     def _feed(self) -> None:
-        """Feed one worker, and another one where it dies, with the same item once more."""
+        """Feed one worker; where it dies, another one, with the same item once more."""
         item, deaths = None, 0
         while deaths < 2 and (item is not None or self.left) and not self.stop.value:
-            pipe, worker = self._start(idle=item is None)
+            pipe, theirs = self.context.Pipe()
+            job = (theirs, self.work, self.threads, STARTED, self.stop)
+            worker = self.context.Process(target=_work, args=job, daemon=True)
+            with self.lock:
+                worker.start()
+                if item is None:
+                    self.idle.add(worker)
+            theirs.close()  # so that reading from the pipe ends when the worker does
             with pipe:
                 try:
                     pipe.recv()  # it has imported everything
@@ -217,20 +211,9 @@ class _Pool(Generic[Item]):
                 self.failed.append((item, WorkerDied(f"two worker processes died of it ({how})")))
                 item, deaths = None, 0
 
-    def _start(self, idle: bool) -> tuple[Connection, Any]:
-        ours, theirs = self.context.Pipe()
-        job = (theirs, self.work, self.threads, STARTED, self.stop)
-        worker = self.context.Process(target=_work, args=job, daemon=True)
-        with self.lock:
-            worker.start()
-            if idle:
-                self.idle.add(worker)
-        theirs.close()  # so that reading from ours ends when the worker does
-        return ours, worker
-
 
 def _work(pipe: Connection, work: Callable[[Any], object], threads: int, started: float, stop: Any) -> None:
-    """What a worker does: the items that come over the pipe, each answered by None, until None comes."""
+    """A worker's ``work`` on the items that come over the pipe until None comes, each answered by None."""
     global STARTED, STOP
     STARTED, STOP = started, stop
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -257,7 +240,6 @@ def _portable(error: BaseException) -> BaseException:
 
 def _die_with_parent() -> None:
     """End this process when the one that started it has, however that ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

@@ -28,7 +28,6 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's model."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -107,13 +107,14 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 class Record:
     """One run's folder. ``content`` is what ``record.json`` holds."""
 
-    def __init__(self, folder: Path, content: Row) -> None:
-        self.folder, self.content = folder, content
-        self._lock: filelock.BaseFileLock | None = None
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.content: Row = {"schema": SCHEMA, "run_id": folder.name, "status": "new"}
+        self._lock = filelock.FileLock(folder / "lock")
 
     @classmethod
     def of(cls, config: Config, run_id: str | None = None) -> Record:
-        """The record of a run, ``new`` where there is none, or where it is damaged."""
+        """The record of a run, ``new`` where there is none or a damaged one."""
         record = cls.unread(config, run_id)
         try:
             record._load()
@@ -123,16 +124,14 @@ class Record:
 
     @classmethod
     def unread(cls, config: Config, run_id: str | None = None) -> Record:
-        record = cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id), {})
-        record.content = record._new()
-        return record
+        return cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id))
 
     @classmethod
     def read(cls, folder: Path) -> Record:
         """The record in a folder; a UserError where there is none that can be read."""
-        record = cls(folder, {})
+        record = cls(folder)
         record._load()
-        if not record.content:
+        if record.status == "new":
             raise UserError(f"{folder / 'record.json'}: no such file")
         return record
 
@@ -159,9 +158,6 @@ class Record:
             read_rows(self.folder / name)
         self.content = content
 
-    def _new(self) -> Row:
-        return {"schema": SCHEMA, "run_id": self.folder.name, "status": "new"}
-
     @property
     def status(self) -> str:
         return str(self.content["status"])
@@ -179,11 +175,10 @@ class Record:
         return read_rows(self.folder / "probes.jsonl")
 
     def claim(self) -> bool:
-        """Take the run for this process; False where another process is training it.
+        """Take the run for this process; False where another one is training it.
 
-        The record is read, for another process may have finished it meanwhile; a damaged one is set aside.
+        The record is read, as another process may have finished it; a damaged one is set aside.
         """
-        self._lock = self._lock or filelock.FileLock(self.folder / "lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -195,7 +190,7 @@ class Record:
             self._load()
         except Damaged:
             self._set_aside()
-            self.content = self._new()
+            self.content = Record(self.folder).content
         return True
 
     def _set_aside(self) -> None:
@@ -206,8 +201,7 @@ class Record:
                 os.replace(path, next(filter(lambda p: not p.exists(), map(path.with_name, names))))
 
     def release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     def save(self, **changes: Any) -> None:
         self.content |= changes
@@ -221,7 +215,7 @@ class Record:
         return {path.stem: path for path in sorted(self.folder.glob("*.png"))}
 
     def begin(self, config: Config, stack: list[str], device: str) -> None:
-        """Training starts: what is trained, by which code, on what; nothing earlier is left."""
+        """Training starts; no result of an earlier one is left."""
         self.content = {key: self.content[key] for key in ("schema", "run_id")}
         self.save(
             experiment=config.experiment_name,
@@ -255,18 +249,16 @@ class Record:
 
 def reuse(records: Iterable[Record]) -> set[str]:
     """Copy the results that other experiments beside them have of the same runs; return their run_ids."""
-    listed: dict[Path, dict[str, list[Path]]] = {}
-    taken = set()
-    for here in records:
-        runs_dir, run_id = here.folder.parents[1], here.folder.name
-        if runs_dir not in listed:  # one listing for each experiment, however many runs
-            listed[runs_dir] = defaultdict(list)
-            for folder in sorted(runs_dir.glob("*/*")):
-                listed[runs_dir][folder.name].append(folder)
-        others = [folder for folder in listed[runs_dir][run_id] if folder != here.folder]
-        if any(_copy_result(folder, here) for folder in others):
-            taken.add(run_id)
-    return taken
+    records, beside = list(records), defaultdict(list)
+    for runs_dir in {here.folder.parents[1] for here in records}:  # listed once, however many runs
+        for folder in sorted(runs_dir.glob("*/*")):
+            beside[folder.name].append(folder)
+
+    def taken(here: Record) -> bool:
+        others = (folder for folder in beside[here.folder.name] if folder != here.folder)
+        return any(_copy_result(folder, here) for folder in others)
+
+    return {here.folder.name for here in records if taken(here)}
 
 
 def _copy_result(folder: Path, here: Record) -> bool:
@@ -295,5 +287,5 @@ def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
 
 
 def public_config(config: Config) -> Row:
-    """Without the folders, which are of this machine alone."""
+    """Without the folders, which are this machine's."""
     return config.model_dump(mode="json", exclude={"runs_dir": True, "data": {"root"}})

@@ -9,7 +9,7 @@ import os
 import torch
 
 from wn import data, models
-from wn.config import Config, DataConfig, TrainerConfig, UserError, VAEConfig
+from wn.config import Config, TrainerConfig, UserError, VAEConfig
 from wn.data import Dataset
 from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
@@ -19,42 +19,29 @@ MEMBERS = {"mlp": 64, "mlp_vae": 16}
 (mlp) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and cost 1.6 to 1.8 times as
 much (measured: docs/LOG.md)."""
 
-MEMORY_SHARE = 0.8
-"""Share of a GPU's free memory that a stack is planned into."""
+MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is CUDA, then MPS, then the CPU.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+    """The device called ``name``, or a UserError; ``auto`` is CUDA, then MPS, then the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros((), device=name).item()  # the meta device makes tensors and has no numbers
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise UserError(
-            f"trainer.device={name}: not available here; take trainer.device=auto, or cpu"
-        ) from None
+    except (RuntimeError, AssertionError, ImportError):
+        why = "not available here; take trainer.device=auto, or cpu"
+        raise UserError(f"trainer.device={name}: {why}") from None
     return torch.device(name)
 
 
-@functools.lru_cache(maxsize=2)
-def _load(config: DataConfig, device: torch.device, dtype: torch.dtype, unit: bool) -> Dataset:
-    """Cached: the stacks of a sweep share their data."""
-    return data.load(config, device, dtype, unit)
+_load = functools.lru_cache(maxsize=2)(data.load)  # the stacks of a sweep share their data
 
 
 def resolve(config: Config) -> tuple[torch.device, Dataset]:
-    """Device and data of a run that can be trained on them. Changes no setting of torch.
-
-    Raises:
-        UserError: there is no such device, the data cannot be had, or are too few or too small.
-    """
+    """Device and data of a run; a UserError where it cannot be trained on them. Sets no switch of torch."""
     device = pick_device(config.trainer.device)
-    dtype = DTYPES[config.trainer.precision]
-    dataset = _load(config.data, device, dtype, isinstance(config.model, VAEConfig))
+    unit = isinstance(config.model, VAEConfig)
+    dataset = _load(config.data, device, DTYPES[config.trainer.precision], unit)
     models.check(config.model, dataset.shape)
     steps_per_epoch(config, dataset)
     return device, dataset
@@ -79,10 +66,10 @@ def allow_tf32(wanted: bool) -> None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc hand freed memory out again instead of giving it back to the kernel.
+    """Have glibc, where it is the allocator, keep freed memory instead of giving it back to the kernel.
 
-    A step allocates and frees the same megabytes every time, and each page that comes back from the
-    kernel has to be cleared first: that costs more than the arithmetic on it. Elsewhere nothing happens.
+    A step allocates the same megabytes every time, and clearing pages that come back from the kernel costs
+    more than the arithmetic on them.
     """
     trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
@@ -92,7 +79,7 @@ def keep_freed_memory() -> None:
 
 
 def largest_stack(config: Config, device: torch.device, dataset: Dataset) -> int:
-    """How many members a stack may have: a constant on a CPU; on CUDA what fits into free memory."""
+    """Members that a stack may have: a constant on a CPU; on CUDA what fits into free memory."""
     largest = MEMBERS.get(config.model.name, 1)
     if largest == 1 or device.type != "cuda":
         return largest
@@ -108,7 +95,7 @@ def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> 
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    # Not compiled and not captured: a prediction is not worth that time.
+    # Neither compiled nor captured: a prediction is not worth that time.
     settings = config.trainer.model_copy(update={"compile": False, "cuda_graph": False})
     pair = [config.model_copy(update={"trainer": settings})] * 2
     trainer = Trainer(pair, dataset, device, Observer())

@@ -1,8 +1,7 @@
 """From configurations to records: claim the runs, train them as one stack, write down what happens.
 
-A stack that a kill cut short is resumed as the stack that it was, each member in its old place, so that
-its numbers are those of an uninterrupted one to the last digit. Every record names the stack it trains
-in; the stack's checkpoint lies in ``runs/<experiment>/stacks/``.
+A stack that a kill cut short is resumed as the stack that it was, each member in its old place, so that its
+numbers are those of an uninterrupted one to the last digit. Every record names the stack that it trains in.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from wn import tracking
 from wn.checkpoints import Checkpoints
 from wn.config import Config
-from wn.metrics import Objective, objective_of
+from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
@@ -31,8 +30,7 @@ from wn.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 5.0
-"""How long rows may wait in memory. Those that a kill takes with them, the resumed run makes again."""
+FLUSH_SECONDS = 5.0  # that rows may wait in memory; those that a kill takes, the resumed run makes again
 
 
 def train_stack(configs: Sequence[Config]) -> None:
@@ -44,7 +42,7 @@ def train_stack(configs: Sequence[Config]) -> None:
     checkpoint.
 
     Raises:
-        UserError: the configurations cannot be trained here; no record says otherwise.
+        UserError: the runs cannot be trained here; nothing is recorded.
         Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
     ids = [config.run_id for config in configs]
@@ -78,10 +76,8 @@ class RunFailed(Exception):
 def final_loss(record: Record) -> float:
     """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
     if record.status == "failed":
-        last = record.content["error"].splitlines()[-1]
-        raise RunFailed(
-            f"run {record.content['run_id']} failed: {last} (traceback: {record.folder}/record.json)"
-        )
+        last, where = record.content["error"].splitlines()[-1], f"{record.folder}/record.json"
+        raise RunFailed(f"run {record.content['run_id']} failed: {last} (traceback: {where})")
     stage = {"finished": "final", "diverged": "initial"}.get(record.status)
     loss = record.content[stage].get("valid_loss") if stage else None
     return float("nan") if loss is None else float(loss)
@@ -96,6 +92,7 @@ class _Session(Observer):
         self.records = [record for _, record in members]
         self.config = self.configs[0]
         self.objective = objective_of(self.config.model)
+        self.selection = f"valid_{self.objective.selection_metric}"
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.started = self.flushed = time.monotonic()
@@ -105,17 +102,25 @@ class _Session(Observer):
         self.checkpoints = Checkpoints(self.stacks, self.ids)
 
     def train(self, may_split: bool) -> bool:
-        """Train to the end, or until an exception: then the open members have failed.
-
-        False where memory ran out and the stack may be split.
-        """
+        """Train to the end; an exception fails the open members. False where memory ran out instead."""
         device, dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
-        self._begin(device_name(device))
+        self.devices = [device_name(device)]
+        for i in sorted(self.open):
+            old = self.records[i].content.get("stack", self.ids)
+            if old != self.ids:  # from now on the member belongs to this stack
+                Checkpoints(self.stacks, old).remove()
+            self.records[i].begin(self.configs[i], self.ids, *self.devices)
         try:
             trainer = Trainer(self.configs, dataset, device, self)
             self._resume(trainer)
-            self._run(trainer)
+            if len(self.configs) == 1:  # a run alone is copied to W&B as it goes
+                self.live = tracking.open_live(self.records[0], self.config.tracking)
+            hidden = None if self.config.trainer.progress else True  # None: where nobody watches
+            with tqdm(total=trainer.total, unit="step", leave=False, disable=hidden) as self.bar:
+                self.bar.set_description(title(self.configs))
+                self.bar.update(trainer.step)
+                trainer.run()
         except Preempted:
             if self.live is not None:
                 self.live.pause()
@@ -131,25 +136,6 @@ class _Session(Observer):
         if self.live is not None:
             self.live.finish(self.records[0])
         return True
-
-    def _begin(self, device: str) -> None:
-        """From now on the members belong to this stack; the checkpoint of an old one is deleted."""
-        self.devices = [device]
-        for old in {tuple(self.records[i].content.get("stack", self.ids)) for i in self.open}:
-            if list(old) != self.ids:
-                Checkpoints(self.stacks, old).remove()
-        for i in sorted(self.open):
-            self.records[i].begin(self.configs[i], self.ids, device)
-
-    def _run(self, trainer: Trainer) -> None:
-        """Run the trainer under a progress bar; a run alone is copied to W&B as it goes."""
-        if len(self.configs) == 1:
-            self.live = tracking.open_live(self.records[0], self.config.tracking)
-        shown = self.config.trainer.progress
-        with tqdm(total=trainer.total, unit="step", leave=False, disable=None if shown else True) as self.bar:
-            self.bar.set_description(title(self.configs))
-            self.bar.update(trainer.step)
-            trainer.run()
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""
@@ -180,8 +166,7 @@ class _Session(Observer):
         self.rows[member][1].extend(probes)
         if self.live is not None:
             self.live.log([metrics], probes)
-        selection = f"valid_{self.objective.selection_metric}"
-        shown = {"loss": metrics.get("train_loss"), selection: metrics.get(selection)}
+        shown = {"loss": metrics.get("train_loss"), self.selection: metrics.get(self.selection)}
         self.bar.set_postfix({k: f"{v:.4f}" for k, v in shown.items() if v is not None}, refresh=False)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush(self.open)
@@ -192,13 +177,25 @@ class _Session(Observer):
                 self.records[member].save_picture(name, png(images))
 
     def on_end(self, member: int, status: str, result: Row) -> None:
+        """Record the numbers before training, after the last epoch, and at the best one."""
         if member not in self.open:
             return
         self._flush([member])
-        summary = _summary(self.records[member].metrics, self.objective)
+        rows = self.records[member].metrics
+        train, valid = ([f"{part}_{name}" for name in self.objective.names] for part in ("train", "valid"))
+        known = [row for row in rows if row.get(self.selection) is not None]
+        best = min(known, key=lambda row: row[self.selection], default={})
+        summary: Row = {
+            "initial": {key: rows[0].get(key) for key in valid},
+            "final": {key: rows[-1].get(key) for key in train + valid},
+            "best": {key: best.get(key) for key in ("epoch", self.selection)},
+            "steps": rows[-1]["step"],
+        }
         if status == "finished":
             summary["final"] |= result
-        self._close(member, status, summary if status == "finished" else {**summary, "diverged_at": result})
+        else:
+            summary["diverged_at"] = result
+        self._close(member, status, summary)
 
     def on_checkpoint(self, state: Row) -> None:
         """Write the rows, then the state that they lead to."""
@@ -207,10 +204,10 @@ class _Session(Observer):
         self.checkpoints.save({**content, "sizes": {self.ids[i]: self.records[i].sizes() for i in self.open}})
 
     def _close(self, member: int, status: str, result: Row) -> None:
-        seconds = (time.monotonic() - self.started) / len(self.records)
         record = self.records[member]
-        made = {**record.content["provenance"], "device": ", then ".join(self.devices)}
-        record.save(status=status, seconds=round(seconds, 3), provenance=made, **result)
+        seconds = round((time.monotonic() - self.started) / len(self.records), 3)
+        made = record.content["provenance"] | {"device": ", then ".join(self.devices)}
+        record.save(status=status, seconds=seconds, provenance=made, **result)
         self.open.remove(member)
 
     def _flush(self, members: Iterable[int]) -> None:
@@ -218,20 +215,6 @@ class _Session(Observer):
             self.records[member].append(*self.rows[member])
             self.rows[member] = ([], [])
         self.flushed = time.monotonic()
-
-
-def _summary(rows: list[Row], objective: Objective) -> Row:
-    """The numbers of ``record.json``: before training, after the last epoch, and at the best one."""
-    train, valid = ([f"{part}_{name}" for name in objective.names] for part in ("train", "valid"))
-    selection = f"valid_{objective.selection_metric}"
-    known = [row for row in rows if row.get(selection) is not None]
-    best = min(known, key=lambda row: row[selection], default={})
-    return {
-        "initial": {key: rows[0].get(key) for key in valid},
-        "final": {key: rows[-1].get(key) for key in train + valid},
-        "best": {key: best.get(key) for key in ("epoch", selection)},
-        "steps": rows[-1]["step"],
-    }
 
 
 def _describe(error: Exception) -> str:
@@ -252,7 +235,6 @@ def png(images: Tensor) -> bytes:
 
 
 def title(configs: Sequence[Config]) -> str:
-    """A stack, or a run alone, on a screen."""
     one = configs[0]
     what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"({len(configs)} runs)"
     return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"

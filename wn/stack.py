@@ -17,15 +17,11 @@ from torch.utils._pytree import tree_map
 
 from wn.norm import initializing
 
-Function = Callable[..., Any]
 Tensors = dict[str, Tensor]
 
 
 class Stack:
-    """The stacked state of some models, and the function that they share.
-
-    Args:
-        models: of equal architecture. The first is the template that every member's state runs through.
+    """The stacked state of models of equal architecture; the first is the template that all run through.
 
     Attributes:
         params: name to ``[members, ...]``, leaves that require gradients.
@@ -43,15 +39,13 @@ class Stack:
         return len(next(iter(self.params.values())))
 
     def __call__(self, x: Tensor, shared: bool = False) -> Any:
-        """The members' outputs: a tensor ``[members, batch, ...]``, or a tuple of such.
+        """The members' outputs, ``[members, batch, ...]``: a tensor or a tuple of such.
 
-        Args:
-            x: ``[members, batch, ...]``, or one ``[batch, ...]`` for all where ``shared``.
-            shared: whether all members see the same input.
+        ``x`` is ``[members, batch, ...]`` or, where ``shared``, one ``[batch, ...]`` for all.
         """
-        return self.map(_call, x, shared=shared)
+        return self.map(lambda model, x: model(x), x, shared=shared)
 
-    def map(self, function: Function, *inputs: Tensor, shared: bool = False) -> Any:
+    def map(self, function: Callable[..., Any], *inputs: Tensor, shared: bool = False) -> Any:
         """``function(model, *inputs)`` for each member, results stacked along the first axis.
 
         A stack of one skips vmap: it is the model alone, kernel for kernel.
@@ -91,23 +85,15 @@ class Stack:
         other.buffers = {k: tensors.get(k, b) for k, b in self.buffers.items()}
         return other
 
-    def select(self, members: Tensor) -> None:
-        """Keep the members of the given rows, int64 ``[kept]``, alone."""
-        self.load(*({k: t.detach()[members] for k, t in s.items()} for s in (self.params, self.buffers)))
-
     def load(self, params: Tensors, buffers: Tensors) -> None:
-        """Take over the state of other members, as many as there are."""
+        """Take over the state of other members, of any number."""
         self.params = {k: _leaf(p) for k, p in params.items()}
         self.buffers = buffers
 
 
 def _leaf(p: Tensor) -> Tensor:
-    """A stacked parameter, ready to be trained.
-
-    Several matrices are column-major, the layout of their gradients under bmm: arithmetic on two layouts is
-    slow.
-    """
-    if p.dim() == 3 and len(p) > 1:
+    """A stacked parameter, ready to be trained."""
+    if p.dim() == 3 and len(p) > 1:  # column-major, as gradients under bmm: arithmetic on two layouts is slow
         p = p.mT.contiguous().mT
     return p.requires_grad_()
 
@@ -115,13 +101,9 @@ def _leaf(p: Tensor) -> Tensor:
 class _Apply(nn.Module):
     """A function of a model as a module, so that ``functional_call`` can run it on another state."""
 
-    def __init__(self, model: nn.Module, function: Function) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(self.model, *inputs)
-
-
-def _call(model: nn.Module, x: Tensor) -> Any:
-    return model(x)

@@ -1,16 +1,15 @@
 """One training step as a function of tensors: run as it is, compiled, or replayed as a CUDA graph.
 
-A step reads the data and writes the stack's parameters and buffers, the optimiser's moments and the
-epoch's totals, all in place and on the device; the host says which images come next and nothing else. So
-torch can trace it whole, gradient and update included, compile it, and on a GPU replay it.
+A step changes all state in place and on the device, and the host only says which images come next. So torch
+can trace it whole, gradient and update included, compile it, and on a GPU replay it.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,51 +23,38 @@ from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
 
-WARM_UP = 3
-"""Eager steps before a CUDA graph is captured: cuBLAS and cuDNN choose kernels and allocate in them."""
+WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
 
 
+@dataclass(eq=False)
 class Step:
-    """The training step of a stack that is in training mode. Build a new one if the state is reallocated.
+    """The training step of a stack that is in training mode. Build a new one if the state is reallocated."""
 
-    Args:
-        average: of parameters and buffers; None for none.
-        train: the images.
-        totals: ``[metrics, members]``; a step adds its metrics before the update.
-        autocast: makes the context of the forward pass.
-        compiled: whether torch compiles the step; that takes a while.
-        captured: whether a GPU replays the step as a CUDA graph.
-    """
+    stack: Stack
+    optimizer: Optimizer
+    average: EMA | None  # of parameters and running statistics
+    objective: Objective
+    train: Split
+    totals: Tensor  # [metrics, members]; a step adds its metrics before the update
+    autocast: Autocast  # makes the context of the forward pass
+    compiled: bool
+    captured: bool  # on a GPU
+    function: Callable[[State, Tensor], None] | None = None  # once compiled
+    taken: int = 0
+    batch: Tensor | None = None
+    stream: torch.cuda.Stream | None = None
+    graph: torch.cuda.CUDAGraph | None = None
 
-    def __init__(
-        self,
-        stack: Stack,
-        optimizer: Optimizer,
-        average: EMA | None,
-        objective: Objective,
-        train: Split,
-        totals: Tensor,
-        autocast: Autocast,
-        compiled: bool,
-        captured: bool,
-    ) -> None:
-        self.stack, self.optimizer, self.average = stack, optimizer, average
-        self.objective, self.autocast = objective, autocast
+    def __post_init__(self) -> None:
+        self.captured = self.captured and self.totals.device.type == "cuda"
         self.state: State = {
-            "params": stack.params,
-            "buffers": stack.buffers,
-            "moments": optimizer.state,
-            "hyper": optimizer.hyper,
-            "average": average.state if average else {},
-            "data": {"x": train.x, "y": train.y, "totals": totals},
+            "params": self.stack.params,
+            "buffers": self.stack.buffers,
+            "moments": self.optimizer.state,
+            "hyper": self.optimizer.hyper,
+            "average": self.average.state if self.average else {},
+            "data": {"x": self.train.x, "y": self.train.y, "totals": self.totals},
         }
-        self.compiled = compiled
-        self.captured = captured and totals.device.type == "cuda"
-        self.function: Callable[[State, Tensor], None] | None = None  # once compiled
-        self.taken = 0
-        self.batch: Tensor | None = None
-        self.stream: torch.cuda.Stream | None = None
-        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Tensor) -> None:
         """One update on the images with these indices, int64 ``[members, batch]``."""
@@ -79,9 +65,12 @@ class Step:
             # batch of other strides would be compiled once more, amid the capture, where torch cannot.
             self.batch = batch.clone(memory_format=torch.contiguous_format)
         self.batch.copy_(batch)
-        if self.taken < WARM_UP:
-            with self._side_stream():
-                return self._take(self.batch)
+        if self.taken < WARM_UP:  # on a stream of its own, as CUDA asks before a capture
+            self.stream = self.stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self._take(self.batch)
+            return torch.cuda.current_stream().wait_stream(self.stream)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -96,15 +85,6 @@ class Step:
             self.function = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
         with torch.no_grad():  # the traced graph holds its own backward pass
             self.function(self.state, batch)
-
-    @contextmanager
-    def _side_stream(self) -> Iterator[None]:
-        """Warm-up happens on a stream of its own, as CUDA asks before a capture."""
-        self.stream = self.stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)
 
     def _update(self, state: State, batch: Tensor) -> None:
         """The step on ``state``, which is the stack's own or, while torch traces, stands for it."""
@@ -124,6 +104,5 @@ class Step:
             average.step({**stack.params, **stack.buffers})
 
     def _trace(self, batch: Tensor) -> Any:
-        """The step as one graph of operations, for these shapes."""
         update = functools.partial(self._update)  # make_fx would count self as an argument of the method
         return make_fx(update, tracing_mode="fake")(self.state, batch)

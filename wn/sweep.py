@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -19,19 +20,19 @@ from wn.resources import largest_stack, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
 
-WORKER_STEPS = 4_000
-"""Steps of single runs that a worker must be given to amortise the seconds that it takes to start."""
+WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
+
+_say = functools.partial(print, flush=True)
 
 
 def train_sweep(
     configs: Sequence[Config], members: int | None = None, workers: int | None = None
 ) -> list[Record]:
-    """Train every run that is not done yet, and return all their records.
+    """Train every run that is not done yet, and return the records of all; the same run twice counts once.
 
     Args:
-        configs: the runs, in any number of architectures; the same run twice counts once.
         members: the largest stack; None chooses by architecture and device.
         workers: processes to train in; None chooses: one, or on a CPU with enough to do one per core.
 
@@ -64,29 +65,23 @@ def train_sweep(
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
     """Device and data of every run; looked up once for all that share them."""
-    known: dict[object, tuple[torch.device, Dataset]] = {}
-    resolved = {}
-    for run_id, config in runs.items():
-        shared = (config.model, config.data, config.trainer)
-        if shared not in known:
-            known[shared] = resolve(config)
-        resolved[run_id] = known[shared]
-    return resolved
+    shared = {run_id: (c.model, c.data, c.trainer) for run_id, c in runs.items()}
+    known = {shared[run_id]: config for run_id, config in runs.items()}
+    resolved = {key: resolve(config) for key, config in known.items()}
+    return {run_id: resolved[key] for run_id, key in shared.items()}
 
 
 def _interrupted(unfinished: list[Record], runs: dict[str, Config]) -> list[list[str]]:
-    """The stacks, as lists of run_ids, that were cut short and whose members are all among ``runs``.
+    """The stacks that were cut short and whose members are all among ``runs``.
 
     Not those that failed: the user may have asked for smaller ones.
     """
-    stacks = {tuple(record.content["stack"]) for record in unfinished if record.status == "running"}
-    order = {run_id: place for place, run_id in enumerate(runs)}
-    whole = [list(stack) for stack in stacks if all(run_id in runs for run_id in stack)]
-    return sorted(whole, key=lambda stack: order[stack[0]])
+    stacks = dict.fromkeys(tuple(r.content["stack"]) for r in unfinished if r.status == "running")
+    return [list(stack) for stack in stacks if runs.keys() >= {*stack}]
 
 
 def _workers(runs: dict[str, Config], resolved: Resolved) -> int:
-    """Number of workers: enough work must be left to amortise the start-up; one unless all is on a CPU.
+    """One unless all is on a CPU, with enough work to amortise the start-up.
 
     What is done already counts as well: a sweep that was cut short goes on as it began.
     """
@@ -103,7 +98,7 @@ def _stacks(
 ) -> list[list[str]]:
     """Group runs into stacks of nearly equal size, in the order of their first members.
 
-    Where no size is given, a sweep of so many ``runs`` makes enough stacks to keep all workers busy.
+    Where no size is given, there are enough stacks to keep all workers busy in a sweep of so many ``runs``.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for run_id, config in fresh.items():
@@ -142,7 +137,6 @@ def _fail(stack: list[Config], death: WorkerDied) -> None:
 
 
 def _outcome(config: Config, ended: list[Record], seconds: float | None = None) -> str:
-    """What became of a stack, or of a run alone, in a line."""
     counts = Counter(record.status for record in ended)
     alone = len(ended) == 1
     text = ended[0].status if alone else ", ".join(f"{n} {status}" for status, n in counts.items())
@@ -156,7 +150,3 @@ def _outcome(config: Config, ended: list[Record], seconds: float | None = None) 
         if not alone:
             text += f" at best, {scale * statistics.median(values):.2f} {unit} in the median"
     return f"{text}, record {ended[0].folder}" if alone else text
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

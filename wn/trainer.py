@@ -26,19 +26,18 @@ from wn.step import Step
 
 Row = dict[str, Any]
 Columns = dict[str, list[float]]  # a number per member
+Trees = dict[str, dict[str, Tensor]]
 
 DTYPES = {**dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32), "float64": torch.float64}
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
 
-CHECKPOINT_SECONDS = 60.0
-"""At most this much work is lost to a kill, however long an epoch is."""
+CHECKPOINT_SECONDS = 60.0  # at most this much work is lost to a kill, however long an epoch is
 
 
 class Observer:
     """What a trainer tells; a member is known by its place in the list of configurations."""
 
-    def on_step(self, done: int, total: int) -> None:
-        """``done`` of ``total`` steps are taken."""
+    def on_step(self, done: int, total: int) -> None: ...
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         """A member came to the end of an epoch (epoch 0: before training)."""
@@ -58,11 +57,7 @@ class Observer:
 
 
 def steps_per_epoch(config: Config, data: Dataset) -> int:
-    """Batches per epoch; the remainder of the images waits for another epoch's order.
-
-    Raises:
-        UserError: a batch is larger than the data.
-    """
+    """Batches per epoch; the remainder of the images waits for another epoch's order."""
     size, batch = len(data.train.x), config.trainer.batch_size
     if batch > size:
         raise UserError(f"trainer.batch_size={batch}: larger than the {size} training images; give less")
@@ -75,27 +70,23 @@ class Trainer:
     Args:
         configs: the members; they agree in all but :data:`wn.config.STACKABLE`.
         data: on the device, in the precision's type.
-        device: of the data and the stack.
-        observer: is told what happens.
     """
 
-    def __init__(
-        self, configs: Sequence[Config], data: Dataset, device: torch.device, observer: Observer
-    ) -> None:
+    def __init__(self, configs: Sequence[Config], data: Dataset, device: torch.device, observer: Observer):
         self.configs, self.data, self.device, self.observer = list(configs), data, device, observer
         self.config = configs[0]
         self.steps_per_epoch = steps_per_epoch(self.config, data)
         self.total = self.config.trainer.epochs * self.steps_per_epoch
         self.step = 0
-        self.take_step: Step | None = None
         self.saved = time.monotonic()
         self.alive = list(range(len(self.configs)))
         self.objective = objective_of(self.config.model)
         self.totals = data.train.x.new_zeros(len(self.objective.names), len(self.alive))
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
-        self.stack = Stack([self._build(c) for c in self.configs])
-        self._build_optimizer()
+        sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
+        self.stack = Stack([build(c.model, c.norm, *sizes, c.seed).to(device, dtype) for c in configs])
+        self._prepare()
 
     def run(self) -> None:
         """Train from the beginning, or from what :meth:`restore` was given, to the end."""
@@ -127,10 +118,6 @@ class Trainer:
 
     def update(self, batch: Tensor) -> None:
         """One step on the images with these indices, ``[members, batch]``; adds its metrics to the totals."""
-        if self.take_step is None:
-            settings = self.config.trainer
-            parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
-            self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
         self.take_step(batch)
 
     def evaluate(self, part: str) -> Columns:
@@ -140,7 +127,7 @@ class Trainer:
         return {f"{part}_{name}": values for name, values in means.items()}
 
     def _evaluations(self, epoch: int) -> Columns:
-        """On the validation split, and on the test split for curves that are published so."""
+        """The validation split's, and the test split's for curves that are published so."""
         every = self.config.trainer.test_every
         columns = self.evaluate("valid") if len(self.data.valid.x) else {}
         return columns | (self.evaluate("test") if every and epoch % every == 0 else {})
@@ -170,9 +157,8 @@ class Trainer:
         """The final numbers of the members that did not diverge, on the test set."""
         if not self.alive:
             return
-        columns = self.evaluate("test")
+        columns, images = self.evaluate("test"), {}
         stack, settings = self._averaged_stack(), self.config.trainer
-        images: dict[str, Tensor] = {}
         if self.objective is ELBO:
             x = self.data.test.x[: settings.iwae_images]
             bounds = metrics.iwae_bounds(stack, x, settings.iwae_samples, self.autocast)
@@ -183,30 +169,25 @@ class Trainer:
             result = {name: values[row] for name, values in columns.items()}
             # Without a validation split, divergence in the last step shows here first.
             if not all(map(math.isfinite, result.values())):
-                place = {"epoch": settings.epochs, "step": self.step}
-                self.observer.on_end(member, "diverged", place)
+                self.observer.on_end(member, "diverged", {"epoch": settings.epochs, "step": self.step})
                 continue
             if images:
                 self.observer.on_pictures(member, {name: all_[row] for name, all_ in images.items()})
             self.observer.on_end(member, "finished", result)
 
     def _checkpoint(self) -> None:
-        """Write a checkpoint if one is due or if we are about to stop early."""
+        """Write a checkpoint if one is due; stop, with one written, where the observer says so."""
         more = self.alive and self.step < self.total
         stop = self.observer.stop(self.step, self.total) if more else None
-        if stop or self._checkpoint_is_due():
+        late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        due = late or self.step % (self.config.trainer.checkpoint_every * self.steps_per_epoch) == 0
+        if self.step == self.total:  # finishing takes a while: an IWAE bound, or many records to write
+            due = len(self.configs) > 1 or self.objective is ELBO
+        if stop or due:
             self.observer.on_checkpoint(self.state())
             self.saved = time.monotonic()
         if stop:
             raise stop
-
-    def _checkpoint_is_due(self) -> bool:
-        """Every so many epochs, or seconds where epochs are long."""
-        if self.step == self.total:  # finishing takes a while: an IWAE bound, or many records to write
-            return len(self.configs) > 1 or self.objective is ELBO
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        return late or (within == 0 and epoch % self.config.trainer.checkpoint_every == 0)
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""
@@ -214,12 +195,12 @@ class Trainer:
         return epoch % every == 0 or (epoch < every and epoch.bit_count() == 1)
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
-        """Indices of the training images, ``[members, batch]`` each, in every member's own order."""
+        """Indices of training images, ``[members, batch]`` each."""
         batches = torch.split(self._orders(epoch), self.config.trainer.batch_size, dim=1)
         return batches[: self.steps_per_epoch]
 
     def _orders(self, epoch: int) -> Tensor:
-        """Every member's permutation of the training images in an epoch, ``[members, images]``."""
+        """Every member's own permutation of the training images, ``[members, images]``."""
         seeds = [self.configs[m].seed for m in self.alive]
         orders = {seed: permutation(seed, epoch, len(self.data.train.x)) for seed in set(seeds)}
         return torch.stack([orders[seed] for seed in seeds]).to(self.device)
@@ -230,25 +211,28 @@ class Trainer:
             with self.autocast():
                 self.stack.initialize(self.data.train.x[self._orders(0)[:, :size]])
 
-    def _build(self, config: Config) -> torch.nn.Module:
-        model = build(config.model, config.norm, self.data.shape, self.data.classes, config.seed)
-        return model.to(self.device, DTYPES[config.trainer.precision])
-
-    def _build_optimizer(self) -> None:
-        """Optimiser, EMA and step of the stack as it is now; a step knows its tensors by their addresses."""
-        groups = parameter_groups(self.stack.template)
-        kind_of = {id(p): kind for kind, params in groups.items() for p in params}
+    def _prepare(self, trees: Trees | None = None) -> None:
+        """Optimiser, EMA and step of the stack, with the state in ``trees`` or at their beginning."""
+        if trees:
+            self.stack.load(trees["params"], trees["buffers"])
+        groups = parameter_groups(self.stack.template).items()
+        kind_of = {id(p): kind for kind, params in groups for p in params}
         kinds = {name: kind_of[id(p)] for name, p in self.stack.template.named_parameters()}
         self.optimizer = Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, kinds)
         steps = self.config.optim.ema_epochs * self.steps_per_epoch
         # Running statistics are averaged too: they belong to the weights that they are evaluated with.
         statistics = {k: b for k, b in self.stack.buffers.items() if k.split(".")[-1].startswith("running_")}
-        averaged = {**self.stack.params, **statistics}
-        self.average = EMA(averaged, max(0.0, 1 - 1 / steps)) if steps else None
-        self.take_step = None
+        self.average = EMA(self.stack.params | statistics, max(0.0, 1 - 1 / steps)) if steps else None
+        if trees:
+            self.optimizer.state = trees["moments"]
+        if trees and self.average:
+            self.average.state = trees["average"]
+        settings = self.config.trainer
+        parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
+        self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
 
     def _averaged_stack(self) -> Stack:
-        """The stack that is evaluated: with the EMA's tensors, if there is one."""
+        """The stack that is evaluated: the EMA, if there is one."""
         return self.stack.with_state(self.average.values()) if self.average else self.stack
 
     def _select(self, rows: list[int]) -> None:
@@ -257,41 +241,30 @@ class Trainer:
         self.totals = self.totals[:, rows]
         if self.alive:
             kept = torch.tensor(rows, device=self.device)
-            trees = self._trees()
-            self.stack.select(kept)
-            trees = {n: {k: t[kept] if t.dim() else t for k, t in tree.items()} for n, tree in trees.items()}
-            self._set_state(trees["moments"], trees["average"])
-
-    def _set_state(self, moments: dict[str, Tensor], average: dict[str, Tensor]) -> None:
-        self._build_optimizer()
-        self.optimizer.state = moments
-        if self.average:
-            self.average.state = average
+            trees = self._trees().items()
+            self._prepare({n: {k: t[kept] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
-        place = {"step": self.step, "alive": self.alive, "totals": self.totals}
-        return {**place, **{n: {k: t.detach() for k, t in tree.items()} for n, tree in self._trees().items()}}
+        return {"step": self.step, "alive": self.alive, "totals": self.totals, **self._trees()}
 
-    def _trees(self) -> dict[str, dict[str, Tensor]]:
+    def _trees(self) -> Trees:
         average = self.average.state if self.average else {}
-        stack = {"params": self.stack.params, "buffers": self.stack.buffers}
-        return {**stack, "moments": self.optimizer.state, "average": average}
+        params = {k: p.detach() for k, p in self.stack.params.items()}
+        state = {"params": params, "buffers": self.stack.buffers}
+        return {**state, "moments": self.optimizer.state, "average": average}
 
     def restore(self, state: Row) -> None:
-        """Go on from a :meth:`state` of the same members, on whatever device it was made.
+        """Go on from a :meth:`state` of the same members, made on any device.
 
         Raises:
             LookupError, ValueError: it is of another model or optimiser. Nothing is changed.
         """
-        trees = {name: {k: t.to(self.device) for k, t in state[name].items()} for name in self._trees()}
-        if _kinds(trees) != _kinds(self._trees()):
-            raise ValueError("it is of another model or optimiser")
+        own = self._trees()
+        trees = {name: {k: t.to(self.device) for k, t in state[name].items()} for name in own}
+        for name, tree in trees.items():  # without the first axis: members may have been dropped before
+            mine, other = ({k: (t.dtype, t.shape[1:]) for k, t in x.items()} for x in (own[name], tree))
+            if mine != other:
+                raise ValueError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
-        self.stack.load(trees["params"], trees["buffers"])
-        self._set_state(trees["moments"], trees["average"])
-
-
-def _kinds(trees: dict[str, dict[str, Tensor]]) -> Row:
-    """Names, types and a member's shapes."""
-    return {name: {k: (t.dtype, t.shape[1:]) for k, t in tree.items()} for name, tree in trees.items()}
+        self._prepare(trees)
