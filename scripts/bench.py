@@ -46,6 +46,13 @@ NORMS = ("none", "batch_norm", "weight_norm", "weight_norm_init", "mean_only_bn"
 LRS = 13
 SEEDS = 5
 MEMBERS = (1, 4, 16, 64, 256)
+SWEEP = [
+    f"norm={','.join(NORMS)}",
+    "optim.lr=1e-4,2e-4,5e-4,1e-3,2e-3,5e-3,1e-2,2e-2,5e-2,0.1,0.2,0.5,1.0",
+    "seed=0,1,2,3,4",
+]
+"""On the default model and data: an MLP 64-128-128-10 on digits, 30 epochs of SGD with momentum 0.9."""
+
 LAUNCHERS = {
     "stacked": [],
     "one by one": ["hydra.launcher.members=1", "hydra.launcher.workers=1"],
@@ -110,7 +117,7 @@ def sweep(device: str) -> list[Row]:
     rows = []
     for launcher, limits in LAUNCHERS.items():
         with tempfile.TemporaryDirectory() as folder:
-            train = ["wn.train", "+experiment=sweep_benchmark", f"runs_dir={folder}/runs", *limits]
+            train = ["wn.train", "-m", *SWEEP, f"runs_dir={folder}/runs", *limits]
             words = [sys.executable, "-m", *train, "trainer.progress=false", f"trainer.device={device}"]
             started = time.perf_counter()
             subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -114,7 +114,7 @@ def test_publishing_and_publishing_again_without_records(tmp_path: Path, plan: P
     assert "<dc:date>" not in before[f"{NAME}/error.svg"].decode()
     assert "- [A step](bench/step.md)" in before["README.md"].decode()
     front = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| norm | best lr | test error % | n | S (nats) | largest stable lr |" in front
+    assert "| norm | best lr | test error % | n | S (nats) | width +1pp | width ×1.5 |" in front
     shutil.rmtree(tmp_path / "runs")
     told("--publish")
     assert contents(tmp_path / "results") == before

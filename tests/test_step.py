@@ -84,10 +84,10 @@ def assert_traced_step_is_the_step(configs: list[Config]) -> None:
     batches = torch.split(traced._orders(1), 20, dim=1)
     before = copy.deepcopy(steps_of(traced, 0))
     traced.update(batches[0])
-    graph = traced.take_step._trace(batches[0])  # type: ignore[union-attr]
+    graph = traced._step._trace(batches[0])  # type: ignore[union-attr]
     with torch.no_grad():
         for batch in batches[1:3]:
-            graph(traced.take_step.state, batch)  # type: ignore[union-attr]
+            graph(traced._step.state, batch)  # type: ignore[union-attr]
     expected, found = steps_of(eager, 3), steps_of(traced, 0)
     assert expected.keys() == found.keys()
     moved = [name for name in found if not torch.equal(found[name], before[name])]
@@ -150,7 +150,7 @@ def test_warm_up_capture_and_replay_share_one_contiguous_batch(
         monkeypatch.setattr(torch.cuda, name, fake)
     parts = (captured.stack, captured.optimizer, captured.average, captured.objective, captured.data.train)
     step = Step(*parts, captured.totals, captured.autocast, compiled=False, captured=True)
-    step.captured, captured.take_step = True, step
+    step.captured, captured._step = True, step
     found = steps_of(captured, 5)
     assert len(seen) == 5
     assert {batch.data_ptr() for batch in seen} == {seen[0].data_ptr()}

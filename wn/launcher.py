@@ -42,15 +42,17 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int) and limit > 0):
             raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
-    folders: dict[str, dict[Path, int]] = defaultdict(dict)  # of each run, in their order
-    turns: dict[int, list[int]] = defaultdict(list)
+    folders: dict[str, list[Path]] = defaultdict(list)  # of each run, as many as experiments name it
+    passes: dict[int, list[int]] = defaultdict(list)  # the first pass trains each run in its first folder
     for i, config in enumerate(configs):
-        known = folders[config.run_id]
-        turns[known.setdefault(Path(config.runs_dir, config.experiment_name), len(known))].append(i)
-    for config in [configs[i] for turn, runs in turns.items() if turn for i in runs]:
+        folder, known = Path(config.runs_dir, config.experiment_name), folders[config.run_id]
+        if folder not in known:
+            known.append(folder)
+        passes[known.index(folder)].append(i)
+    for config in configs:
         Record.of(config)  # a folder that cannot be read is refused before anything is trained
     records: dict[int, Record] = {}
-    for runs in turns.values():
+    for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
@@ -70,7 +72,8 @@ class Jobs:
         self.parse = functools.cache(lambda text: parser.parse_overrides([text])[0])
         self.compose = functools.cache(lambda presets: load(config, list(presets)))
         self.tree = functools.cache(lambda presets: plain(self.compose(presets)))
-        # Hydra's sweeper checks every job by composing it: here, every choice of presets.
+        # Hydra's sweeper checks every job by composing it through this loader: now once a choice of presets.
+        # (``load``, above, is the method that is replaced here.)
         loader.load_sweep_config = lambda master_config, sweep_overrides: self.compose(
             self._presets(sweep_overrides)
         )
@@ -82,6 +85,8 @@ class Jobs:
         overrides = map(self.parse, self.config.hydra.overrides.task)
         sweeps = [override.sweep_iterator() for override in overrides if override.is_discrete_sweep()]
         runs = math.prod(sum(1 for _ in itertools.islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
+        if not runs:
+            raise UserError("no runs: a range(...) or glob(...) has no value")
         if runs > LARGEST_SWEEP:
             raise UserError(f"more than {LARGEST_SWEEP:,} runs in one sweep; give fewer values")
         parse({key: self.config[key] for key in ("runs_dir", "experiment_name")})  # Hydra makes that folder
@@ -161,7 +166,8 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
         return [composed]
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
-    values = {key: value for key, value in values.items() if plan.fixed.get(key, plan) != value}
+    values = {k: v for k, v in values.items() if (k, v) not in plan.fixed.items()}
+    # An axis is restricted to the wanted value; any other setting would change what the runs are.
     wanted = {key: value for key, value in values.items() if key in plan.axes}
     settings = {key: value for key, value in values.items() if decides(key) and key not in wanted}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})

@@ -64,8 +64,6 @@ def main() -> int:
             except RunFailed as error:
                 print(f"error: {error}", file=sys.stderr)
                 status = 1
-            if sys.argv[1:2] in (["-m"], ["--multirun"]) and not launcher.trained:
-                raise UserError("no runs: a range(...) or glob(...) has no value")
             report()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         refuse(error)

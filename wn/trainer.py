@@ -57,7 +57,7 @@ class Observer:
 
 
 def steps_per_epoch(config: Config, data: Dataset) -> int:
-    """Batches per epoch; the remainder of the images waits for another epoch's order."""
+    """Batches per epoch; the last incomplete one is dropped, and each epoch is shuffled anew."""
     size, batch = len(data.train.x), config.trainer.batch_size
     if batch > size:
         raise UserError(f"trainer.batch_size={batch}: larger than the {size} training images; give less")
@@ -118,7 +118,7 @@ class Trainer:
 
     def update(self, batch: Tensor) -> None:
         """One step on the images with these indices, ``[members, batch]``; adds its metrics to the totals."""
-        self.take_step(batch)
+        self._step(batch)
 
     def evaluate(self, part: str) -> Columns:
         """The metrics' means on ``train``, ``valid`` or ``test``, under names that begin with it."""
@@ -229,7 +229,7 @@ class Trainer:
             self.average.state = trees["average"]
         settings = self.config.trainer
         parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
-        self.take_step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
+        self._step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
 
     def _averaged_stack(self) -> Stack:
         """The stack that is evaluated: the EMA, if there is one."""

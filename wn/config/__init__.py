@@ -136,7 +136,7 @@ class TrainerConfig(Section):
     deterministic: bool = False
     """On a GPU, which costs speed; a CPU's algorithms always are."""
     compile: bool = False
-    """Compile the whole step: a minute at the start, and about twice the speed after it."""
+    """Compile the whole step: a minute or more at the start; meant for GPUs (docs/LOG.md)."""
     cuda_graph: bool = True
     """On a GPU, capture the step as a CUDA graph."""
     progress: bool = True

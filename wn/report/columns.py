@@ -87,8 +87,8 @@ def sweep_columns(plan: Plan) -> list[Column]:
         Column("n", "n", known=True, front=True),
         Column("p_vs_none", "p vs none", probability("p_vs_none")),
         Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
-        *(Column(k, heading, number(k, ".2f")) for k, (heading, *_) in metric.widths.items()),
-        Column("largest_stable_lr", "largest stable lr", number("largest_stable_lr", "g"), front=True),
+        *(Column(k, heading, number(k, ".2f"), front=True) for k, (heading, *_) in metric.widths.items()),
+        Column("largest_stable_lr", "largest lr without NaN", number("largest_stable_lr", "g")),
         Column("diverged", "diverged", lambda row: f"{row['diverged']}/{row['runs']}", known=True),
     ]
 
