@@ -275,7 +275,7 @@ def test_what_did_not_finish_is_named(tmp_path: Path, told: Any, no_figures: Non
         f"1 run in training or cut short: the same command goes on (first: {config(seed=2).run_id})" in text
     )
     assert "1 record in runs/adhoc is of another version of the settings" in text
-    assert "1 record in runs/adhoc cannot be read; delete those folders (first: broken)" in text
+    assert "1 record in runs/adhoc cannot be read; training sets them aside (first: broken)" in text
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_damaged_file_is_named_in_one_line(content: bytes, tmp_path: Path, tol
     (tmp_path / "results" / NAME / "runs.csv").write_bytes(content)
     text = told(NAME, status=2)
     assert re.fullmatch(rf"error: results/{NAME}/runs\.csv: empty, cut short .*git checkout.*\n", text)
-    assert told("--status", status=2) == text
+    assert text.removeprefix("error: ") in told("--status")  # which goes on with the others
 
 
 def test_a_name_that_is_neither_is_told_the_nearest(told: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -24,7 +24,10 @@ WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker ta
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 
-_say = functools.partial(print, flush=True)
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more (``| head``); training goes on
+        print(line, flush=True)
 
 
 def train_sweep(

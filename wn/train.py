@@ -67,6 +67,10 @@ def main() -> int:
             report()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        refuse(UserError(f"{error.filename}: {error.strerror}; name another folder with runs_dir=..."))
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
             raise

@@ -201,7 +201,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     )
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     layers = ", ".join(sorted(probes["layer"].unique()))
-    where = f"against the epoch; layer {layers}, mean over its units; seed {groups[0].seeds[0]}; ×: diverged"
+    where = f"against the epoch; layer {layers}, mean over its units; first seed; ×: diverged"
     rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
     figure.supxlabel(f"{where}; {rates}", **SMALL)
     return figure

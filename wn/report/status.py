@@ -29,7 +29,7 @@ def records_in(folder: Path) -> tuple[dict[str, Record], list[str]]:
             found[str(record.content["run_id"])] = record
         except (UserError, LookupError):
             unreadable.append(path.parent.name)
-    return found, left_out(unreadable, f"record{{}} in {folder} cannot be read; delete those folders")
+    return found, left_out(unreadable, f"record{{}} in {folder} cannot be read; training sets them aside")
 
 
 def left_out(run_ids: Sequence[str], what: str, why: str = "") -> list[str]:
@@ -51,7 +51,12 @@ def status(runs_dir: Path, results_dir: Path) -> str:
     rest is what the other runs will take, each the mean of the finished runs of its norm, else of all.
     """
     notes: list[str] = []
-    lines = [_line(experiments.load(name), runs_dir, results_dir, notes) for name in experiments.names()]
+    lines = []
+    for name in experiments.names():
+        try:
+            lines.append(_line(experiments.load(name), runs_dir, results_dir, notes))
+        except UserError as error:  # one bad file changes nothing for the others
+            notes.append(str(error))
     return "\n".join([aligned([HEADINGS, *lines]), *notes])
 
 

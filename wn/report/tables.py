@@ -95,7 +95,9 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
     key = f"test_{metric.key}"
     tested = [metric.shown(key, own.set_index("seed")[key]) for own in finished]
     curves = experiments.published(plan.experiment) if plan.experiment else {}
-    for line, own, test in zip(lines, finished, tested, strict=True):
+    # A best learning rate of another grid is no fair comparison.
+    comparable = [t[:0] if unlike(plan, line.group) else t for t, line in zip(tested, lines, strict=True)]
+    for line, own, test, fair in zip(lines, finished, tested, comparable, strict=True):
         group, of_sweep = line.group, line.sweep if plan.is_sweep else None
         mine = [i for i, c in group.configs.items() if line.sweep is not None or c.optim.lr == line.lr]
         done = runs["status"].reindex(mine).dropna()
@@ -106,7 +108,7 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
         row[f"{metric.test}_sd"] = test.std()
         for name, norm in BASELINES.items():
             if (name == "none") == plan.is_sweep:
-                above = (test - _baseline(line, lines, tested, norm)).dropna()
+                above = (fair - _baseline(line, lines, comparable, norm)).dropna()
                 row |= {f"p_vs_{name}": statistics.paired_p(above), f"above_{name}": above.mean()}
         row["pending"] = not row["n"] and not 0 < row["planned"] == row["runs"]
         row |= _of_sweep(plan, of_sweep) if of_sweep else _published(plan, line, curves, row)
