@@ -60,6 +60,20 @@ def torchs(config: OptimConfig, params: dict[str, Tensor]) -> torch.optim.Optimi
     return rule(groups, lr=config.lr, betas=(config.momentum, config.beta2), eps=config.eps)
 
 
+def step_all(
+    ours: Optimizer,
+    theirs: list[torch.optim.Optimizer],
+    alone: list[dict[str, Tensor]],
+    grads: dict[str, Tensor],
+) -> None:
+    """One step of the stack, and of every member alone under torch's rule, with the same gradients."""
+    ours.step(grads)
+    for i, (rule, own) in enumerate(zip(theirs, alone, strict=True)):
+        for k, p in own.items():
+            p.grad = grads[k][i].clone()
+        rule.step()
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_member_moves_as_under_torch(name: str) -> None:
     configs = [OptimConfig(name=name, **member) for member in MEMBERS[name]]
@@ -69,11 +83,7 @@ def test_each_member_moves_as_under_torch(name: str) -> None:
     theirs = [torchs(config, own) for config, own in zip(configs, alone, strict=True)]
     for step in range(STEPS):
         grads = slopes(step, params)
-        ours.step(grads)
-        for i, (rule, own) in enumerate(zip(theirs, alone, strict=True)):
-            for k, p in own.items():
-                p.grad = grads[k][i].clone()
-            rule.step()
+        step_all(ours, theirs, alone, grads)
         for k, p in params.items():
             expected = torch.stack([own[k].detach() for own in alone])
             torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-12)
@@ -226,11 +236,7 @@ def test_each_kind_of_parameter_moves_at_its_own_rate(name: Any) -> None:
         theirs.append(kind(groups, **options))
     for _ in range(STEPS):
         grads = {k: torch.randn_like(p) for k, p in params.items()}
-        ours.step(grads)
-        for i, (rule, own) in enumerate(zip(theirs, alone, strict=True)):
-            for k, p in own.items():
-                p.grad = grads[k][i].clone()
-            rule.step()
+        step_all(ours, theirs, alone, grads)
     for k, p in params.items():
         expected = torch.stack([own[k].detach() for own in alone])
         torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-12)

@@ -49,8 +49,8 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
         if folder not in known:
             known.append(folder)
         passes[known.index(folder)].append(i)
-    for config in configs:
-        Record.of(config)  # a folder that cannot be read is refused before anything is trained
+    for i in itertools.chain(*list(passes.values())[1:]):  # the first pass reads its own before it trains
+        Record.of(configs[i])  # a folder that cannot be read is refused before anything is trained
     records: dict[int, Record] = {}
     for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
