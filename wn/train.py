@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
 from wn.config import Config, UserError, explain_key, nearest
-from wn.config.compose import CONFIGS, set_value
+from wn.config.compose import CONFIGS, check_presets, set_value
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
 from wn.run import RunFailed
@@ -38,6 +38,7 @@ def job(tree: DictConfig) -> float:
     try:
         launcher.check_hydra(chosen)
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
+        check_presets(chosen.runtime.choices)
         experiment = chosen.runtime.choices.get("experiment")
         records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
     except (UserError, OmegaConfBaseException) as error:
@@ -108,11 +109,15 @@ def register() -> None:
     for model in MODELS:
         defaults = model().model_dump(mode="json")
         store.store(group="model", name=f"_{defaults['name']}", node=defaults)
+    asked = {name for word in sys.argv if "experiment=" in word for name in re.split(r"[^\w.-]+", word)}
     for name in experiments.names():
         try:
-            fixed = experiments.load(name).fixed
+            plan = experiments.load(name)
+            if name in asked:
+                plan.runs()  # the whole file is checked
+            fixed = plan.fixed
         except UserError:
-            if any("experiment=" in word and name in word for word in sys.argv):
+            if name in asked:
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.

@@ -28,7 +28,34 @@ def _finding(root: type[pydantic.BaseModel], error: Any) -> str:
         return f"{key}.name={error['ctx']['tag']}: should be one of {error['ctx']['expected_tags']}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    return f"{key}={error['input']}: {error['msg']}"
+    return f"{key}={short(error['input'])}: {error['msg']}"
+
+
+def explain_file(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
+    """All of pydantic's findings about a file, in one line."""
+    return "; ".join(dict.fromkeys(_finding_in_file(root, found) for found in error.errors()))
+
+
+def _finding_in_file(root: type[pydantic.BaseModel], error: Any) -> str:
+    keys = [str(part + 1) if isinstance(part, int) else part for part in error["loc"]]  # a list's first is 1
+    where = " ".join(keys)
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key" + nearest(keys[-1], list(root.model_fields)) * (len(keys) == 1)
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}".removeprefix(": ")
+    return f"{where}: {short(error['input'])}: {error['msg']}"
+
+
+def short(value: Any) -> str:
+    """A value as text, of which a message shows 60 characters.
+
+    >>> short("9" * 1000)[-5:]
+    '99...'
+    """
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def explain_key(root: type[pydantic.BaseModel], key: str) -> str:
