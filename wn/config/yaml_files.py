@@ -26,7 +26,7 @@ MEANINGS = {
     "float": r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:[0-9]+|inf)|\.nan",
     "several": r"[-+]?[._]*[0-9][0-9._]*(?:[eE][-+]?[0-9]+)?|0o[0-7]+",
 }
-"""Plain scalars of YAML 1.2, in the order in which they are tried, and ``several``: what only some readers take
+"""Plain scalars of YAML 1.2, in the order in which they are tried; then ``several``: what some readers take
 for a number, like all that is no text in YAML 1.1."""
 
 
