@@ -20,14 +20,18 @@ from omegaconf import DictConfig, OmegaConf
 from wn import experiments
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
+from wn.config.errors import explain_disk
 from wn.records import Record
-from wn.run import final_loss
+from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
 
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
 
 trained: list[Config] = []
 """The runs of this launch, for the report at its end."""
+
+failed: list[RunFailed] = []
+"""One for each job of this launch with a run that failed."""
 
 
 def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
@@ -51,6 +55,8 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     records: dict[int, Record] = {}
     for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
+    if any(config.trainer.dry_run for config in configs):
+        return []
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
 
@@ -92,8 +98,7 @@ class Jobs:
         try:
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            why = f"cannot be written to ({error.strerror}); name another folder with runs_dir="
-            raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
+            raise UserError(explain_disk(error)) from None
 
     def train(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
         """Train the runs of all jobs, or none if one raises UserError; each returns its :func:`summary`."""
@@ -103,10 +108,7 @@ class Jobs:
         returns = []
         for texts, job in zip(job_overrides, jobs, strict=True):
             done = JobReturn(overrides=list(texts), status=JobStatus.COMPLETED)
-            try:
-                done.return_value = summary(list(itertools.islice(records, len(job))))
-            except Exception as error:
-                done.status, done.return_value = JobStatus.FAILED, error
+            done.return_value = summary(list(itertools.islice(records, len(job))))
             returns.append(done)
         return returns
 
@@ -197,5 +199,11 @@ def _texts(overrides: Sequence[Override], keys: dict[str, Any]) -> str:
 
 
 def summary(records: Sequence[Record]) -> float:
-    """What a sweeper may minimise: the mean of the runs' final validation losses."""
-    return math.fsum(map(final_loss, records)) / len(records)
+    """What a sweeper may minimise: the mean of the runs' final validation losses; NaN where one failed."""
+    if not records:  # of a dry run
+        return math.nan
+    try:
+        return math.fsum(map(final_loss, records)) / len(records)
+    except RunFailed as error:  # told at the end; Hydra would print its own lines about it
+        failed.append(error)
+        return math.nan

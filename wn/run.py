@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wn import tracking
 from wn.checkpoints import Checkpoints
 from wn.config import Config
+from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
@@ -126,6 +127,8 @@ class _Session(Observer):
                 self.live.pause()
             raise
         except Exception as error:
+            if ends_training(error):  # the runs have not failed: they go on from their checkpoint
+                raise
             if may_split and isinstance(error, torch.OutOfMemoryError):
                 return False
             self._flush(self.open)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from typing import Any, get_args
 
 import pydantic
@@ -10,6 +11,27 @@ import pydantic
 
 class UserError(Exception):
     """Something the user can mend; its text is the one line that the user is shown."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
+
+def ends_training(error: BaseException) -> bool:
+    """Whether an error is of the disk, which fails no run: the same command goes on once it is mended."""
+    return isinstance(error, OSError) and error.errno in FULL | TOO_MANY_FILES | {errno.EROFS}
+
+
+def explain_disk(error: OSError) -> str:
+    """An error of the system's about a file, and what helps, in one line."""
+    text = f"{short(error.filename)}: " * bool(error.filename) + (error.strerror or type(error).__name__)
+    if error.errno in TOO_MANY_FILES:
+        return (
+            f"{text}; raise the limit (ulimit -n 4096), or train fewer together (hydra.launcher.members=64)"
+        )
+    if error.errno in FULL:
+        return f"{text}; the same command goes on from here when there is space"
+    return f"{text}; name another folder with runs_dir=..."
 
 
 def explain(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
@@ -48,14 +70,14 @@ def _finding_in_file(root: type[pydantic.BaseModel], error: Any) -> str:
     return f"{where}: {short(error['input'])}: {error['msg']}"
 
 
-def short(value: Any) -> str:
-    """A value as text, of which a message shows 60 characters.
+def short(value: Any, most: int = 60) -> str:
+    """A value as text, of which a message shows so many characters.
 
     >>> short("9" * 1000)[-5:]
     '99...'
     """
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def explain_key(root: type[pydantic.BaseModel], key: str) -> str:
