@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from wn import experiments
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
-from wn.config.errors import explain_disk
+from wn.config.errors import ends_training
 from wn.records import Record
 from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
@@ -98,7 +98,10 @@ class Jobs:
         try:
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(explain_disk(error)) from None
+            if ends_training(error):
+                raise
+            why = f"cannot be written to ({error.strerror}); name another folder with runs_dir=..."
+            raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
 
     def train(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
         """Train the runs of all jobs, or none if one raises UserError; each returns its :func:`summary`."""

@@ -79,7 +79,7 @@ def train_sweep(
 
 
 def _say_cost(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
-    _say(f"{len(stacks)} stacks to train" if stacks else "nothing to train")
+    _say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
     places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
     for stack in stacks:
         device, dataset = resolved[stack[0].run_id]

@@ -5,6 +5,7 @@ One run, a sweep (``-m``) or an experiment (``+experiment=NAME``: a file of ``ex
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -56,6 +57,8 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
     sys.argv[1:] = sorted(map(spelling, sys.argv[1:]), key=lambda word: word not in switches)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     launcher.trained.clear()
     launcher.failed.clear()
     try:
@@ -63,8 +66,7 @@ def main() -> int:
         with termination():
             job()
             for error in launcher.failed[:1]:
-                more = f"; and of {len(launcher.failed) - 1} more jobs" * (len(launcher.failed) > 1)
-                print(f"error: {error}{more}", file=sys.stderr)
+                print(f"error: {error}", file=sys.stderr)
             report()
     except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
@@ -150,9 +152,11 @@ EXPLANATIONS = {
 
 def refuse(error: Exception) -> NoReturn:
     """End with one line: status 2 for what the user asked for, 1 for a disk that is full."""
-    if TRACEBACKS or (isinstance(error, OSError) and not (error.filename or ends_training(error))):
+    known = isinstance(error, HydraException) or ends_training(error)  # some of Hydra's are OSErrors
+    if TRACEBACKS or (isinstance(error, OSError) and not error.filename and not known):
         raise error
-    print("error:", *(short(word, 300) for word in explain(error).split()), file=sys.stderr)
+    text = explain(error).encode(errors="backslashreplace").decode()  # a path may hold what is no text
+    print("error:", *(short(word, 300) for word in text.split()), file=sys.stderr)
     sys.exit(1 if ends_training(error) else 2)
 
 
@@ -161,7 +165,7 @@ def explain(error: Exception) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         known = [option for option in error.options or [] if not option.startswith("_")]
         return f"{group}={name}: no such preset{nearest(name, known)}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         return explain_disk(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not well formed; write {_well_formed(str(error.override))}"

@@ -22,7 +22,7 @@ def ends_training(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL | TOO_MANY_FILES | {errno.EROFS}
 
 
-def explain_disk(error: OSError) -> str:
+def explain_disk(error: OSError, otherwise: str = "; name another folder with runs_dir=...") -> str:
     """An error of the system's about a file, and what helps, in one line."""
     text = f"{short(error.filename)}: " * bool(error.filename) + (error.strerror or type(error).__name__)
     if error.errno in TOO_MANY_FILES:
@@ -31,7 +31,7 @@ def explain_disk(error: OSError) -> str:
         )
     if error.errno in FULL:
         return f"{text}; the same command goes on from here when there is space"
-    return f"{text}; name another folder with runs_dir=..."
+    return text + otherwise
 
 
 def explain(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; or the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {explain_disk(error)}", file=sys.stderr)
+        print(f"error: {explain_disk(error, '')}", file=sys.stderr)
         return 1 if ends_training(error) else 2
     return 0
 
