@@ -167,8 +167,14 @@ def test_neighbours_that_are_bad_change_nothing_for_the_others(
     assert "runs/good/report/page.md" in capsys.readouterr().out
     assert report(["nested"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    (folder / "runs/nested").mkdir()
+    (folder / "runs/good").joinpath(next(iter(records(folder / "runs/good")))).rename(
+        folder / "runs/nested/a"
+    )
+    assert report([]) == 0
+    assert "left out: experiments/nested.yaml: fixed optim: " in capsys.readouterr().out
     lines = status(folder / "runs", folder / "results").splitlines()
-    assert lines[1].split()[:3] == ["good", "4", "4"]
+    assert lines[1].split()[:3] == ["good", "4", "3"]
     assert {line.partition(":")[0] for line in lines[2:]} >= {f"experiments/{name}.yaml" for name in BAD}
 
 

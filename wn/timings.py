@@ -72,10 +72,10 @@ def _kind(tree: Mapping[str, Any]) -> str:
 def spoken(seconds: float | None) -> str:
     """
     >>> spoken(20), spoken(600), spoken(9000), spoken(None)
-    ('under a minute', '10 minutes', '2.5 hours', 'unknown')
+    ('20 seconds', '10 minutes', '2.5 hours', 'unknown')
     """
     if seconds is None:
         return "unknown"
-    if seconds < 60:
-        return "under a minute"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -65,7 +65,12 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
         print("\n" * bool(i) + name)
         if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
-        _one(name, folder, results_dir, publish)
+        try:
+            _one(name, folder, results_dir, publish)
+        except UserError as error:
+            if what or publish:
+                raise
+            print(f"left out: {error}")  # nobody has named it
     if publish:
         from wn.report import page
 
