@@ -52,15 +52,25 @@ def test_a_dry_run_counts_what_is_done(call: Call, tmp_path: Path) -> None:
 
 
 def test_time_is_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps of 500 images and an evaluation an epoch, all of a minute: three stacks of two members."""
+    """Two steps and an evaluation an epoch, and the test at the end, of a minute each: three stacks of two."""
     monkeypatch.setattr(cost, "_seconds", lambda work, trainer: 60.0)
     stacks = [[tiny(tmp_path, lr=lr, seed=seed) for seed in (0, 1)] for lr in (0.1, 0.2, 0.3)]
     device, data = resolve(stacks[0][0])
+    minutes = 3 * (2 + 1) + len(data.test.x) / len(data.valid.x)
     line, _ = cost.estimate(stacks, device, data, workers=1)
-    assert line.startswith(f"time: {3 * 3 * 3} minutes on ")
+    assert line.startswith(f"time: {3 * minutes:.0f} minutes on ")
     line, _ = cost.estimate(stacks, device, data, workers=3)
-    assert line.startswith(f"time: {3 * 3} minutes on ")
+    assert line.startswith(f"time: {minutes:.0f} minutes on ")
     assert "in 3 processes" in line
+
+
+def test_a_vae_s_bound_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "_seconds", lambda work, trainer: 60.0)
+    config = tiny(tmp_path, model={"name": "mlp_vae"}, trainer={"iwae_samples": 50, "test_every": 3})
+    device, data = resolve(config)
+    minutes = 3 * (2 + 1) + (1 + 50) * len(data.test.x) / len(data.valid.x)
+    seconds, _, _ = cost._one_step([config], device, data, 1)
+    assert seconds == pytest.approx(60 * minutes)
 
 
 def test_finished_runs_tell_what_others_take(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from wn.config import Config, UserError
+from wn.config import Config, UserError, VAEConfig
 from wn.data import Dataset, sources
 from wn.probes import measure
 from wn.records import Record, to_json
-from wn.resources import device_name
+from wn.resources import configure_torch, device_name
 from wn.timings import Timings, spoken
 from wn.trainer import Observer, Trainer
 
@@ -43,8 +44,10 @@ def estimate(
             measured, record, checkpoint = known[one.stack_key]
             while_training = max(while_training, checkpoint * size * workers)
             steps += took is None
-        took = size * took if took is not None else size * measured
-        seconds, space = seconds + took, space + size * (timings.bytes(one) or record)
+        seconds, space = (
+            seconds + size * (measured if took is None else took),
+            space + size * (timings.bytes(one) or record),
+        )
     how = "as finished runs took" if not steps else "by a measured step, uncompiled"
     many = f", in {workers} processes" * (workers > 1)
     return (
@@ -70,6 +73,7 @@ def _one_step(
     """Of a member: seconds, bytes of its record, bytes of its checkpoint."""
     # Neither compiled nor captured, which takes minutes at the start: an upper bound.
     settings = stack[0].trainer.model_copy(update={"compile": False, "cuda_graph": False})
+    configure_torch(settings, device)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))  # as each worker will have
     try:
@@ -79,15 +83,20 @@ def _one_step(
         trainer.stack.train()
         batch = trainer.batches(1)[0]
         step = _seconds(lambda: trainer.update(batch), trainer)
-        evaluation = _seconds(lambda: trainer.evaluate("valid" if len(data.valid.x) else "test"), trainer)
+        part = data.valid if len(data.valid.x) else data.test
+        evaluation = _seconds(lambda: trainer.evaluate("valid" if part is data.valid else "test"), trainer)
         probes = sum(map(trainer._probe_is_due, range(1, settings.epochs + 1))) + 1
         rows = len(to_json(measure(trainer.stack, None, trainer.optimizer.hyper["lr"])[0]))
         tensors = [t for tree in trainer._trees().values() for t in tree.values()]
     finally:
         torch.set_num_threads(threads)
-    epoch = trainer.steps_per_epoch * step + evaluation
+    image = evaluation / len(part.x)
+    each = image * (len(data.valid.x) + len(data.test.x) / (settings.test_every or math.inf))
+    epochs = settings.epochs * (trainer.steps_per_epoch * step + each)
+    at_end = settings.iwae_samples if isinstance(stack[0].model, VAEConfig) else 1
+    seconds = epochs + at_end * image * min(settings.iwae_images or math.inf, len(data.test.x))
     checkpoint = sum(t.numel() * t.element_size() for t in tensors) / len(stack)
-    return settings.epochs * epoch / len(stack), settings.epochs * ROW + probes * rows, checkpoint
+    return seconds / len(stack), settings.epochs * ROW + probes * rows, checkpoint
 
 
 def _seconds(work: Callable[[], object], trainer: Trainer) -> float:
