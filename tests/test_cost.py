@@ -52,7 +52,7 @@ def test_a_dry_run_counts_what_is_done(call: Call, tmp_path: Path) -> None:
 
 
 def test_time_is_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps and an evaluation an epoch, and the test at the end, of a minute each: three stacks of two."""
+    """Two steps and an evaluation an epoch, and a test at the end, of a minute each: three stacks of two."""
     monkeypatch.setattr(cost, "_seconds", lambda work, trainer: 60.0)
     stacks = [[tiny(tmp_path, lr=lr, seed=seed) for seed in (0, 1)] for lr in (0.1, 0.2, 0.3)]
     device, data = resolve(stacks[0][0])
