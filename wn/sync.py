@@ -59,6 +59,8 @@ def _copy_report(folder: Path, to: TrackingConfig, mode: str) -> None:
     xname = f"log10 {x}" if scale is math.log10 else x
     axes = [[drawn[i] for drawn in lines.values()] for i in (0, 1)]
     chart = wandb.plot.line_series(*axes, keys=list(lines), title=f"{y} over {x}", xname=xname)
+    if not points:
+        return  # no run that counts has ended
     table = wandb.Table(columns=list(points[0]), data=[list(point.values()) for point in points])
     images = {f"figures/{Path(name).stem}": wandb.Image(str(report / name)) for name in made["figures"]}
     identity = {"id": f"{folder.name[:56]}-summary", "name": "summary", "group": folder.name}
@@ -85,7 +87,9 @@ def _is_online(record: Record) -> bool:
 
 
 def _tracking(record: Record) -> TrackingConfig:
-    return TrackingConfig.model_validate(record.content["config"]["tracking"])
+    config = record.content["config"]
+    taken_over = config["experiment_name"] != record.content["experiment"]  # with its sweep's group
+    return TrackingConfig.model_validate(config["tracking"] | ({"group": None} if taken_over else {}))
 
 
 def main() -> None:
