@@ -226,7 +226,7 @@ def test_a_single_run_keeps_its_model_and_a_sweep_does_not(call: Call, tmp_path:
     assert call(f"{SWEEP} experiment_name=other hydra/launcher=basic").status == 0
     assert not list(tmp_path.glob("runs/other/*/model.safetensors"))
     result = call(f"{SWEEP} trainer.save=true")
-    assert "8 of these kept no model; trainer.force=true trains again" in result.out
+    assert "8 of them kept no model; trainer.force=true trains again" in result.out
     assert call(f"{SWEEP} trainer.save=true trainer.force=true").status == 0
     assert sum(kept().values()) == 9
 

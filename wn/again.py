@@ -89,4 +89,4 @@ def _keep(folder: Path, before: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(folder, scratch, ignore=shutil.ignore_patterns("lock"))
     names = (f"{folder.name}{number}" for number in ("", *(f".{n}" for n in range(2, 1000))))
-    scratch.rename(next(path for path in map(before.joinpath, names) if not path.exists()))
+    os.replace(scratch, next(path for path in map(before.joinpath, names) if not path.exists()))

@@ -83,10 +83,10 @@ def _tell(runs: dict[str, Config], done: list[Record]) -> None:
     """Say of records from earlier launches what trainer.force would change."""
     told = Counter(other_code(record.content["provenance"]) for record in done)
     for line in told.keys() - {""}:
-        _say(f"{told[line]} of these {line}")
+        _say(f"{told[line]} of them {line}")
     without = [r for r in done if r.status == "finished" and "model" not in r.content]
     if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
-        _say(f"{count} of these kept no model; trainer.force=true trains again")
+        _say(f"{count} of them kept no model; trainer.force=true trains again")
 
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
