@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
-from wn.config import Config, UserError, explain_key, nearest
+from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, set_value
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
@@ -52,12 +53,12 @@ def main() -> int:
     (``trainer.max_minutes``), 130 (SIGINT) or 143 (SIGTERM).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
-    switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
+    sys.argv[1:] = spelled(sys.argv[1:])
     launcher.trained.clear()
     status = 0
     try:
         register()
+        sys.argv += own_presets()
         with termination():
             try:
                 job()
@@ -82,6 +83,25 @@ def main() -> int:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
     return status
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """The command line as Hydra takes it: switches first, ``--optim.lr=0.1`` without its hyphens."""
+    switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
+    groups = "|".join([*Config.model_fields, "experiment"])
+    words = [re.sub(rf"^--([+~]*({groups})(\.\w+)*=)", r"\1", word) for word in words]
+    return sorted(words, key=lambda word: word not in switches)
+
+
+def own_presets() -> list[str]:
+    """What makes Hydra find the presets of an installed project's user, in ``configs/`` of this folder."""
+    if len(places.folders(CONFIGS)) == 1:
+        return []
+    for word in sys.argv[1:]:
+        group, _, names = word.partition("=")
+        for name in names.split(",") if group in launcher.GROUPS else []:
+            places.find(CONFIGS, f"{group}/{name}.yaml")  # refuses a name that the project has too
+    return ["hydra.searchpath=[file://configs]"]
 
 
 def report() -> None:
