@@ -43,7 +43,6 @@ def evaluate(run: TrainedModel, dataset: Dataset | None = None) -> dict[str, flo
         x = dataset.test.x[: settings.iwae_images]
         (bound,) = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
         found["test_nll"] = -bound
-    run.model.eval()
     return found
 
 
@@ -53,7 +52,7 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     # A whitened data set of the run's own comes from the cache.
     pipeline = None if config.name == run.config.data.name and config.whiten else run.pipeline
     dataset = data.load(config, device, dtype, pipeline=pipeline)
-    if dataset.shape != run.pipeline.shape:
+    if run.pipeline and dataset.shape != run.pipeline.shape:
         wanted, found = ("x".join(map(str, shape)) for shape in (run.pipeline.shape, dataset.shape))
         raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
     return dataset
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="a run's folder, or its run_id")
     parser.add_argument("overrides", nargs="*", help="other data: data=NAME, data.KEY=VALUE")
     parser.add_argument("--plugin", action="append", default=[], help="code that the run was trained with")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pydantic
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,23 @@ WHITENING = tuple(f"whitening/{name}" for name in Whitening._fields)  # no modul
 
 
 class Scaling(pydantic.BaseModel):
+    """The numbers of a :class:`Pipeline`."""
+
+    white: int
+    binarize: bool
+    mean: float
+    std: float
+
+
+class Saved(pydantic.BaseModel):
     """``model`` in ``record.json``."""
 
     sha256: str
     classes: int
     shape: tuple[int, ...]
     """Of an input, without the batch axis."""
-    white: int = 255
-    binarize: bool = False
-    mean: float = 0.0
-    std: float = 1.0
+    pipeline: Scaling | None
+    """None of data that have none."""
 
 
 def save(record: Record, state: dict[str, Tensor], data: Dataset) -> Row:
@@ -55,9 +63,9 @@ def save(record: Record, state: dict[str, Tensor], data: Dataset) -> Row:
     tensors = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()
     }
-    saved: Row = {"classes": data.classes, "shape": list(data.shape)}
+    saved: Row = {"classes": data.classes, "shape": list(data.shape), "pipeline": None}
     if made := data.pipeline:
-        saved |= {key: getattr(made, key) for key in ("white", "binarize", "mean", "std")}
+        saved["pipeline"] = {key: getattr(made, key) for key in Scaling.model_fields}
         if made.whitening:
             tensors |= zip(WHITENING, map(torch.from_numpy, made.whitening), strict=True)
     content = safetensors.torch.save(tensors, {"format": "pt", "run_id": record.content["run_id"]})
@@ -69,19 +77,20 @@ class TrainedModel(nn.Module):
     """A trained model that takes images as their files hold them: bytes ``[N, C, H, W]``.
 
     Attributes:
-        model: the network, which takes what ``pipeline`` makes of images.
+        model: the network, which takes what ``pipeline`` makes of images (None: it takes them as they are).
         record: what its training left.
     """
 
-    def __init__(self, model: nn.Module, pipeline: Pipeline, record: Record, config: Config) -> None:
+    def __init__(self, model: nn.Module, pipeline: Pipeline | None, record: Record, config: Config) -> None:
         super().__init__()
         self.model, self.pipeline, self.record, self.config = model, pipeline, record, config
 
     def forward(self, images: Tensor | np.ndarray[Any, Any]) -> Any:
         """What the network returns: logits ``[N, classes]``, or a VAE's loss and its two terms ``[N]``."""
         first = next(self.model.parameters())
+        x = self.pipeline(images, first.dtype) if self.pipeline else torch.as_tensor(images)
         with self.autocast():
-            return self.model(self.pipeline(images, first.dtype).to(first.device))
+            return self.model(x.to(first.device))
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[Any]]:
@@ -115,7 +124,7 @@ def load(
     check_plugins(record, plugins)
     config = parse(record.content["config"])
     try:
-        saved = Scaling.model_validate(record.content["model"])
+        saved = Saved.model_validate(record.content["model"])
         content = path.read_bytes()
     except pydantic.ValidationError as error:
         raise Damaged(record.folder / "record.json", f"model: {error.errors()[0]['msg']}") from None
@@ -125,10 +134,14 @@ def load(
         raise Damaged(path, "its checksum is not the record's")
     if told := other_code(record.content["provenance"]):
         log.warning("%s: %s", record.folder, told)
-    state = safetensors.torch.load(content)
-    whitening = [state.pop(name).numpy() for name in WHITENING if name in state]
-    scale = saved.model_dump(include={"shape", "white", "binarize", "mean", "std"})
-    pipeline = Pipeline(**scale, whitening=Whitening(*whitening) if whitening else None)
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise Damaged(path, str(error)) from None
+    arrays = [state.pop(name).numpy() for name in WHITENING if name in state]
+    whitening = Whitening(*arrays) if arrays else None
+    numbers = saved.pipeline and saved.pipeline.model_dump()
+    pipeline = Pipeline(saved.shape, whitening=whitening, **numbers) if numbers else None
     model = models.build(config.model, config.norm, saved.shape, saved.classes, config.seed)
     _fill(model.to(DTYPES[config.trainer.precision]), state, path)
     return TrainedModel(model.to(pick_device(device)).eval(), pipeline, record, config).eval()

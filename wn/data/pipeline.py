@@ -26,7 +26,7 @@ class Pipeline:
         white: the largest byte: 255, of digits 16.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     white: int = 255
     binarize: bool = False
     whitening: Whitening | None = None
