@@ -67,6 +67,11 @@ def test_a_loaded_model_measures_what_was_recorded(kind: str, tmp_path: Path) ->
     assert evaluate.evaluate(run) == recorded(record)
 
 
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    files = [(train(tmp_path / name, **RUNS["noise"]).folder / trained.FILE).read_bytes() for name in "abcd"]
+    assert len(set(files)) == 1
+
+
 def test_a_member_of_a_stack_differs_in_rounding_alone(tmp_path: Path) -> None:
     norms, seeds = ("none", "batch_norm"), (0, 1)
     configs = [tiny(tmp_path, norm, seed=seed, trainer=SAVE) for norm in norms for seed in seeds]

@@ -68,7 +68,8 @@ def save(record: Record, state: dict[str, Tensor], data: Dataset) -> Row:
         saved["pipeline"] = {key: getattr(made, key) for key in Scaling.model_fields}
         if made.whitening:
             tensors |= zip(WHITENING, map(torch.from_numpy, made.whitening), strict=True)
-    content = safetensors.torch.save(tensors, {"format": "pt", "run_id": record.content["run_id"]})
+    # One word of its own alone: several are written in no fixed order, and equal models are equal files.
+    content = safetensors.torch.save(tensors, {"run_id": record.content["run_id"]})
     write_atomically(record.folder / FILE, content)
     return {"sha256": hashlib.sha256(content).hexdigest(), **saved}
 
