@@ -195,7 +195,7 @@ def test_an_installed_project_finds_its_files_and_the_user_s_own(site: Path, tmp
     mine = {"title": "t", "claim": "c", "fixed": {"model": "mlp"}}
     mine["grid"] = {"norm": ["mine"], "optim.lr": [0.1], "seed": [0]}
     (tmp_path / "experiments/mine.yaml").write_text(yaml.safe_dump(mine))
-    result = run_installed(site, tmp_path, OWN, "--cfg", "job", "norm=mine", "--optim.lr=0.25")
+    result = run_installed(site, tmp_path, OWN, "--cfg", "job", "norm=mine", "optim.lr=0.25")
     assert (result.returncode, result.stderr) == (0, "")
     composed = yaml.safe_load(result.stdout)
     assert (composed["norm"]["gain"], composed["optim"]["lr"]) == ("fixed", 0.25)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from train_cases import Call, records
 
-from wn import experiments, train
+from wn import experiments
 from wn.config import UserError, places
 from wn.config.compose import _preset, compose
 
@@ -60,22 +60,3 @@ def test_in_a_checkout_the_project_s_are_all(own: Path, monkeypatch: pytest.Monk
     _preset.cache_clear()
     assert "mine" not in experiments.names()
     assert compose({"norm": "batch_norm"}).norm.gain == "free"
-
-
-@pytest.mark.parametrize(
-    ("word", "taken"),
-    [
-        ("--optim.lr=0.1", "optim.lr=0.1"),
-        ("--norm=none", "norm=none"),
-        ("--seed=3", "seed=3"),
-        ("--+experiment=x", "+experiment=x"),
-        ("--tracking.mode=a--b=c", "tracking.mode=a--b=c"),
-        ("--cfg", "--cfg"),
-        ("--config-name=x", "--config-name=x"),
-        ("--info", "--info"),
-        ("--optim.lr", "--optim.lr"),
-        ("optim.lr=0.1", "optim.lr=0.1"),
-    ],
-)
-def test_an_override_may_have_hyphens(word: str, taken: str) -> None:
-    assert train.spelled([word, "-m"]) == ["-m", taken]

@@ -129,6 +129,8 @@ def test_a_whitened_run_takes_raw_images(tmp_path: Path, monkeypatch: pytest.Mon
     cached = evaluate.dataset_of(run, here)
     assert evaluate.evaluate(run, cached) == recorded(record)
     assert torch.equal(run.pipeline(raw.images), cached.test.x)
+    with pytest.raises(UserError, match=r"^data=digits: images of 1x8x8, and the model takes 3x\d+x\d+$"):
+        evaluate.dataset_of(run, here.model_copy(update={"name": "digits"}))
     other = evaluate.dataset_of(
         run, here.model_copy(update={"whiten": False})
     )  # the run's pipeline all the same
@@ -206,8 +208,7 @@ def test_a_run_with_a_plugin_is_loaded_with_that_very_file_alone(tmp_path: Path)
     mine, other = tmp_path / "mine.py", tmp_path / "other.py"
     mine.write_text("x = 1\n")
     other.write_text("x = 2\n")
-    plugin = {"file": "mine.py", "sha256": hashlib.sha256(mine.read_bytes()).hexdigest()}
-    record.content["config"]["plugins"] = [plugin]
+    record.content["config"]["plugins"] = {"mine.py": hashlib.sha256(mine.read_bytes()).hexdigest()}
     for named in ([], [other]):
         with pytest.raises(UserError, match=r"trained with code in mine\.py; name that very file"):
             trained.check_plugins(record, named)
@@ -292,6 +293,10 @@ def test_other_images_go_through_the_run_s_own_pipeline(
     own = evaluate.dataset_of(run, run.config.data)
     fewer = evaluate.dataset_of(run, run.config.data.model_copy(update={"train_fraction": 0.1}))
     assert torch.equal(fewer.test.x, own.test.x)
+    run.record.content["model"]["classes"] = 9
+    with pytest.raises(UserError, match="^data=digits: 10 classes, and the model knows 9$"):
+        evaluate.dataset_of(run, run.config.data)
+    run.record.content["model"]["classes"] = 10
     config: Config = run.config
     assert json.loads(json.dumps(run.record.content["model"]))["pipeline"]["mean"] == run.pipeline.mean
     assert config.trainer.save

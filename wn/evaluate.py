@@ -52,9 +52,8 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     # A whitened data set of the run's own comes from the cache.
     pipeline = None if config.name == run.config.data.name and config.whiten else run.pipeline
     dataset = data.load(config, device, dtype, pipeline=pipeline)
-    if run.pipeline and dataset.shape != run.pipeline.shape:
-        wanted, found = ("x".join(map(str, shape)) for shape in (run.pipeline.shape, dataset.shape))
-        raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
+    if dataset.classes > (known := run.record.content["model"]["classes"]):
+        raise UserError(f"data={config.name}: {dataset.classes} classes, and the model knows {known}")
     return dataset
 
 

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,7 +52,8 @@ def main() -> int:
     (``trainer.max_minutes``), 130 (SIGINT) or 143 (SIGTERM).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
-    sys.argv[1:] = spelled(sys.argv[1:])
+    switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
     launcher.trained.clear()
     status = 0
     try:
@@ -83,14 +83,6 @@ def main() -> int:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
     return status
-
-
-def spelled(words: Sequence[str]) -> list[str]:
-    """The command line as Hydra takes it: switches first, ``--optim.lr=0.1`` without its hyphens."""
-    switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
-    groups = "|".join([*Config.model_fields, "experiment"])
-    words = [re.sub(rf"^--([+~]*({groups})(\.\w+)*=)", r"\1", word) for word in words]
-    return sorted(words, key=lambda word: word not in switches)
 
 
 def own_presets() -> list[str]:

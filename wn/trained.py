@@ -41,6 +41,7 @@ WHITENING = tuple(f"whitening/{name}" for name in Whitening._fields)  # no modul
 class Scaling(pydantic.BaseModel):
     """The numbers of a :class:`Pipeline`."""
 
+    dtype: str
     white: int
     binarize: bool
     mean: float
@@ -162,9 +163,8 @@ def find(run: str | Path, runs_dir: Path) -> Record:
 def check_plugins(record: Record, plugins: Sequence[str | Path]) -> None:
     """Raise UserError unless the files are those that the run was trained with."""
     named = {hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in plugins}
-    for plugin in record.content["config"].get("plugins", []):
-        if plugin["sha256"] not in named:
-            file = plugin["file"]
+    for file, sha256 in record.content["config"].get("plugins", {}).items():
+        if sha256 not in named:
             raise UserError(f"{record.folder}: trained with code in {file}; name that very file in plugins=")
 
 

@@ -67,15 +67,20 @@ def load(
 
     Raises:
         UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
-            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images.
+            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images; a
+            pipeline of images of another shape.
     """
-    if config.whiten and (config.name == "digits" or config.binarize or unit):
-        raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
     if pipeline:
         config = config.model_copy(update={"whiten": False})
+    if config.whiten and (config.name == "digits" or config.binarize or unit):
+        raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
     rest, test, fitted = (*_digits(), None) if config.name == "digits" else sources.official(config)
     white = DIGITS_WHITE if config.name == "digits" else 255
-    made = pipeline or Pipeline(rest.images.shape[1:], white, config.binarize)
+    dtype_in_files = "uint8" if fitted else str(rest.images.dtype)
+    if pipeline and rest.images.shape[1:] != pipeline.shape:
+        found, wanted = ("x".join(map(str, shape)) for shape in (rest.images.shape[1:], pipeline.shape))
+        raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
+    made = pipeline or Pipeline(rest.images.shape[1:], dtype_in_files, white, config.binarize)
     rest, test = (made.prepare(part, stream) for stream, part in enumerate((rest, test)))
     if config.train_fraction < 1:
         _, rest = _divide(rest, config.train_fraction, "train_fraction")

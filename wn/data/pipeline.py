@@ -23,10 +23,12 @@ class Pipeline:
 
     Attributes:
         shape: (C, H, W) of an image.
+        dtype: of images in files: uint8, or that of a user's own numbers.
         white: the largest byte: 255, of digits 16.
     """
 
     shape: tuple[int, ...]
+    dtype: str = "uint8"
     white: int = 255
     binarize: bool = False
     whitening: Whitening | None = None
@@ -37,11 +39,12 @@ class Pipeline:
         """What a model takes for images, on the CPU.
 
         Raises:
-            TypeError: other numbers than bytes. ValueError: images of another shape.
+            TypeError: other numbers than those in files. ValueError: images of another shape.
         """
         raw = images.cpu().numpy() if isinstance(images, Tensor) else images
-        if raw.dtype != np.uint8:
-            raise TypeError(f"images of {raw.dtype}: give them as bytes (uint8), from 0 to {self.white}")
+        if raw.dtype != self.dtype:
+            numbers = f"bytes (uint8), from 0 to {self.white}" if self.dtype == "uint8" else self.dtype
+            raise TypeError(f"images of {raw.dtype}: give them as {numbers}")
         if raw.shape[1:] != self.shape:
             raise ValueError(f"images of shape {raw.shape}: should be {('N', *self.shape)}")
         prepared = self.prepare(Arrays(raw, np.zeros(len(raw), np.int64)), OTHERS)
