@@ -294,7 +294,7 @@ def test_other_images_go_through_the_run_s_own_pipeline(
     fewer = evaluate.dataset_of(run, run.config.data.model_copy(update={"train_fraction": 0.1}))
     assert torch.equal(fewer.test.x, own.test.x)
     run.record.content["model"]["classes"] = 9
-    with pytest.raises(UserError, match="^data=digits: 10 classes, and the model knows 9$"):
+    with pytest.raises(UserError, match=r"^data=digits: 10 classes, and the model knows 9$"):
         evaluate.dataset_of(run, run.config.data)
     run.record.content["model"]["classes"] = 10
     config: Config = run.config
