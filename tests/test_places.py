@@ -13,7 +13,12 @@ from wn import experiments
 from wn.config import UserError, places
 from wn.config.compose import _preset, compose
 
-TREE = {"title": "t", "claim": "c", "fixed": {"model": "mlp"}, "grid": {"norm": ["mine"], "seed": [0]}}
+TREE = {
+    "title": "t",
+    "claim": "c",
+    "fixed": {"model": "mlp"},
+    "grid": {"norm": ["folder_s_own"], "seed": [0]},
+}
 
 
 @pytest.fixture
@@ -21,7 +26,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with presets and experiments of the user's, two of which have names of the project's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(places, "INSTALLED", True)
-    for name in ("norm/mine", "norm/batch_norm"):
+    for name in ("norm/folder_s_own", "norm/batch_norm"):
         path = tmp_path / f"configs/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("direction: row\ngain: fixed\n")
@@ -35,10 +40,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_they_are_found_beside_the_project_s(own: Path, call: Call) -> None:
-    assert compose({"norm": "mine"}).norm.gain == "fixed"
+    assert compose({"norm": "folder_s_own"}).norm.gain == "fixed"
     assert {"mine", "cifar10_table"} < {*experiments.names()}
     assert [run.config.norm.gain for run in experiments.load("mine").runs()] == ["fixed"]
-    result = call("-m norm=mine,none trainer.epochs=1")
+    result = call("-m norm=folder_s_own,none trainer.epochs=1")
     assert (result.status, result.err) == (0, "")
     assert {r["config"]["norm"]["gain"] for r in records(own / "runs/adhoc").values()} == {"fixed", "none"}
 
