@@ -12,17 +12,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
 
-from wn.config import PLACES, Config, UserError, nearest
+from wn.config import PLACES, Config, UserError, nearest, places
 from wn.config.compose import Value, compose
 from wn.config.errors import explain_file
 from wn.config.yaml_files import parse_yaml, read_yaml
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = places.ROOT / "experiments"
 
 LARGEST = 100_000
 """Runs of an experiment or a sweep; more is taken for a slip."""
@@ -188,12 +187,12 @@ class Experiment(Part):
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for folder in places.folders(FOLDER) for path in folder.glob("*.yaml")})
 
 
 def load(name: str) -> Experiment:
     """Read one experiment; UserError if there is none of that name, or its file is not well formed."""
-    path, shown = FOLDER / f"{name}.yaml", f"experiments/{name}.yaml"
+    path, shown = places.find(FOLDER, f"{name}.yaml"), f"experiments/{name}.yaml"
     if not path.exists():
         raise UserError(f"experiment={name}: no file {shown}{nearest(name, names())}")
     tree = read_yaml(path, shown)
@@ -218,7 +217,7 @@ def published(experiment: Experiment) -> dict[str, list[Point]]:
     if experiment.curves is None:
         return {}
     shown = f"experiments/{experiment.curves}"
-    tree = read_yaml(FOLDER / experiment.curves, shown)
+    tree = read_yaml(places.find(FOLDER, experiment.curves), shown)
     try:
         return {row: [Point(*map(float, point)) for point in curve] for row, curve in tree["curves"].items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:

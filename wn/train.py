@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
-from wn.config import Config, UserError, explain_key, nearest
+from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, check_presets, set_value
 from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
@@ -63,6 +63,7 @@ def main() -> int:
     launcher.failed.clear()
     try:
         register()
+        sys.argv += own_presets()
         with termination():
             job()
             for error in launcher.failed[:1]:
@@ -90,6 +91,17 @@ def spelling(word: str) -> str:
     key = word.removeprefix("--").partition("=")[0]
     ours = "." in key or key in Config.model_fields or key in launcher.GROUPS
     return word.removeprefix("--") if ours and "=" in word else word
+
+
+def own_presets() -> list[str]:
+    """What makes Hydra find the presets of an installed project's user, in ``configs/`` of this folder."""
+    if len(places.folders(CONFIGS)) == 1:
+        return []
+    for word in sys.argv[1:]:
+        group, _, names = word.partition("=")
+        for name in names.split(",") if group in launcher.GROUPS else []:
+            places.find(CONFIGS, f"{group}/{name}.yaml")  # refuses a name that the project has too
+    return ["hydra.searchpath=[file://configs]"]
 
 
 def report() -> None:

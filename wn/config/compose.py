@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from wn.config import Config, UserError, nearest, parse
+from wn.config import Config, UserError, nearest, parse, places
 from wn.config.yaml_files import read_yaml
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = places.ROOT / "configs"
 
 Value = str | int | float | bool | None
 
@@ -50,9 +49,9 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
 @functools.cache
 def _preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says, its own defaults list followed within the group."""
-    path = CONFIGS / group / f"{name}.yaml"
+    path = places.find(CONFIGS, f"{group}/{name}.yaml")
     if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        known = sorted(p.stem for folder in places.folders(CONFIGS) for p in folder.glob(f"{group}/*.yaml"))
         raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")
     shown = f"configs/{group}/{name}.yaml"
     own = read_yaml(path, shown)
@@ -75,7 +74,7 @@ def check_presets(choices: Mapping[str, Any]) -> None:
         UserError: one of them has a value that may mean something else to Hydra.
     """
     for group in _train()[0]:
-        if (CONFIGS / group / f"{choices.get(group)}.yaml").is_file():
+        if places.find(CONFIGS, f"{group}/{choices.get(group)}.yaml").is_file():
             _preset(group, choices[group])
 
 
