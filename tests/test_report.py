@@ -335,8 +335,9 @@ def test_a_list_of_rows_is_drawn_and_published(
 
 def test_every_preset_has_its_own_look() -> None:
     assert set(figures.STYLE) == set(PRESETS)
-    for part in list(zip(*figures.STYLE.values(), strict=True))[:2]:
-        assert len(set(part)) == len(PRESETS), "colour and marker"
+    looks = list(figures.STYLE.values())
+    assert len({color for color, *_ in looks}) == len(looks)
+    assert len({(marker, line) for _, marker, line in looks}) == len(looks), "in grey"
 
 
 def test_committed_results_are_those_of_the_committed_rows(
