@@ -306,7 +306,7 @@ def test_what_could_not_be_told_apart_is_refused(reentrant: bool) -> None:
     layer = Dropout(0.5)
     x = torch.ones(5, requires_grad=True)
     y = checkpoint(lambda x: layer(layer(x).tanh()).tanh(), x, use_reentrant=reentrant)
-    with pytest.raises(RuntimeError, match="Dropout is used twice within one torch.utils.checkpoint"):
+    with pytest.raises(RuntimeError, match="Dropout is used twice within one"):
         y.sum().backward()
 
 

@@ -82,7 +82,7 @@ class CounterBased(nn.Module):
         if torch.compiler.is_compiling():
             return counter.add_(step)
         if torch._C._current_graph_task_id() == -1:  # not within a backward pass
-            self._drawn.append(torch.autograd._get_sequence_nr())
+            self._drawn.append(torch._C._autograd._get_sequence_nr())
             return counter.add_(step)
         return counter.sub(step, alpha=self._passes_since())
 
@@ -94,7 +94,7 @@ class CounterBased(nn.Module):
         back.
         """
         node = torch._C._current_autograd_node()
-        number = node._sequence_nr()  # type: ignore[attr-defined]
+        number = node._sequence_nr()
         again = self._replayed == (torch._C._current_graph_task_id(), number)
         self._replayed = torch._C._current_graph_task_id(), number
         if again:
