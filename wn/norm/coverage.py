@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -33,19 +33,19 @@ def chosen(
         if wanted(module):
             names.setdefault(module, []).append(name)
     everything = [name for known in names.values() for name in known]
-    for pattern in (*_listed(only), *_listed(skip)):
+    for pattern in (*_patterns(only), *_patterns(skip)):
         if not any(_has(name, [pattern]) for name in everything):
             known = ", ".join(everything[:20]) + ", ..." * (len(everything) > 20)
             raise ValueError(f"no layer is called {pattern!r}; there are {known}")
     return [
         module
         for module, known in names.items()
-        if (only is None or any(_has(name, _listed(only)) for name in known))
-        and not any(_has(name, _listed(skip)) for name in known)
+        if (only is None or any(_has(name, _patterns(only)) for name in known))
+        and not any(_has(name, _patterns(skip)) for name in known)
     ]
 
 
-def _listed(names: Names) -> Sequence[str]:
+def _patterns(names: Names) -> Sequence[str]:
     return [names] if isinstance(names, str) else names or []
 
 
@@ -89,9 +89,10 @@ def left_out(model: nn.Module, past: dict[nn.Module, str], only: Names, skip: Na
     """One line about matrices that were asked for, and are not normalised; None if there are none."""
     told = [Row(name, "", "its module reads .weight itself", 0) for name in past.values()]
     for name, module in model.named_modules():
-        if only is None and not _has(name, _listed(skip)) and (why := _why_not(module)):
+        if only is None and not _has(name, _patterns(skip)) and (why := _why_not(module)):
             told.append(Row(name or "the model", "", why, 0))
-    names = [f"{row.name} ({row.note})" for row, _ in _merged(told)]
+    inner = {r.name for r in told for outer in told if r.name.startswith(f"{outer.name}.")}
+    names = [f"{row.name} ({row.note})" for row, _ in _merged([r for r in told if r.name not in inner])]
     return f"not normalised: {', '.join(names)}; see wn.summary(model)" if names else None
 
 
@@ -109,6 +110,11 @@ class Row(NamedTuple):
     kind: str
     note: str
     weights: int
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a line, those that differ in numbers alone as one."""
+    return ", ".join(row.name for row, _ in _merged([Row(name, "", "", 0) for name in names]))
 
 
 def _merged(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:

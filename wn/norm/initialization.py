@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from wn.norm.coverage import listed
 from wn.norm.layer import NormalizedLayer, normalized_layers
 from wn.norm.statistics import Activations
 
@@ -109,7 +110,7 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **named_inputs: Any) -> 
     _put_back(buffers if error is None else buffers + parameters)
     _agree(list(layers), group, error)
     if unreached:
-        names = ", ".join(name for layer, name in layers.items() if layer in unreached)
+        names = listed(name for layer, name in layers.items() if layer in unreached)
         warnings.warn(
             f"not initialised, for the pass did not call them, or other modules share their weights: {names}",
             stacklevel=2,
