@@ -11,7 +11,15 @@ from norm_cases import BOTH, NORMS, every_case, make, make_plain
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from wn.norm import NormalizedLayer, data_dependent_init, fold, normalize, normalized_layers, parameter_groups
+from wn.norm import (
+    NormalizedLayer,
+    data_dependent_init,
+    fold,
+    normalize,
+    normalized_layers,
+    parameter_groups,
+    properties,
+)
 
 
 def old_weight_norm(layer: nn.Module) -> nn.Module:
@@ -29,6 +37,10 @@ SOURCES = {
 }
 
 
+def normalized(model: nn.Module, norm: str, **options: Any) -> Any:
+    return normalize(model, **NORMS[norm], activation="relu", **options)
+
+
 def source_layer(name: str, source: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     plain, x = make_plain(name, seed=seed)
     layer = SOURCES[source](plain)
@@ -38,29 +50,39 @@ def source_layer(name: str, source: str, seed: int = 0) -> tuple[nn.Module, Tens
     return nn.Sequential(layer, nn.Tanh()), x
 
 
+FOLDABLE = [norm for norm, choices in NORMS.items() if properties(choices).foldable]
+FREE = [
+    norm
+    for norm in FOLDABLE
+    if NORMS[norm]["direction"] == "plain"
+    or (NORMS[norm]["direction"] != "centered" and NORMS[norm]["gain"] not in ("none", "fixed_layer"))
+]
+"""The norms of which a layer can have any weight and, in evaluation, be any plain layer."""
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@every_case(layers=BOTH, dtypes=["float64"])
+@every_case(FREE, layers=BOTH, dtypes=["float64"])
 def test_state_dicts_of_others_load(norm: str, name: str, dtype: torch.dtype) -> None:
     for source in SOURCES:
         theirs, x = source_layer(name, source)
-        ours = normalize(nn.Sequential(make_plain(name, seed=1)[0], nn.Tanh()), **NORMS[norm], eps=1e-14)
+        ours = normalized(nn.Sequential(make_plain(name, seed=1)[0], nn.Tanh()), norm, eps=1e-14)
         state = theirs.state_dict()
         kept = copy.deepcopy(state)
         ours.load_state_dict(state)
         assert state.keys() == kept.keys()
         torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9, msg=source)
-        if NORMS[norm]["init"] == "data":
-            data_dependent_init(ours, x)  # what was trained is not initialised again
+        data_dependent_init(ours, x)  # what was trained is not initialised again
         torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-9, atol=1e-9, msg=source)
         layer = ours[0]
-        if source == "parametrization-units" and layer.direction == "row" and "groups" not in name:
+        keeps_v = layer.direction == "row" and layer.scale == "none" and layer.gain in ("free", "fixed")
+        if source == "parametrization-units" and keeps_v and layer.hold != "unit" and "groups" not in name:
             assert torch.equal(layer.v, state["0.parametrizations.weight.original1"])
 
 
 @every_case(layers=BOTH, dtypes=["float64"])
 def test_own_state_dicts_load_into_a_normalised_model(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
-    model = normalize(make_plain(name, seed=1)[0], **NORMS[norm])
+    model = normalized(make_plain(name, seed=1)[0], norm)
     model.load_state_dict(case.layer.state_dict())
     clone = copy.deepcopy(model)  # the hook is copied too, and serves the copy
     for loaded in (model, clone):
@@ -78,7 +100,7 @@ def test_what_is_missing_is_named() -> None:
         model.load_state_dict({"0.weight": torch.zeros(3, 3), "0.bias": torch.zeros(2)})
 
 
-@every_case()
+@every_case(FOLDABLE)
 def test_folded_layers_are_torchs_with_equal_outputs(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
     model = nn.Sequential(case.layer, nn.Tanh()).eval()
@@ -101,7 +123,7 @@ def test_folded_layers_are_torchs_with_equal_outputs(norm: str, name: str, dtype
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-@every_case(layers=BOTH, dtypes=["float64"])
+@every_case(FOLDABLE, layers=BOTH, dtypes=["float64"])
 def test_folding_then_normalising_is_a_round_trip(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
     again = normalize(fold(case.layer), direction="row", gain="free")

@@ -82,8 +82,6 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **named_inputs: Any) -> 
     group = getattr(model, "process_group", None)
     model = _unwrapped(model)
     layers = {layer: name or "the layer" for name, layer in normalized_layers(model).items()}
-    if not any(layer.init == "data" for layer in layers):
-        warnings.warn('no layer has init="data": normalize(model, "weight_norm_init")', stacklevel=2)
     if any(layer.raw_weight.is_meta for layer in layers):
         raise ValueError("the model is on the meta device, without values: load its weights first")
 

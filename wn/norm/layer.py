@@ -110,15 +110,13 @@ class NormalizedLayer(Reparameterized):
         self.constant = math.sqrt(self.fan_in) if scale == "sqrt_fan_in" else 1.0
         if scale == "activation":
             self.constant = activation_gain(activation)
-        # A layer starts as the function it replaces, unless something else says how large its weights are.
-        as_it_was = direction != "plain" and scale == "none" and self.gain_on_weight and init != "arpit"
-        zero = self._draw_zero_units() if as_it_was and gain == "free" else None
+        zero = self._draw_zero_units() if self.starts_alike and gain == "free" and init != "arpit" else None
         if direction == "spectral":
             matrix = self._matrix(self.masked(self.raw_weight.detach()))
             self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
         if init == "arpit":
             self._set_root_mean_square()
-        gains = self._first_gains(getattr(layer, "residual_branches", 1), as_it_was)
+        gains = self._first_gains(getattr(layer, "residual_branches", 1))
         self._register(gains if zero is None else gains.masked_fill(zero, 0))
         for parameter in (self._parameters.get(name) for name in ("g", "s", "alpha")):
             if parameter is not None:  # a frozen layer stays frozen
@@ -137,7 +135,12 @@ class NormalizedLayer(Reparameterized):
         if self.bias is not None:
             self.bias.zero_()
 
-    def _first_gains(self, residual_branches: int, as_it_was: bool) -> Tensor:
+    @property
+    def starts_alike(self) -> bool:
+        """Whether the gain starts at the norm of v, so that the layer is the function that it replaces."""
+        return self.direction != "plain" and self.scale == "none" and self.gain_on_weight
+
+    def _first_gains(self, residual_branches: int) -> Tensor:
         norm = self.direction_norm()
         if self.init == "arpit":
             positions = self.raw_weight[0, 0].numel()
@@ -145,7 +148,7 @@ class NormalizedLayer(Reparameterized):
             return torch.full_like(norm, gain)
         if self.gain == "fixed_layer":
             return nonzero(self._frobenius_norm()) / math.sqrt(self.units)
-        if not as_it_was:
+        if not self.starts_alike:
             return torch.ones_like(norm)
         return nonzero(norm) if self.gain == "fixed" else norm  # a fixed gain of 0 would stay there
 

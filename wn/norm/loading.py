@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wn.norm.layer import NormalizedLayer
-from wn.norm.weight import normalized
+from wn.norm.weight import nonzero, normalized
 
 
 def empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
@@ -56,10 +56,14 @@ def _new_layer(layer: NormalizedLayer, w: Tensor) -> NormalizedLayer:
     if layer.mask is not None:
         plain.__class__ = type("Masked", (layer.kind,), {})  # a subclass, as masked layers are
         plain.register_buffer("mask", layer.mask)
-    init = "data" if layer.init == "data" else "default"
-    fresh = NormalizedLayer(plain, **{**layer.choices, "init": init})
-    if layer.direction != "plain" and layer.has_gain and layer.gain != "fixed_layer":
-        fresh.set_gains(fresh.direction_norm() / fresh.constant)
+    choices = {**layer.choices, "init": "data" if layer.init == "data" else "default"}
+    if layer.direction == "plain" or not layer.has_gain or layer.gain == "fixed_layer" or layer.starts_alike:
+        return NormalizedLayer(plain, **choices)
+    # A new layer's gains would be 1.
+    free = NormalizedLayer(plain, **{**choices, "hold": "free"})
+    gains = nonzero(free.direction_norm()) / free.constant
+    fresh = NormalizedLayer(plain, **choices)
+    fresh.set_gains(gains)
     return fresh
 
 
