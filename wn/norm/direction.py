@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from wn.norm.statistics import Activations
 from wn.norm.weight import largest, nonzero, normalized, wide
@@ -37,7 +38,13 @@ class Reparameterized(Activations):
 
         Where it is w it is computed anew each time: write to v and the gain instead.
         """
-        return self.raw_weight if self.direction == "plain" else self.effective_weight()
+        if self.direction == "plain":
+            return self.raw_weight
+        if is_fx_symbolic_tracing():
+            raise TypeError(
+                "code that reads the weight of a NormalizedLayer cannot be traced: trace fold(model)"
+            )
+        return self.effective_weight()
 
     @property
     def raw_name(self) -> str:

@@ -52,7 +52,8 @@ def kind_to_normalize(layer: nn.Module, name: str = "") -> type[nn.Module]:
     kind, is_one = kind_of(layer), isinstance(layer, KINDS)
     if is_one and (nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters):
         raise TypeError(
-            f"{place}{layer} is reparameterised already: normalise the plain layer and load its state{leave}"
+            f"{place}{type(layer).__name__} is reparameterised already: "
+            f"normalise the plain layer and load its state{leave}"
         )
     if kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
         raise TypeError(
