@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 import wn
-from wn import data_dependent_init, fold, normalize, parameter_groups, summary
+from wn import fold, normalize, parameter_groups, summary
 from wn.norm import NormalizedLayer, normalized_layers
 from wn.presets import PRESETS
 

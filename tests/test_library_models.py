@@ -200,7 +200,8 @@ def test_an_empty_batch_is_an_empty_output(statistics: str, training: bool) -> N
         assert x.grad is not None
         for name, parameter in layer.named_parameters():
             if name != "alpha":
-                assert parameter.grad is not None and not parameter.grad.any(), name
+                assert parameter.grad is not None, name
+                assert not parameter.grad.any(), name
         assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
 
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch import Tensor, fx, nn
 
 from wn.norm.statistics import Activations
 from wn.norm.weight import largest, nonzero, normalized, wide
@@ -40,7 +39,7 @@ class Reparameterized(Activations):
         """
         if self.direction == "plain":
             return self.raw_weight
-        if is_fx_symbolic_tracing():
+        if isinstance(self.v, fx.Proxy):  # type: ignore[unreachable]
             raise TypeError(
                 "code that reads the weight of a NormalizedLayer cannot be traced: trace fold(model)"
             )

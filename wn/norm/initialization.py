@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -105,8 +105,12 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **named_inputs: Any) -> 
     finally:
         for module, mode in modes.items():
             module.training = mode
+    device = next((layer.raw_weight.device for layer in layers), torch.device("cpu"))
+    error = _error_anywhere(error, group, device)
     _put_back(buffers if error is None else buffers + parameters)
-    _agree(list(layers), group, error)
+    if error is not None:
+        raise error
+    _take_from_first(layers, group)
     if unreached:
         names = listed(name for layer, name in layers.items() if layer in unreached)
         warnings.warn(
@@ -146,19 +150,23 @@ def _put_back(copies: Copies) -> None:
         owner[name] = tensor.copy_(value)
 
 
-def _agree(layers: list[NormalizedLayer], group: Any, error: Exception | None) -> None:
-    """Raise the error, in all processes if there is one in any; else give all the first one's values."""
-    several = (
+def _several(group: Any) -> bool:
+    return (
         distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1
     )
-    if several and layers:
-        failed = torch.tensor(float(error is not None), device=layers[0].raw_weight.device)
-        distributed.all_reduce(failed, group=group)
-        if error is None and failed:
-            raise ValueError("the initialisation failed in another process")
-    if error is not None:
-        raise error
-    for layer in layers if several else []:
+
+
+def _error_anywhere(error: Exception | None, group: Any, device: torch.device) -> Exception | None:
+    """This process's error; with several processes, an error if any of them has one."""
+    if not _several(group):
+        return error
+    failed = torch.tensor(float(error is not None), device=device)
+    distributed.all_reduce(failed, group=group)
+    return error or (ValueError("the initialisation failed in another process") if failed else None)
+
+
+def _take_from_first(layers: Iterable[NormalizedLayer], group: Any) -> None:
+    for layer in layers if _several(group) else ():
         for tensor in (*_set_by_data(layer), *layer.buffers(recurse=False)):
             if tensor.is_floating_point():
                 value = tensor.detach().clone(memory_format=torch.contiguous_format)

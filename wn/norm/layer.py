@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wn.grammar import DEFAULTS, SCALING, Correction, Direction, Gain, Hold, Init, Scale, Statistics
 from wn.norm.direction import Reparameterized, project_
@@ -153,7 +153,7 @@ class NormalizedLayer(Reparameterized):
         return nonzero(norm) if self.gain == "fixed" else norm  # a fixed gain of 0 would stay there
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, torch.fx.Proxy):  # type: ignore[unreachable]
+        if isinstance(x, fx.Proxy):  # type: ignore[unreachable]
             # Traced as one node, as torch's own layers are.
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})  # type: ignore[unreachable]
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
