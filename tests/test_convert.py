@@ -205,3 +205,68 @@ def test_the_state_of_an_initialized_model_loads_where_nothing_waits_for_data() 
     plain = normalize(nn.Sequential(nn.Linear(3, 4)))
     plain.load_state_dict(waited.state_dict())
     torch.testing.assert_close(plain(x), y)
+
+
+# Checkpoints that people have ------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_of_a_checkpoint_in_half_precision_are_taken_in_full(source: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Sequential(SOURCES[source](nn.Linear(500, 8))).to(dtype)
+    ours = normalize(nn.Sequential(nn.Linear(500, 8)))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.eye(500)
+    torch.testing.assert_close(ours(x).double(), theirs.double()(x.double()), rtol=1e-5, atol=1e-7)
+
+
+@every_case(FREE, layers=BOTH, dtypes=["float64"])
+def test_a_plain_state_resets_a_trained_layer(norm: str, name: str, dtype: torch.dtype) -> None:
+    """As if it had been loaded into a new one."""
+    trained = normalized(make_plain(name, seed=1)[0], norm)
+    with torch.no_grad():
+        for tensor in trained.state_dict().values():
+            tensor.copy_(
+                torch.rand_like(tensor.double()) > 0.5 if tensor.dtype == torch.bool else tensor * 2 + 1
+            )
+    new = normalized(make_plain(name, seed=2)[0], norm)
+    for layer in (trained, new):
+        layer.load_state_dict(make_plain(name, seed=3)[0].state_dict())
+    for key, tensor in new.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[key], tensor, msg=key)
+
+
+@pytest.mark.parametrize("units", [1, 3])
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d, nn.ConvTranspose1d])
+def test_one_norm_for_the_whole_weight_loads(kind: Any, units: int) -> None:
+    options = (4, units) if kind is nn.Linear else (4, units, 2)
+    theirs = nn.Sequential(parametrizations.weight_norm(kind(*options), dim=None))
+    ours = normalize(nn.Sequential(kind(*options)))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 4) if kind is nn.Linear else torch.randn(5, 4, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@every_case(layers=["linear"], dtypes=["float64"])
+def test_an_own_state_that_lacks_a_key_is_reported(norm: str, name: str, dtype: torch.dtype) -> None:
+    model = normalized(nn.Sequential(make_plain(name)[0]), norm)
+    state = model.state_dict()
+    for key in state:
+        kept = {other: tensor for other, tensor in state.items() if other != key}
+        if set(kept) == {"0.weight", "0.bias"}:
+            continue  # that is a plain layer's whole state
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{key}"'):
+            model.load_state_dict(kept)
+
+
+def test_a_plain_head_of_zeros_loads_and_can_learn() -> None:
+    head = nn.Linear(6, 4)
+    nn.init.zeros_(head.weight)
+    model: Any = normalize(nn.Sequential(nn.Linear(6, 4)))
+    model.load_state_dict({f"0.{key}": tensor for key, tensor in head.state_dict().items()})
+    x = torch.randn(9, 6)
+    torch.testing.assert_close(model(x), head(x))
+    model(x).square().mean().backward()
+    assert model[0].g.grad.abs().min() > 0
