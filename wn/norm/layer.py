@@ -112,7 +112,7 @@ class NormalizedLayer(Reparameterized):
             self.constant = activation_gain(activation)
         zero = self._draw_zero_units() if self.starts_alike and gain == "free" and init != "arpit" else None
         if direction == "spectral":
-            matrix = self._matrix(self.masked(self.raw_weight.detach()))
+            matrix = self.unit_rows(self.masked(self.raw_weight.detach()))
             self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
         if init == "arpit":
             self._set_root_mean_square()
@@ -147,7 +147,7 @@ class NormalizedLayer(Reparameterized):
             gain = math.sqrt(2 * self.fan_in / (self.units * positions)) / residual_branches
             return torch.full_like(norm, gain)
         if self.gain == "fixed_layer":
-            return nonzero(self._frobenius_norm()) / math.sqrt(self.units)
+            return nonzero(self.frobenius_norm()) / math.sqrt(self.units)
         if not self.starts_alike:
             return torch.ones_like(norm)
         return nonzero(norm) if self.gain == "fixed" else norm  # a fixed gain of 0 would stay there
