@@ -1,6 +1,6 @@
 """Weight normalisation of torchvision's models: what is normalised in each, and three steps on random labels.
 
-    python scripts/try_torchvision.py resnet18 swin_t    # or all five, about three minutes on two cores
+python scripts/try_torchvision.py resnet18 swin_t    # or all five, about three minutes on two cores
 """
 
 import sys

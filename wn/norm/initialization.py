@@ -64,9 +64,9 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **named_inputs: Any) -> 
     """Set gains and biases so that each pre-activation has mean 0 and variance 1 on ``inputs`` (section 3).
 
     Layer by layer: each sees the outputs of its initialised predecessors. Noise and dropout are on, as in
-    the authors' code. v, all buffers, layers with ``init="default"`` and layers initialised before are
-    unchanged. Returns the model's output, that of the next forward pass on the same inputs. A warning names
-    the layers that the pass did not reach.
+    the authors' code. v, running averages (those of torch's layers too), layers with ``init="default"`` and
+    layers initialised before are unchanged. Returns the model's output, that of the next forward pass on the
+    same inputs. A warning names the layers that the pass did not reach.
 
     Where torch.distributed runs several processes, all call this, and get what the batch of the first sets.
 
@@ -134,15 +134,21 @@ def _copies(model: nn.Module) -> tuple[Copies, Copies]:
     buffers: Copies = []
     state: Copies = []
     for module in model.modules():
-        ours = isinstance(module, NormalizedLayer)
         for name, tensor in module._buffers.items():
             if tensor is not None:
-                (state if ours else buffers).append((module._buffers, name, tensor, tensor.clone()))
+                (buffers if _is_torchs(module) else state).append(
+                    (module._buffers, name, tensor, tensor.clone())
+                )
         if isinstance(module, NormalizedLayer):
             state += [
                 (module._parameters, name, p, p.clone()) for name, p in module.named_parameters(recurse=False)
             ]
     return buffers, state
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether its buffers are averages that a pass moves; a layer's of noise, say, count its passes."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__module__.startswith("torch.")
 
 
 def _put_back(copies: Copies) -> None:
