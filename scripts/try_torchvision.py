@@ -1,6 +1,6 @@
 """Weight normalisation of torchvision's models: what is normalised in each, and three steps on random labels.
 
-python scripts/try_torchvision.py resnet18 swin_t    # or all five, about three minutes on two cores
+python scripts/try_torchvision.py resnet18 swin_t    # or all five, some minutes on two cores
 """
 
 import sys
@@ -23,7 +23,7 @@ def losses(name: str, norm: str = "weight_norm_init", images: int = 8, steps: in
     model = normalize(torchvision.models.get_model(name, weights=None), norm)
     print(f"\n{name}\n{summary(model)}")
     data_dependent_init(model, x)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
     found = []
     for _ in range(steps + 1):
         loss = cross_entropy(model(x), labels)
