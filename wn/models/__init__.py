@@ -43,7 +43,7 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
-    return normalize(network, **norm.model_dump())
+    return normalize(network, **norm.model_dump(), activation=model.activation)
 
 
 def check(model: Model, shape: tuple[int, ...]) -> None:

@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn.config import TransformerConfig, UserError
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
+from wn.norm import NormSite
 
 POSITION_STD = 0.5  # of the initial positions: that of the embedded patches, about
-
-
-class NormSite(nn.Identity):
-    """Stands in for wn.norm.NormSite until that is here."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
 
 
 class Attention(nn.Module):
@@ -43,7 +37,7 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[batch, patches, width]`` to ``[batch, heads, patches, width / heads]``."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(-2, -3)
 
 
 class Block(nn.Module):
@@ -81,12 +75,11 @@ class Transformer(nn.Module):
         self.positions = nn.Parameter(POSITION_STD * torch.randn(patches, config.width))
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
         self.site = NormSite(config.width)
-        self.logits = _linear(config, config.width, classes)
+        self.logits = output_layer(_linear(config, config.width, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = x.unflatten(-1, (-1, self.patch)).unflatten(-3, (-1, self.patch))
-        tokens = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        hidden = self.site(self.blocks(self.embedding(tokens) + self.positions))
+        patches = F.pixel_unshuffle(x, self.patch).flatten(2).mT  # [batch, patches, channels * side * side]
+        hidden = self.site(self.blocks(self.embedding(patches) + self.positions))
         y: Tensor = self.logits(hidden.mean(1))
         return y
 
