@@ -195,7 +195,9 @@ def test_a_vae_s_compiled_step_is_its_step(tmp_path: Path, name: str, members: i
 @pytest.mark.parametrize("members", [1, 2])
 def test_a_transformer_s_compiled_step_is_its_step(tmp_path: Path, members: int) -> None:
     expected, found = (
-        steps_of(trainer_of([transformer(c) for c in pair(tmp_path, "batch_norm", members, compile=compiled)]), 3)
+        steps_of(
+            trainer_of([transformer(c) for c in pair(tmp_path, "batch_norm", members, compile=compiled)]), 3
+        )
         for compiled in (False, True)
     )
     for name, tensor in expected.items():
