@@ -110,7 +110,11 @@ class ResNetVAEConfig(VAEConfig):
 
 
 class TransformerConfig(Section):
-    """A small pre-norm transformer: layer normalisation's own ground."""
+    """A small pre-norm transformer: layer normalisation's own ground.
+
+    On digits, ``optim=adam optim.lr=0.003`` with layer normalisation and 30 epochs in batches of 100 leaves a
+    validation error of 4%; without norms ``optim.lr=0.01`` is best.
+    """
 
     name: Literal["transformer"] = "transformer"
     activation: ClassVar[str] = "none"  # what most of its layers see is no activation's output
