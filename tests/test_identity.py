@@ -105,7 +105,7 @@ def test_every_field_of_a_shared_section_is_known_to_decide_or_not() -> None:
     free = {name for name in TrainerConfig.model_fields if not decides(f"trainer.{name}")}
     assert free == {
         *("device", "probe_every", "checkpoint_every", "max_minutes", "test_every", "iwae_samples"),
-        *("iwae_images", "images", "deterministic", "compile", "cuda_graph", "progress"),
+        *("iwae_images", "images", "deterministic", "compile", "cuda_graph", "progress", "dry_run"),
         *("save", "force"),
     }
 

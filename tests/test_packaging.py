@@ -296,9 +296,10 @@ KNOWS = {
     "wn.data": "config torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
+    "wn.timings": "config records",
     "wn.models": "config norm torch",
     "wn.experiments": "config presets",
-    "wn.report": "config grammar presets records experiments pandas matplotlib",
+    "wn.report": "config grammar presets records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training

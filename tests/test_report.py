@@ -430,8 +430,9 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 0, status="failed")
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 1, status="running")
     write_record(tmp_path / "runs" / NAME, config(seed=7), 0.1)
-    heading, line, note = status(tmp_path / "runs", tmp_path / "results").splitlines()
-    cells = dict(zip(heading.split(), line.split(maxsplit=7), strict=True))
+    heading, line, note, failure = status(tmp_path / "runs", tmp_path / "results").splitlines()
+    assert failure.startswith(f"1 run of {NAME} failed; the same command trains it again (first: ")
+    cells = dict(zip(heading.split(), line.split(maxsplit=8), strict=True))
     assert cells == {
         "experiment": NAME,
         "runs": "18",
@@ -440,8 +441,10 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
         "running": "1",
         "failed": "1",
         "missing": "13",
-        "rest": "0.12 h",
+        "GB": cells["GB"],
+        "rest": "8 minutes",
     }
+    assert 0 < float(cells["GB"]) < 1e-3
     assert note.startswith(f"1 row or record of no run of {NAME} as it is now")
 
 

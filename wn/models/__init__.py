@@ -34,6 +34,15 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
 }
 
 
+def draws(layer: nn.Module) -> bool:
+    """Whether a layer draws from torch's hidden generator, which no checkpoint holds."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return layer.dropout > 0
+    return isinstance(layer, nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+
+
 def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     """A normalised model for inputs of ``shape`` (without the batch axis; images: channels, height, width).
 
@@ -43,6 +52,13 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
+    for name, layer in network.named_modules():
+        if draws(layer):
+            kind = type(layer).__name__
+            raise UserError(
+                f"model={model.name}: {name} is torch's {kind}, which draws other numbers each time; "
+                "take wn.models.noise.Dropout, which draws by the run's seed and step"
+            )
     return normalize(network, **norm.model_dump(), activation=model.activation)
 
 
