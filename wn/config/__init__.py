@@ -25,6 +25,7 @@ from wn.config.models import MLPVAEConfig as MLPVAEConfig
 from wn.config.models import Model as Model
 from wn.config.models import ResNetVAEConfig as ResNetVAEConfig
 from wn.config.models import Section
+from wn.config.models import TransformerConfig as TransformerConfig
 from wn.config.models import VAEConfig as VAEConfig
 from wn.config.models import WeightInit as WeightInit
 
