@@ -31,8 +31,7 @@ def test_no_two_norms_have_one_label() -> None:
 
 
 def test_presets_are_those_of_the_configuration_files() -> None:
-    files = {path.stem for path in (CONFIGS / "norm").glob("*.yaml")}
-    assert {name for name in files if "+" not in name} == set(PRESETS)  # others: output layers the other way
+    assert {path.stem for path in (CONFIGS / "norm").glob("*.yaml")} == set(PRESETS)
     for name, preset in PRESETS.items():
         assert compose({"norm": name}).norm == NormConfig.model_validate(preset)
         assert compose({"norm": name}).norm.label == name
