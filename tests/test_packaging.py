@@ -213,10 +213,11 @@ KNOWS = {
     "wn.config": "presets",
     "wn.norm": "config torch",
     "wn.optim": "config torch",
-    "wn.data": "config torch torchvision",
+    "wn.plugins": "config",
+    "wn.data": "config plugins torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
-    "wn.models": "config norm torch",
+    "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.report": "config presets records experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk

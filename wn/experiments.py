@@ -107,12 +107,19 @@ class Experiment(Part):
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
             own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
+            code = {"plugins": self.plugins}
             try:
-                config = compose({**own, **(settings or {})})
+                config = compose({**own, **code, **(settings or {})})
             except UserError as error:
                 raise UserError(f"experiments/{self.name}.yaml: {error}") from None
             found.append(Run(config, cell, row.name if row else None))
         return found
+
+    @property
+    def plugins(self) -> list[str]:
+        """The files of code that it names; a path is seen from the folder that holds ``experiments/``."""
+        named = self.fixed.get("plugins", [])
+        return [str(FOLDER.parent / str(path)) for path in (named if isinstance(named, list) else [named])]
 
     def configs(self) -> list[Config]:
         return [run.config for run in self.runs()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from wn import tracking
+from wn import plugins, tracking
 from wn.config import Config
 from wn.data import Dataset
 from wn.metrics import objective_of
@@ -60,7 +62,11 @@ def train_sweep(
     taken = {run_id for stack in stacks for run_id in stack}
     fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
     stacks += _stacks(fresh, resolved, members, workers, len(runs))
-    for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
+    for stack, death in map_workers(
+        functools.partial(_train, plugins.loaded()),
+        [[runs[key] for key in stack] for stack in stacks],
+        workers,
+    ):
         _fail(stack, death)
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
     return [records[run_id] for run_id in ids]
@@ -68,7 +74,7 @@ def train_sweep(
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
     """Device and data of every run; looked up once for all that share them."""
-    shared = {run_id: (c.model, c.data, c.trainer) for run_id, c in runs.items()}
+    shared = {run_id: (c.model, c.norm, c.data, c.trainer) for run_id, c in runs.items()}
     known = {shared[run_id]: config for run_id, config in runs.items()}
     resolved = {key: resolve(config) for key, config in known.items()}
     return {run_id: resolved[key] for run_id, key in shared.items()}
@@ -117,8 +123,12 @@ def _stacks(
     return sorted(stacks, key=lambda stack: place[stack[0]])
 
 
-def _train(stack: list[Config]) -> None:
-    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
+def _train(own: list[tuple[Path, str]], stack: list[Config]) -> None:
+    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it.
+
+    ``own``: the user's files, which a worker process has to run as the parent did.
+    """
+    plugins.load_again(own)
     started = time.monotonic()
     train_stack(stack)
     ended = [Record.of(config) for config in stack]

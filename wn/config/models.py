@@ -107,5 +107,14 @@ class ResNetVAEConfig(VAEConfig):
     flow_width: pydantic.PositiveInt = 160
 
 
-Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig
+class PluginModelConfig(Section):
+    """A model of the user's own: its name, and the numbers that are given (:func:`wn.plugins.model`)."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    name: Literal["plugin"] = "plugin"
+    plugin: str = ""
+
+
+Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig | PluginModelConfig
 MODELS = get_args(Model)

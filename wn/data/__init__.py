@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wn.config import DataConfig, UserError
-from wn.data import sources
+from wn.data import own, sources
 from wn.data.formats import Arrays
 
 SPLIT_STATE = 0  # of every split and draw: a run's seed never decides which images are trained on
@@ -65,10 +65,19 @@ def load(
         UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
             that leaves a split with fewer images than classes; whitening of digits, binary or VAE images.
     """
-    if config.whiten and (config.name == "digits" or config.binarize or unit):
+    if config.whiten and (config.name in ("digits", "plugin") or config.binarize or unit):
         raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
-    rest, test = _digits() if config.name == "digits" else sources.official(config)
+    if config.plugin is not None:
+        rest, test = own.read(config.plugin)
+    else:
+        rest, test = _digits() if config.name == "digits" else sources.official(config)
     white = DIGITS_WHITE if config.name == "digits" else 255
+    if rest.images.dtype != np.uint8:
+        white = 1
+        if config.binarize or (unit and not 0 <= rest.images.min() <= rest.images.max() <= 1):
+            raise UserError(
+                f"data={config.plugin}: a VAE takes floats from 0 to 1, and only bytes are binarised"
+            )
     if config.binarize:
         rest, test = (_binarized(part, white, stream) for stream, part in enumerate((rest, test)))
         white = 1
@@ -127,8 +136,10 @@ def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
     return [Arrays(whole.images[chosen], whole.labels[chosen]) for chosen in divided]
 
 
-def _mean_std(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
+def _mean_std(images: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:
     """Mean and standard deviation of all pixels, from their histogram: exact, so independent of the order."""
+    if images.dtype != np.uint8:
+        return float(images.mean(dtype=np.float64)), float(images.std(dtype=np.float64)) or 1.0
     counts = torch.bincount(torch.from_numpy(images).flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64)
     mean = (counts @ values) / counts.sum()

@@ -8,12 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from wn.config import ConvNetConfig, ConvVAEConfig, Model, NormConfig, ResNetVAEConfig, UserError
+from wn import plugins
+from wn.config import (
+    ConvNetConfig,
+    ConvVAEConfig,
+    Model,
+    NormConfig,
+    PluginModelConfig,
+    ResNetVAEConfig,
+    UserError,
+)
 from wn.models.convnet import build_convnet, check_shape
 from wn.models.mlp import build_mlp
 from wn.models.resnet_vae import ResNetVAE
 from wn.models.vae import build_conv_vae, build_mlp_vae
 from wn.norm import normalize
+from wn.norm.convert import replace
+from wn.norm.kinds import kind_of
 
 BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "mlp": build_mlp,
@@ -21,6 +32,7 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "mlp_vae": lambda config, shape, classes: build_mlp_vae(config, shape),
     "conv_vae": lambda config, shape, classes: build_conv_vae(config, shape),
     "resnet_vae": lambda config, shape, classes: ResNetVAE(config, shape),
+    "plugin": lambda config, shape, classes: _own_model(config, shape, classes),
 }
 
 
@@ -33,7 +45,37 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
-    return normalize(network, **norm.model_dump())
+    if norm.plugin:
+        return _with_own_norm(network, norm.plugin, norm.own_choices())
+    return normalize(network, **norm.model_dump(exclude={"plugin"}))
+
+
+def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A model of the user's own; UserError for no module, or one whose draws would not belong to the seed."""
+    numbers = plugins.numbers(config.plugin, config.model_extra or {})
+    network = plugins.find("model", config.plugin)(shape, classes, **numbers)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model={config.plugin}: returned {type(network).__name__}, should return a module")
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            why = "draws from the global generator; wn.models.noise.Dropout draws from the seed"
+            raise UserError(f"model={config.plugin}: {type(layer).__name__} {why}")
+    return network
+
+
+def _with_own_norm(network: nn.Module, name: str, choices: dict[str, Any]) -> nn.Module:
+    """The network with its layers as a norm of the user's own makes them; UserError where that is no module."""
+    plugin = plugins.find("norm", name)
+
+    def make(layer: nn.Module) -> nn.Module:
+        made = plugin(layer, **choices)
+        if not isinstance(made, nn.Module):
+            raise UserError(
+                f"norm={name}: returned {type(made).__name__} for {layer}, and should return a module"
+            )
+        return made
+
+    return replace(network, lambda layer: kind_of(layer) is not None, make)
 
 
 def check(model: Model, shape: tuple[int, ...]) -> None:

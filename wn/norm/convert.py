@@ -40,13 +40,13 @@ def normalize(model: nn.Module, **choices: Any) -> nn.Module:
         reparameterised = isinstance(layer, KINDS) and nn.utils.parametrize.is_parametrized(layer)
         return kind_of(layer) is not None or reparameterised
 
-    return _replace(model, wanted, make)
+    return replace(model, wanted, make)
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """A copy with ordinary layers and the same outputs in evaluation mode, running averages folded in."""
-    return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
+    return replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
 
 
 def _fold_layer(layer: NormalizedLayer) -> nn.Module:
@@ -86,11 +86,12 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     layers = set(normalized_layers(model).values())
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            groups[kinds[name] if module in layers else "other"].append(parameter)
+            # a subclass may have parameters of its own
+            groups[kinds.get(name, "other") if module in layers else "other"].append(parameter)
     return groups
 
 
-def _replace(
+def replace(
     model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
 ) -> nn.Module:
     made = {module: make(module) for module in model.modules() if wanted(module)}
