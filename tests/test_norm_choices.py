@@ -13,7 +13,8 @@ from wn.config import NormConfig, UserError, parse
 from wn.config.compose import CONFIGS, compose
 from wn.norm import NormalizedLayer
 from wn.norm.kinds import KINDS
-from wn.presets import DEFAULTS, PRESETS
+from wn.grammar import DEFAULTS
+from wn.presets import PRESETS
 
 
 def test_the_suite_covers_every_preset_and_kind() -> None:

@@ -209,9 +209,10 @@ GUARDED = ("torch", "torchvision", "hydra", "omegaconf", "wandb", "pandas", "mat
 
 KNOWS = {
     # place          what of wn it may import, and which of the guarded libraries
-    "wn.presets": "",
-    "wn.config": "presets",
-    "wn.norm": "config torch",
+    "wn.grammar": "",
+    "wn.presets": "grammar",
+    "wn.config": "grammar presets",
+    "wn.norm": "grammar presets torch",
     "wn.optim": "config torch",
     "wn.plugins": "config",
     "wn.data": "config plugins torch torchvision",
@@ -219,7 +220,7 @@ KNOWS = {
     "wn.records": "config provenance",
     "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
-    "wn.report": "config presets records experiments pandas matplotlib",
+    "wn.report": "config grammar presets records experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training

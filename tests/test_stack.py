@@ -15,7 +15,8 @@ from wn.metrics import classification
 from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import data_dependent_init, normalize, normalized_layers
 from wn.optim import Optimizer
-from wn.presets import DEFAULTS, PRESETS
+from wn.grammar import DEFAULTS
+from wn.presets import PRESETS
 from wn.stack import Stack
 
 CHOICES = {name: {**DEFAULTS, **preset} for name, preset in PRESETS.items()}

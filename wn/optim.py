@@ -6,6 +6,7 @@ number per member. All state lives on the device and all updates are in place, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,7 +39,7 @@ class Optimizer:
         self.configs, self.params, self.kinds = list(configs), params, kinds
         self.rule, moments = RULES[configs[0].name]
         self.decays = any(c.weight_decay for c in configs)
-        self.rates = {name: [getattr(c, name) or c.lr for c in configs] for name in ("lr", *RATES.values())}
+        self.rates = {name: [learning_rate(c, name) for c in configs] for name in ("lr", *RATES.values())}
         self.lr, some = self.rates["lr"], next(iter(params.values()))
         others = ("momentum", "beta2", "eps", "weight_decay")
         numbers = self.rates | {name: [getattr(c, name) for c in configs] for name in others}
@@ -66,6 +67,12 @@ class Optimizer:
                 grad = grad + hyper["weight_decay"] * p
             moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
             self.rule(self.configs[0], p, grad, moments, hyper)
+
+
+def learning_rate(config: OptimConfig, name: str) -> float:
+    """``lr``, or that of gains or biases: their own if they have one, at most their cap."""
+    rate: float = getattr(config, name) or config.lr
+    return min(rate, getattr(config, f"{name}_cap", None) or math.inf)
 
 
 def scheduled(config: OptimConfig, epoch: int, epochs: int) -> tuple[float, float]:

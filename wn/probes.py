@@ -43,7 +43,8 @@ def measure(stack: Stack, before: Snapshot | None, lr: Tensor) -> list[list[Row]
     for layer, (after, norms) in stack.map(_weights_and_norms).items():
         columns = {"effective_lr": lr}
         if "v_norm" in norms:  # with batch statistics the gain is no part of w, so g / ||v|| is not it
-            columns["effective_lr"] = lr * (norms["w_norm"] / norms["v_norm"]).square().mean(-1)
+            factor = norms.get("ratio", norms["w_norm"] / norms["v_norm"])
+            columns["effective_lr"] = lr * factor.square().mean(-1)
         if before is not None:
             moves = (after - before[layer], before[layer])
             update, size = (torch.linalg.vector_norm(w.flatten(1), dim=1) for w in moves)

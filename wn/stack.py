@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from wn.norm import initializing
+from wn.norm import held_layers, initializing
 
 Tensors = dict[str, Tensor]
 
@@ -78,6 +78,19 @@ class Stack:
         with initializing(self.template):
             self(x)
 
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put ||v|| back where a norm holds it (:func:`wn.norm.project_`)."""
+        if held_layers(self.template):
+            for name, v in self.map(_projected).items():
+                self.params[name].copy_(v)
+
+    def set_progress(self, share: float) -> None:
+        """Tell layers with a schedule of their own the share of the training that is done."""
+        for name, buffer in self.buffers.items():
+            if name.split(".")[-1] == "progress":
+                buffer.fill_(share)
+
     def with_state(self, tensors: Tensors) -> Stack:
         """A stack that shares this one's template and, but for the given tensors, its state."""
         other = copy.copy(self)
@@ -89,6 +102,10 @@ class Stack:
         """Take over the state of other members, of any number."""
         self.params = {k: _leaf(p) for k, p in params.items()}
         self.buffers = buffers
+
+
+def _projected(model: nn.Module) -> Tensors:
+    return {f"{name}.{layer.raw_name}": layer.projected() for name, layer in held_layers(model).items()}
 
 
 def _leaf(p: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class Step:
         metrics = torch.stack([m.mean(1) for m in self.objective.metrics(outputs, data["y"][batch])])
         grads = torch.autograd.grad(metrics[0].sum(), list(stack.params.values()))
         optimizer.step(dict(zip(stack.params, grads, strict=True)))
+        stack.project()
         data["totals"] += metrics.detach()
         if self.average:
             average = copy.copy(self.average)

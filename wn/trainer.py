@@ -99,6 +99,7 @@ class Trainer:
             if not self.alive:
                 return  # all have diverged
             self.optimizer.set_epoch(epoch - 1, settings.epochs)
+            self.stack.set_progress((epoch - 1) / settings.epochs)
             self.stack.train()
             done = self.step % self.steps_per_epoch  # above 0 where a checkpoint was made amid the epoch
             if done == 0:
@@ -208,6 +209,7 @@ class Trainer:
     def _initialize(self) -> None:
         if self.config.norm.init == "data":
             size = min(self.config.trainer.init_batch_size, len(self.data.train.x))
+            self.stack.set_progress(0)
             with self.autocast():
                 self.stack.initialize(self.data.train.x[self._orders(0)[:, :size]])
 

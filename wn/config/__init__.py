@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import pydantic
 
-from wn import presets
+from wn import grammar, presets
 from wn.config import errors
 from wn.config.errors import UserError as UserError
 from wn.config.errors import explain_key as explain_key
@@ -36,42 +36,49 @@ default changes: a field at its default is no part of a run's identity."""
 
 
 class NormConfig(Section):
-    """Independent choices: ``w = gain * direction(v)``, statistics of the batch, initialisation."""
+    """Independent choices: ``w = scale * gain * direction(v)``, statistics of activations, initialisation.
 
-    direction: Literal["plain", "row"] = "plain"
-    """The weight as it is, or each output unit's v/||v|| (equation 2)."""
-    gain: Literal["none", "free", "fixed"] = "none"
-    """Per output unit: none, trained, or left where the initialisation puts it. With batch statistics it
-    acts after them (gamma)."""
-    hold: Literal["free"] = "free"  # ||v|| may grow
-    statistics: Literal["none", "batch", "mean_only"] = "none"
-    """What is taken from the batch: nothing, mean and variance, or the mean alone (section 4)."""
-    init: Literal["default", "data"] = "default"
-    """Gains and biases as drawn, or from one batch of data (section 3)."""
+    Formulas and sources: docs/NORMS.md.
+    """
+
+    direction: grammar.Direction = "plain"
+    """The weight as it is; each unit's v/||v|| (equation 2), or that of v without its mean; V over its
+    spectral or its Frobenius norm."""
+    scale: grammar.Scale = "none"
+    """A constant factor of the direction; none: the gain starts at v's norm instead."""
+    gain: grammar.Gain = "none"
+    """Per output unit: none, trained (g, e^s or e^{3s}), or left where it starts. With statistics that fix an
+    output's scale it acts after them (gamma)."""
+    hold: grammar.Hold = "free"
+    """||v|| may grow, or is put back after each step to its start, or to a root mean square of 1."""
+    statistics: grammar.Statistics = "none"
+    """Taken over the batch (batch, batch_renorm; mean_only, section 4), of each image, or pointwise (dyt)."""
+    init: grammar.Init = "default"
+    """Gains and biases as drawn, from one batch of data (section 3), or by Arpit et al. (2019)."""
+    output_layers: bool = True
+    """Whether a model's output layers are normalised; else they are plain."""
+    groups: pydantic.PositiveInt = 8
+    """Of group statistics; a layer takes the largest divisor of its units up to it."""
     eps: pydantic.PositiveFloat = 1e-6
-    """Added to the variance inside the root (batch statistics)."""
+    """Added to the variance, or the mean square, inside the root."""
     momentum: float = pydantic.Field(default=0.1, gt=0, le=1)
     """Share of the newest batch in the running averages."""
-    correction: Literal["images", "samples"] = "images"
+    correction: grammar.Correction = "images"
     """The n of the running variance's n/(n-1): images (the authors) or images x positions (torch)."""
     plugin: str | None = None
     """A norm of the user's own (wn/plugins.py), given what else is set here; null: what the others say."""
 
     @pydantic.model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.plugin:
-            return self
-        if self.gain == "none" and self.direction == "row":
-            raise ValueError("direction=row fixes ||w||: add norm.gain=free, or fixed")
-        if self.gain == "none" and self.statistics == "batch":
-            raise ValueError("statistics=batch fixes the output's variance: add norm.gain=free, or fixed")
+        if not self.plugin and (mistake := grammar.mistake(self.model_dump())):
+            raise ValueError(mistake)
         return self
 
     @property
     def label(self) -> str:
         if self.plugin:
             return "+".join([self.plugin, *map(str, self.own_choices().values())])
-        return presets.label({key: getattr(self, key) for key in presets.DEFAULTS})
+        return presets.label({key: getattr(self, key) for key in grammar.DEFAULTS})
 
     def own_choices(self) -> dict[str, Any]:
         """What a norm of the user's own is given: the choices that are not at their defaults."""
@@ -111,8 +118,11 @@ class OptimConfig(Section):
     name: Literal["sgd", "adam", "adamax"] = "sgd"
     lr: pydantic.PositiveFloat = 0.1
     lr_gain: pydantic.PositiveFloat | None = None
-    """Learning rate of gains (g, and gamma of batch statistics); null: that of the weights."""
+    """Learning rate of gains (g, and gamma of statistics); null: that of the weights."""
     lr_bias: pydantic.PositiveFloat | None = None
+    lr_gain_cap: pydantic.PositiveFloat | None = None
+    """Upper bound of the gains' learning rate, min(lr, cap); null: none."""
+    lr_bias_cap: pydantic.PositiveFloat | None = None
     momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
     """SGD's momentum; beta1 of Adam and Adamax."""
     beta2: float = pydantic.Field(default=0.999, ge=0, lt=1)
@@ -183,7 +193,10 @@ PLACES = ("tracking", "experiment_name", "runs_dir")
 """What decides no number."""
 
 STACKABLE = {
-    "optim": ("lr", "lr_gain", "lr_bias", "momentum", "beta2", "eps", "weight_decay", "late_momentum"),
+    "optim": (
+        *("lr", "lr_gain", "lr_bias", "lr_gain_cap", "lr_bias_cap"),
+        *("momentum", "beta2", "eps", "weight_decay", "late_momentum"),
+    ),
     "model": ("noise", "dropout"),
 }
 """Numbers, beside the seed, in which a stack's members may differ: no shape or branch depends on them."""

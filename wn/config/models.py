@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pydantic
 
@@ -46,6 +46,7 @@ class ConvNetConfig(Section):
     """The network of section 5.1: three blocks of convolutions, the last of which ends 1x1."""
 
     name: Literal["convnet"] = "convnet"
+    activation: ClassVar[str] = "leaky_relu"
     width: pydantic.PositiveInt = 96
     """Channels of the first block; the others have twice as many."""
     depth: pydantic.PositiveInt = 3
@@ -59,6 +60,7 @@ class ConvNetConfig(Section):
 class VAEConfig(Section):
     """What all variational autoencoders share."""
 
+    activation: ClassVar[str] = "elu"
     likelihood: Literal["bernoulli", "logistic"] = "bernoulli"
     """Bernoulli for binary pixels, redrawn for every batch; or the discretised logistic for bytes."""
     posterior: Literal["diagonal", "iaf"] = "iaf"
@@ -112,6 +114,7 @@ class PluginModelConfig(Section):
 
     model_config = pydantic.ConfigDict(extra="allow")
 
+    activation: ClassVar[str] = "none"
     name: Literal["plugin"] = "plugin"
     plugin: str = ""
 

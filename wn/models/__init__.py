@@ -23,8 +23,6 @@ from wn.models.mlp import build_mlp
 from wn.models.resnet_vae import ResNetVAE
 from wn.models.vae import build_conv_vae, build_mlp_vae
 from wn.norm import normalize
-from wn.norm.convert import replace
-from wn.norm.kinds import kind_of
 
 BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "mlp": build_mlp,
@@ -45,9 +43,10 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
+    activation = {"activation": model.activation} if norm.scale == "activation" or not norm.plugin else {}
     if norm.plugin:
-        return _with_own_norm(network, norm.plugin, norm.own_choices())
-    return normalize(network, **norm.model_dump(exclude={"plugin"}))
+        return normalize(network, _own_layer(norm.plugin), **norm.own_choices(), **activation)
+    return normalize(network, **norm.model_dump(exclude={"plugin"}), **activation)
 
 
 def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -63,19 +62,17 @@ def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) 
     return network
 
 
-def _with_own_norm(network: nn.Module, name: str, choices: dict[str, Any]) -> nn.Module:
-    """The network with its layers as a norm of the user's own makes them; UserError where that is no module."""
-    plugin = plugins.find("norm", name)
+def _own_layer(name: str) -> Callable[..., nn.Module]:
+    """A norm of the user's own; it raises UserError where it makes no module of a layer."""
 
-    def make(layer: nn.Module) -> nn.Module:
-        made = plugin(layer, **choices)
+    def make(layer: nn.Module, **choices: Any) -> nn.Module:
+        made = plugins.find("norm", name)(layer, **choices)
         if not isinstance(made, nn.Module):
-            raise UserError(
-                f"norm={name}: returned {type(made).__name__} for {layer}, and should return a module"
-            )
+            found = f"returned {type(made).__name__} for {layer}"
+            raise UserError(f"norm={name}: {found}, and should return a module")
         return made
 
-    return replace(network, lambda layer: kind_of(layer) is not None, make)
+    return make
 
 
 def check(model: Model, shape: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wn.config import ConvNetConfig, UserError
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
 from wn.models.noise import Dropout, GaussianNoise
 
 SLOPE = 0.1  # of the leaky ReLU after every layer but the logits, for negative inputs
@@ -46,7 +46,8 @@ def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -
         inputs = width
     network.add_module("mean", nn.AdaptiveAvgPool2d(1))
     network.add_module("flatten", nn.Flatten())
-    network.add_module("logits", init_weights_(nn.Linear(inputs, classes), config.weight_init))
+    logits = init_weights_(nn.Linear(inputs, classes), config.weight_init)
+    network.add_module("logits", output_layer(logits))
     return network
 
 

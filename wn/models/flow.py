@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn.config import VAEConfig
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
 from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
 
@@ -56,7 +56,7 @@ class AutoregressiveStep(nn.Module):
         self.context = init_weights_(
             nn.Conv2d(context, width, 1) if spatial else nn.Linear(context, width), config.weight_init
         )
-        self.out = init_weights_(masked(width, 2 * latents), config.weight_init)
+        self.out = output_layer(init_weights_(masked(width, 2 * latents), config.weight_init))
         position = torch.arange(latents).flip(0) if reverse else torch.arange(latents)
         # MADE: hidden unit k sees latents up to its degree, and feeds outputs of later latents only. The
         # last latent is seen by none, hence latents - 1 degrees.

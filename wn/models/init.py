@@ -10,6 +10,7 @@ from torch import nn
 from wn.config import WeightInit
 
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def init_weights_(layer: Layer, scheme: WeightInit) -> Layer:
@@ -26,4 +27,10 @@ def init_weights_(layer: Layer, scheme: WeightInit) -> Layer:
         nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in) if scheme == "he" else 0.05)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+    return layer
+
+
+def output_layer(layer: Module) -> Module:
+    """The layer, marked as one of the model's output layers (``norm.output_layers``)."""
+    layer.is_output = True  # type: ignore[assignment]
     return layer

@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from wn.config import MLPConfig
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
 from wn.models.noise import Dropout, GaussianNoise
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -33,5 +33,6 @@ def build_mlp(config: MLPConfig, shape: tuple[int, ...], classes: int) -> nn.Seq
         if config.dropout:
             network.add_module(f"dropout{i}", Dropout(config.dropout))
         inputs = width
-    network.add_module("logits", init_weights_(nn.Linear(inputs, classes), config.weight_init))
+    logits = init_weights_(nn.Linear(inputs, classes), config.weight_init)
+    network.add_module("logits", output_layer(logits))
     return network

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from wn.config import ResNetVAEConfig
 from wn.models.convnet import ChannelsLast
 from wn.models.flow import Posterior
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
 from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
 from wn.models.vae import VAEBase
@@ -81,7 +81,7 @@ class ResNetVAE(VAEBase):
         self.layers = nn.ModuleList(StochasticLayer(config, i == top) for i in range(config.depth))
         self.top = nn.Parameter(torch.zeros(config.channels, 1, 1))
         decoder = nn.ConvTranspose2d(config.channels, channels, 3, stride=2, padding=1, output_padding=1)
-        self.decoder = init_weights_(decoder, config.weight_init)
+        self.decoder = output_layer(init_weights_(decoder, config.weight_init))
 
     def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.encoder(self.channels_last(x) - 0.5)

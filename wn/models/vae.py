@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wn.config import ConvVAEConfig, MLPVAEConfig, VAEConfig, WeightInit
 from wn.models.convnet import ChannelsLast
 from wn.models.flow import Posterior
-from wn.models.init import init_weights_
+from wn.models.init import init_weights_, output_layer
 from wn.models.likelihood import Bernoulli, DiscretizedLogistic, log_standard_normal
 from wn.models.noise import Sampler
 
@@ -94,7 +94,8 @@ class GaussianVAE(VAEBase):
     ) -> None:
         super().__init__(config, channels)
         self.encoder, self.decoder = encoder, decoder
-        self.posterior_params = init_weights_(nn.Linear(features, 2 * config.latents), config.weight_init)
+        params = init_weights_(nn.Linear(features, 2 * config.latents), config.weight_init)
+        self.posterior_params = output_layer(params)
         self.posterior = Posterior(config, context=features)
         self.prior = Sampler()
 
@@ -120,7 +121,7 @@ def build_mlp_vae(config: MLPVAEConfig, shape: tuple[int, ...]) -> GaussianVAE:
     pixels = math.prod(shape)
     encoder = nn.Sequential(nn.Flatten(), *layers([pixels, *config.widths]))
     hidden = layers([config.latents, *reversed(config.widths)])
-    last = init_weights_(nn.Linear(config.widths[0], pixels), config.weight_init)
+    last = output_layer(init_weights_(nn.Linear(config.widths[0], pixels), config.weight_init))
     decoder = nn.Sequential(*hidden, last, nn.Unflatten(1, shape))
     return GaussianVAE(config, shape[0], encoder, config.widths[-1], decoder)
 
@@ -180,4 +181,7 @@ def build_conv_vae(config: ConvVAEConfig, shape: tuple[int, ...]) -> GaussianVAE
         ChannelsLast(),
         *(ResidualBlock(b, a, scale, True, config.weight_init) for a, b, scale in reversed(plan)),
     )
+    last_block: ResidualBlock = decoder[-1]  # type: ignore[assignment]
+    output_layer(last_block.second)
+    output_layer(last_block.shortcut)
     return GaussianVAE(config, channels, encoder, config.hidden, decoder)

@@ -11,18 +11,26 @@ Salimans & Kingma (2016), arXiv 1602.07868. ::
     plain = fold(model)    # ordinary layers, the same function
 """
 
+from wn.grammar import properties
 from wn.norm.convert import fold, normalize, parameter_groups
+from wn.norm.direction import held_layers, project_
 from wn.norm.initialization import data_dependent_init, initializing
 from wn.norm.layer import NormalizedLayer, normalized_layers
+from wn.norm.statistics import NormalizedSite, NormSite
 from wn.norm.weight import weight_norm
 
 __all__ = [
+    "NormSite",
     "NormalizedLayer",
+    "NormalizedSite",
     "data_dependent_init",
     "fold",
+    "held_layers",
     "initializing",
     "normalize",
     "normalized_layers",
     "parameter_groups",
+    "project_",
+    "properties",
     "weight_norm",
 ]

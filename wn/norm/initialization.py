@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from wn.norm.layer import normalized_layers
+from wn.norm.layer import NormalizedLayer
+from wn.norm.statistics import Activations
 
 
 @contextmanager
 def initializing(model: nn.Module) -> Iterator[None]:
     """Context in which a training pass initialises layers with ``init="data"`` and updates no averages."""
-    layers = normalized_layers(model).values()
+    layers = [module for module in model.modules() if isinstance(module, Activations)]
     for layer in layers:
-        waits = layer.init == "data" and not bool(layer.initialized)
+        waits = isinstance(layer, NormalizedLayer) and layer.init == "data" and not bool(layer.initialized)
         layer.phase = "initialize" if waits else "pass"
     try:
         yield

@@ -1,19 +1,13 @@
-"""The layers that can be normalised, and the values of each choice."""
+"""The layers that can be normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Direction = Literal["plain", "row"]
-Gain = Literal["none", "free", "fixed"]
-Hold = Literal["free"]
-Statistics = Literal["none", "batch", "mean_only"]
-Init = Literal["default", "data"]
-Correction = Literal["images", "samples"]
+from wn import grammar
 
 _CONV = ("stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("stride", "padding", "output_padding", "groups", "dilation")
@@ -39,21 +33,16 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     return kind if kind in OPERATIONS else None
 
 
-def check_choices(direction: str, gain: str, hold: str, statistics: str, init: str, correction: str) -> None:
-    choices = {
-        "direction": (direction, Direction),
-        "gain": (gain, Gain),
-        "hold": (hold, Hold),
-        "statistics": (statistics, Statistics),
-        "init": (init, Init),
-        "correction": (correction, Correction),
-    }
-    for name, (value, known) in choices.items():
-        if value not in get_args(known):
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(get_args(known))}")
-    # Without a gain a row has norm 1, and an output variance 1, for good: no plain layer's function.
-    if gain == "none" and (direction == "row" or statistics == "batch"):
-        raise ValueError("direction='row' and statistics='batch' need gain='free' or 'fixed'")
+def check_choices(
+    direction: str, scale: str, gain: str, hold: str, statistics: str, init: str, correction: str
+) -> None:
+    """Raise ValueError for a value that does not exist, or a combination that makes no sense."""
+    choices = dict(locals())
+    for name, value in choices.items():
+        if value not in grammar.VALUES[name]:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(grammar.VALUES[name])}")
+    if mistake := grammar.mistake(choices):
+        raise ValueError(mistake.replace("norm.", ""))
 
 
 def kind_to_normalize(layer: nn.Module) -> type[nn.Module]:

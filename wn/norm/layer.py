@@ -1,25 +1,18 @@
-"""A linear or convolutional layer with a norm: weight, statistics of the batch, initialisation."""
+"""A linear or convolutional layer with a norm: weight, statistics of its output, initialisation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from wn.norm.kinds import (
-    OPERATIONS,
-    Correction,
-    Direction,
-    Gain,
-    Hold,
-    Init,
-    Statistics,
-    check_choices,
-    kind_to_normalize,
-)
-from wn.norm.weight import largest, nonzero, normalized
+from wn.grammar import DEFAULTS, SCALING, Correction, Direction, Gain, Hold, Init, Scale, Statistics
+from wn.norm.direction import Reparameterized, project_
+from wn.norm.kinds import OPERATIONS, check_choices, kind_to_normalize
+from wn.norm.statistics import groups_of
+from wn.norm.weight import activation_gain
 
 
 def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
@@ -30,32 +23,42 @@ def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
         yield t
 
 
-class NormalizedLayer(nn.Module):
+class NormalizedLayer(Reparameterized):
     r"""A linear or convolutional layer with a norm.
 
-    ``t = w * x`` (a matrix product or convolution) with ``w = g d``, where d is the weight itself
-    (``direction="plain"``) or ``v / ||v||`` per output unit (``"row"``). Mean and variance are per output
-    unit, over batch and space::
+    ``t = w * x`` (a matrix product or convolution) with ``w = scale * gain * d``, then the statistics of
+    :class:`wn.norm.statistics.Activations`. The direction d is ::
 
-        statistics="none"        y = t + b                                  (equation 1)
-        statistics="mean_only"   y = t - mean(t) + b                        (section 4, equation 11)
-        statistics="batch"       y = g (t - mean(t)) / sqrt(var(t) + eps) + b
+        plain      v                                        spectral   V / sigma_1(V)   (by power iteration)
+        row        v / ||v||  of each unit                  layer      V / ||V||_F
+        centered   (v - mean(v)) / ||v - mean(v)||  of each unit
 
-    With batch statistics the gain acts after them and w = d. In evaluation, running averages replace the
-    statistics of the batch.
+    Statistics that fix the scale of an output (all but none and mean_only) have the gain after them, and
+    ``w = scale * d``.
 
-    Parameters: ``weight`` (``v`` if the direction is row), ``g`` ``[units]`` if the gain is free, ``bias``
-    ``[units]`` if the source has one. Buffers: a fixed ``g``, ``running_mean``, ``running_var`` ``[units]``,
-    and ``initialized``, a bool, with ``init="data"``. A masked layer's norms are over unmasked entries.
+    Parameters: ``v`` (``weight`` if the direction is plain), ``g`` ``[units]`` if the gain is free, ``s`` if
+    it is exponential, ``alpha`` of dyt, ``bias`` ``[units]`` if the source has one. Buffers: a fixed ``g``,
+    ``running_mean``, ``running_var`` ``[units]``, the left singular vector ``u`` (spectral), ``held``
+    (hold=start), ``progress`` (batch_renorm: the share of the training that is done), and ``initialized``, a
+    bool, with ``init="data"``. A masked layer's norms are over unmasked entries.
 
     Args:
         layer: a ``Linear``, ``Conv*d`` or ``ConvTranspose*d``; its weight and bias become this layer's.
         direction, statistics: see above.
-        gain: ``none``, ``free`` (trained) or ``fixed`` (at its start, or where the initialisation puts it).
-            It starts at ``||v||`` for rows and at 1 for plain weights, so that the layer starts as the
-            function that it replaces; after batch statistics at 1.
-        hold: ``free``: ||v|| is left to the optimiser.
-        init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`.
+        scale: a constant factor of the direction: ``one``; ``sqrt_fan_in``, the root of the weights per unit;
+            ``activation``, :func:`wn.norm.weight.activation_gain` of ``activation``. With ``none`` the gain
+            starts at the direction's norm instead of 1, so that the layer starts as the function that it
+            replaces.
+        gain: ``none``, ``free`` (trained), ``exp`` (g = e^s, section 2), ``exp3`` (g = e^{3s}, openai/iaf),
+            ``fixed`` (at its start, or where the initialisation puts it) or ``fixed_layer`` (the same for all
+            units, ``||V||_F / sqrt(units)`` at the start; Hoffer et al., 2018).
+        hold: ``free``: ||v|| is the optimiser's; ``start`` or ``unit``: :func:`wn.norm.project_` puts it
+            back to its start, or v to a root mean square of 1 (Karras et al., 2024).
+        init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`. ``arpit`` (Arpit et al.,
+            2019): v at a root mean square of 1/sqrt(fan_in), ``g = sqrt(2 fan_in / fan_out)``, divided by the
+            source's attribute ``residual_branches`` if it has one (last layers of branches), bias 0.
+        activation: what follows the layer, for ``scale="activation"``.
+        groups: of group statistics; the largest divisor of the units up to it is taken.
         momentum: weight of the newest batch in the running averages.
         correction: the n of the running variance's n/(n-1): ``images`` (the authors' code) or ``samples``,
             images x positions (torch).
@@ -65,13 +68,6 @@ class NormalizedLayer(nn.Module):
         ValueError: an unknown choice, or a meaningless combination.
     """
 
-    v: nn.Parameter
-    weight: nn.Parameter
-    g: Tensor
-    bias: nn.Parameter | None
-    mask: Tensor | None
-    running_mean: Tensor
-    running_var: Tensor
     initialized: Tensor
 
     def __init__(
@@ -79,80 +75,71 @@ class NormalizedLayer(nn.Module):
         layer: nn.Module,
         *,
         direction: Direction = "row",
+        scale: Scale = "none",
         gain: Gain = "free",
         hold: Hold = "free",
         statistics: Statistics = "none",
         init: Init = "default",
+        activation: str = "none",
+        groups: int = 8,
         eps: float = 1e-6,
         momentum: float = 0.1,
         correction: Correction = "images",
     ) -> None:
         super().__init__()
-        check_choices(direction, gain, hold, statistics, init, correction)
+        check_choices(direction, scale, gain, hold, statistics, init, correction)
         self.kind = kind_to_normalize(layer)
-        self.direction, self.gain, self.hold = direction, gain, hold
+        self.direction, self.scale, self.gain, self.hold = direction, scale, gain, hold
         self.statistics, self.init = statistics, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
         self.options = {name: getattr(layer, name) for name in OPERATIONS[self.kind][1]}
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
-        self.phase: Literal["normal", "initialize", "pass"] = "normal"
-
-        source: nn.Parameter = layer.weight  # type: ignore[assignment]
-        self.register_parameter("v" if direction == "row" else "weight", source)
+        self.dense, self.phase = self.kind is nn.Linear, "normal"
+        self.gain_on_weight = gain != "none" and statistics not in SCALING
+        self.register_parameter(self.raw_name, layer.weight)  # type: ignore[arg-type]
+        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
-        norm = self.unit_norm(self.masked(source.detach()))
-        start = norm if direction == "row" and statistics != "batch" else torch.ones_like(norm)
-        if gain == "free":
-            self.g = nn.Parameter(start)
-        elif gain == "fixed":
-            self.register_buffer("g", start)
-        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
-        if statistics != "none":
-            self.register_buffer("running_mean", torch.zeros_like(norm))
-        if statistics == "batch":
-            self.register_buffer("running_var", torch.ones_like(norm))
+        self.groups = groups_of(self.units, groups)
+        self.constant = math.sqrt(self.fan_in) if scale == "sqrt_fan_in" else 1.0
+        if scale == "activation":
+            self.constant = activation_gain(activation)
+        if direction == "spectral":
+            matrix = self._matrix(self.masked(self.raw_weight.detach()))
+            self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
+        if init == "arpit":
+            self._set_root_mean_square()
+        self._register(self._first_gains(getattr(layer, "residual_branches", 1)))
+        if hold == "start":
+            self.register_buffer("held", self.held_norm())
+        project_(self)
         if init == "data":
-            self.register_buffer("initialized", torch.tensor(False, device=norm.device))
+            self.register_buffer("initialized", torch.tensor(False, device=self.raw_weight.device))
 
-    @property
-    def raw_weight(self) -> nn.Parameter:
-        """``v``, or the plain ``weight``: the trained tensor."""
-        return self.v if self.direction == "row" else self.weight
+    @torch.no_grad()
+    def _set_root_mean_square(self) -> None:
+        """Arpit et al. draw v from N(0, 1/fan_in) and set b to 0; here the source's own draw is rescaled."""
+        v = self.raw_weight
+        v.div_(v.square().mean().sqrt() * math.sqrt(self.fan_in))
+        if self.bias is not None:
+            self.bias.zero_()
 
-    def masked(self, w: Tensor) -> Tensor:
-        return w if self.mask is None else w * self.mask
-
-    @property
-    def has_gain(self) -> bool:
-        return self.gain != "none"
-
-    def effective_weight(self) -> Tensor:
-        raw = self.masked(self.raw_weight)
-        scaled = self.has_gain and self.statistics != "batch"
-        if self.direction == "plain" and not scaled:
-            return raw
-        grouped, dims = self._units(raw)
-        gain = self._like_units(self.g, raw) if scaled else 1.0
-        w = normalized(grouped, dims, gain) if self.direction == "row" else gain * grouped
-        return w.reshape(raw.shape)
-
-    def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
-        """``w_norm``; with a gain ``g``; where v is not w ``v_norm``; for rows ``ratio`` = g/||v||. All
-        ``[units]``; ``w`` is the effective weight, if already computed.
-        """
-        norms = {"w_norm": self.unit_norm(self.effective_weight() if w is None else w)}
-        if self.has_gain:
-            norms["g"] = self.g
-        if self.direction == "row" or (self.has_gain and self.statistics != "batch"):
-            norms["v_norm"] = self.unit_norm(self.masked(self.raw_weight))
-        if self.direction == "row":
-            norms["ratio"] = self.g / nonzero(norms["v_norm"])
-        return norms
+    def _first_gains(self, residual_branches: int) -> Tensor:
+        norm = self.direction_norm()
+        if self.init == "arpit":
+            positions = self.raw_weight[0, 0].numel()
+            gain = math.sqrt(2 * self.fan_in / (self.units * positions)) / residual_branches
+            return torch.full_like(norm, gain)
+        if self.gain == "fixed_layer":
+            return self._frobenius_norm() / math.sqrt(self.units)
+        as_it_was = self.direction != "plain" and self.scale == "none" and self.gain_on_weight
+        return norm if as_it_was else torch.ones_like(norm)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
             return self.forward(x[None])[0]
+        if self.direction == "spectral" and self.training and self.phase == "normal":
+            self.iterate_power()
         if self.phase == "initialize":
             return self._initialize(x)
         return self._forward(x, track=self.training and self.phase == "normal")
@@ -164,48 +151,7 @@ class NormalizedLayer(nn.Module):
         return operation(*_autocast(x, self.effective_weight(), bias), **self.options)
 
     def _forward(self, x: Tensor, track: bool) -> Tensor:
-        t = self._product(x)
-        if self.statistics == "none":
-            return t
-        return self._center(t, track) if self.statistics == "mean_only" else self._standardize(t, track)
-
-    def _center(self, t: Tensor, track: bool) -> Tensor:
-        mean = self._mean(t) if self.training else self.running_mean
-        if track:
-            self._average(self.running_mean, mean)
-        shift = -mean if self.bias is None else self.bias - mean
-        return t + self._broadcast(shift).to(t.dtype)
-
-    def _mean(self, t: Tensor) -> Tensor:
-        """The mean per unit, in the parameters' precision.
-
-        Straight-through: the value is a fused float32 mean, the gradient comes from a sum of zeros in t's
-        own type. That is one pass over a bfloat16 t; a mean of a widened t takes four.
-        """
-        dims = self._sample_dims(t)
-        mean = t.detach().mean(dims, dtype=self.running_mean.dtype)
-        return mean + (t - t.detach()).sum(dims) * (mean.numel() / t.numel())
-
-    def _standardize(self, t: Tensor, track: bool) -> Tensor:
-        """Batch normalisation by torch's fused kernel, whose statistics are float32 for a bfloat16 t."""
-        samples = t.flatten(0, -2) if self.kind is nn.Linear else t
-        if t.dtype != self.g.dtype and torch._C._functorch.is_batchedtensor(t):
-            samples = samples.to(self.g.dtype)  # torch's vmap rule would compute statistics in bfloat16
-        # F.batch_norm would not return the mean and variance, which the authors' n/(n-1) is applied to.
-        fixed_mean, fixed_var = (None, None) if self.training else (self.running_mean, self.running_var)
-        y, mean, inverse_root = torch.native_batch_norm(
-            samples, self.g, self.bias, fixed_mean, fixed_var, self.training, 0.0, self.eps
-        )
-        if track:
-            n = len(t) if self.correction == "images" else t.numel() // mean.numel()
-            variance = inverse_root**-2 - self.eps
-            self._average(self.running_mean, mean)
-            self._average(self.running_var, variance * (n / max(n - 1, 1)))
-        return y.view_as(t).to(t.dtype)
-
-    def _average(self, running: Tensor, newest: Tensor) -> None:
-        # In place, and without lerp_, for which vmap has no rule.
-        running.mul_(1 - self.momentum).add_(newest.detach(), alpha=self.momentum)
+        return self.normalize_activations(self._product(x), track)
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> Tensor:
@@ -222,51 +168,20 @@ class NormalizedLayer(nn.Module):
         varies = t.to(dtype).std(dims, correction=0) > rounding
         sigma = torch.where(varies, sigma, torch.ones_like(sigma))
         if self.has_gain:
-            self.g.div_(sigma)
+            self.divide_gains(sigma)
         else:
             self.scale_units(self.weight, 1 / sigma)
+            if self.hold == "start":
+                self.held.copy_(self.held_norm())
         if self.bias is not None and self.statistics != "mean_only":
             self.bias.sub_(mu).div_(sigma)
         self.initialized.fill_(True)
         return self._forward(x, track=False)
 
-    def _units(self, w: Tensor) -> tuple[Tensor, list[int]]:
-        """A view of ``w`` with unit axes of its own, and the axes that make up one unit.
-
-        A transposed convolution stores ``[in, out/groups, ...]``, input channels of group after group: viewed
-        as ``[groups, in/groups, out/groups, ...]``, axes 0 and 2 are the units.
-        """
-        if not self.transposed:
-            return w, list(range(1, w.dim()))
-        grouped = w.view(self.options["groups"], -1, *w.shape[1:])
-        return grouped, [d for d in range(grouped.dim()) if d not in (0, 2)]
-
-    def _like_units(self, per_unit: Tensor, w: Tensor) -> Tensor:
-        """``[units]`` viewed so that it broadcasts against the unit view of ``w``."""
-        grouped, dims = self._units(w)
-        return per_unit.reshape([1 if d in dims else s for d, s in enumerate(grouped.shape)])
-
-    def scale_units(self, w: Tensor, factor: Tensor) -> None:
-        """Multiply each unit of ``w`` (of the weight's shape) by its ``factor`` ``[units]``, in place."""
-        self._units(w)[0].mul_(self._like_units(factor, w))
-
-    def unit_norm(self, w: Tensor) -> Tensor:
-        """``||w||`` per output unit, ``[units]``, without overflow."""
-        grouped, dims = self._units(w)
-        scale = largest(grouped, dims)
-        norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, keepdim=True) * scale
-        return norm.flatten()
-
-    def _sample_dims(self, t: Tensor) -> list[int]:
-        """All axes of an output but the units': that is the last of a linear layer, else the second."""
-        return [d for d in range(t.dim()) if d != t.dim() + 1 - self.raw_weight.dim()]
-
-    def _broadcast(self, per_unit: Tensor) -> Tensor:
-        return per_unit.view([-1] + [1] * (self.raw_weight.dim() - 2))
-
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.raw_weight.shape))
-        choices = ("direction", "gain", "statistics", "init")
+        choices = ["direction", "gain", "statistics", "init"]
+        choices += [name for name in ("scale", "hold") if getattr(self, name) != DEFAULTS[name]]
         return ", ".join([f"{self.kind.__name__} {shape}", *(f"{c}={getattr(self, c)}" for c in choices)])
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from wn import experiments, presets
+from wn import experiments, grammar, presets
 from wn.config import Config, VAEConfig, decides
 
 SECTIONS = ("model", "data", "optim", "trainer", "norm")
-NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in presets.DEFAULTS)}
+NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in grammar.DEFAULTS)}
 DIMENSIONS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # of an image
 
 

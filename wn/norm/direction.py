@@ -1,0 +1,187 @@
+"""The weight ``w = scale * gain * direction(v)`` of a layer, its norms, and what holds ||v||."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wn.norm.statistics import Activations
+from wn.norm.weight import largest, nonzero, normalized
+
+
+class Reparameterized(Activations):
+    """Base of a layer whose weight is a direction with a gain."""
+
+    v: nn.Parameter
+    weight: nn.Parameter
+    mask: Tensor | None
+    held: Tensor
+    u: Tensor
+    direction: str
+    hold: str
+    constant: float
+    gain_on_weight: bool
+    transposed: bool
+    options: dict[str, Any]
+
+    @property
+    def raw_weight(self) -> nn.Parameter:
+        """``v``, or the plain ``weight``: the trained tensor."""
+        return self.weight if self.direction == "plain" else self.v
+
+    @property
+    def raw_name(self) -> str:
+        return "weight" if self.direction == "plain" else "v"
+
+    def masked(self, w: Tensor) -> Tensor:
+        return w if self.mask is None else w * self.mask
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per unit."""
+        return self.raw_weight.numel() // self.units
+
+    @property
+    def units(self) -> int:
+        shape = self.raw_weight.shape
+        return shape[1] * self.options["groups"] if self.transposed else shape[0]
+
+    def effective_weight(self) -> Tensor:
+        raw = self.masked(self.raw_weight)
+        if self.direction == "plain" and not self.gain_on_weight:
+            return raw
+        grouped, dims = self._units(raw)
+        gain: Tensor | float = self.constant
+        if self.gain_on_weight:
+            gains = self.gains() if self.constant == 1 else self.gains() * self.constant
+            gain = self._like_units(gains, raw)
+        match self.direction:
+            case "plain":
+                w = gain * grouped
+            case "row":
+                w = normalized(grouped, dims, gain)
+            case "centered":
+                w = normalized(self._centered(grouped, dims), dims, gain)
+            case "layer":
+                w = normalized(grouped, list(range(grouped.dim())), gain)
+            case _:
+                w = gain * grouped / nonzero(self._spectral_norm(raw))
+        return w.reshape(raw.shape)
+
+    def _centered(self, grouped: Tensor, dims: list[int]) -> Tensor:
+        if self.mask is None:
+            return grouped - grouped.mean(dims, keepdim=True)
+        mask = self._units(self.mask)[0]  # entries that are masked take no part in the mean
+        return (grouped - grouped.sum(dims, keepdim=True) / nonzero(mask.sum(dims, keepdim=True))) * mask
+
+    def _matrix(self, w: Tensor) -> Tensor:
+        """``w`` as ``[units, weights per unit]``."""
+        grouped, dims = self._units(w)
+        units = [d for d in range(grouped.dim()) if d not in dims]
+        return grouped.permute(*units, *dims).reshape(self.units, -1)
+
+    def _spectral_norm(self, w: Tensor) -> Tensor:
+        """``||V^T u||``, sigma_1(V) once u is the left singular vector; u is no part of the graph."""
+        norm: Tensor = torch.linalg.vector_norm(self.u @ self._matrix(w))
+        return norm
+
+    @torch.no_grad()
+    def iterate_power(self) -> None:
+        """One step of the power iteration for u (Miyato et al., 2018, algorithm 1)."""
+        matrix = self._matrix(self.masked(self.raw_weight))
+        u = matrix @ (self.u @ matrix)
+        self.u.copy_(u / nonzero(torch.linalg.vector_norm(u)))
+
+    def direction_norm(self) -> Tensor:
+        """What v is divided by, ``[units]``, equal if the norm is the layer's; of plain weights ||v||."""
+        raw = self.masked(self.raw_weight.detach())
+        if self.direction == "layer":
+            return self._frobenius_norm()
+        if self.direction == "spectral":
+            return self._spectral_norm(raw).expand(self.units).clone()
+        if self.direction == "centered":
+            grouped, dims = self._units(raw)
+            return self.unit_norm(self._centered(grouped, dims).reshape(raw.shape))
+        return self.unit_norm(raw)
+
+    def projected(self) -> Tensor:
+        """v with the norm that ``hold`` wants: that of the start, or a root mean square of 1."""
+        norm = self.held_norm()
+        wanted = self.held if self.hold == "start" else torch.full_like(norm, math.sqrt(self.held_weights))
+        v = self.raw_weight.detach().clone()
+        self.scale_units(v, torch.where(norm > 0, wanted / nonzero(norm), torch.ones_like(norm)))
+        return v
+
+    def held_norm(self) -> Tensor:
+        """The norm ``[units]`` that ``hold`` is about: of the matrix if the direction is the matrix's."""
+        return self._frobenius_norm() if self.direction in ("layer", "spectral") else self.direction_norm()
+
+    @property
+    def held_weights(self) -> int:
+        return self.raw_weight.numel() if self.direction in ("layer", "spectral") else self.fan_in
+
+    def _frobenius_norm(self) -> Tensor:
+        norms = self.unit_norm(self.masked(self.raw_weight.detach()))
+        return norms.square().sum().sqrt().expand(self.units).clone()
+
+    def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
+        """``w_norm``; with a gain ``g``; where v is not w ``v_norm``, what v is divided by; and there
+        ``ratio``, the factor from v to w (for rows g/||v||). All ``[units]``; ``w`` is the effective weight,
+        if already computed.
+        """
+        norms = {"w_norm": self.unit_norm(self.effective_weight() if w is None else w)}
+        if self.has_gain:
+            norms["g"] = self.gains()
+        if self.direction != "plain" or self.gain_on_weight:
+            norms["v_norm"] = self.direction_norm()
+        if self.direction != "plain":
+            gains = self.gains() if self.gain_on_weight else torch.ones_like(norms["v_norm"])
+            norms["ratio"] = self.constant * gains / nonzero(norms["v_norm"])
+        return norms
+
+    def _units(self, w: Tensor) -> tuple[Tensor, list[int]]:
+        """A view of ``w`` with unit axes of its own, and the axes that make up one unit.
+
+        A transposed convolution stores ``[in, out/groups, ...]``, input channels of group after group: viewed
+        as ``[groups, in/groups, out/groups, ...]``, axes 0 and 2 are the units.
+        """
+        if not self.transposed:
+            return w, list(range(1, w.dim()))
+        grouped = w.view(self.options["groups"], -1, *w.shape[1:])
+        return grouped, [d for d in range(grouped.dim()) if d not in (0, 2)]
+
+    def _like_units(self, per_unit: Tensor, w: Tensor) -> Tensor:
+        """``[units]`` viewed so that it broadcasts against the unit view of ``w``."""
+        grouped, dims = self._units(w)
+        return per_unit.reshape([1 if d in dims else s for d, s in enumerate(grouped.shape)])
+
+    def scale_units(self, w: Tensor, factor: Tensor) -> None:
+        """Multiply each unit of ``w`` (of the weight's shape) by its ``factor`` ``[units]``, in place."""
+        self._units(w)[0].mul_(self._like_units(factor, w))
+
+    def unit_norm(self, w: Tensor) -> Tensor:
+        """``||w||`` per output unit, ``[units]``, without overflow."""
+        grouped, dims = self._units(w)
+        scale = largest(grouped, dims)
+        norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, keepdim=True) * scale
+        return norm.flatten()
+
+
+@torch.no_grad()
+def project_(model: nn.Module) -> None:
+    """Put ||v|| back where ``hold`` wants it, in every layer of a model: after each ``optimizer.step()``.
+
+    The function of a layer whose direction is normalised stays the same. It does not run within a forward
+    pass, which leaves v alone.
+    """
+    for layer in held_layers(model).values():
+        layer.raw_weight.copy_(layer.projected())
+
+
+def held_layers(model: nn.Module) -> dict[str, Reparameterized]:
+    """By name: those whose ||v|| is held."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Reparameterized)}
+    return {name: layer for name, layer in layers.items() if layer.hold != "free"}
