@@ -60,8 +60,8 @@ def norm(name: str, **declared: Any) -> Callable[[Made], Made]:
 
     It is called for every linear and convolutional layer of a model and returns what takes its place: a
     subclass of :class:`wn.norm.NormalizedLayer`, or any module with the layer's call. ``choices`` are the
-    fields of ``norm`` that were set, as in ``norm=name norm.init=data``. What is ``declared``, in the words of
-    :class:`wn.grammar.Properties`, ``python -m wn.check`` tests. A norm with a number of its own is registered
+    fields of ``norm`` that were set, as in ``norm=name norm.init=data``. ``python -m wn.check`` tests what is
+    ``declared`` in the words of :class:`wn.grammar.Properties`. A norm with a number of its own is registered
     once for each value of it.
     """
     return lambda make: _register("norm", name, make, declared)
@@ -82,8 +82,8 @@ def data(name: str) -> Callable[[Made], Made]:
     """Register ``read() -> ((x, y), (x_test, y_test))`` as ``data=name``.
 
     Arrays or tensors: images ``[N, C, H, W]`` or ``[N, H, W]``, or features ``[N, D]``, bytes or floats;
-    labels ``[N]`` from 0 on. The same each time: its code is part of a run's identity, files that it reads are
-    not.
+    labels ``[N]`` from 0 on. The same each time: its code is part of a run's identity, files that it reads
+    are not.
     """
     return lambda make: _register("data", name, make, {})
 

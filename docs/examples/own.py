@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from wn import plugins
-from wn.norm import NormalizedLayer, weight_norm
+from wn.norm import NormalizedLayer
 
 
 @plugins.norm("power_norm", invariant="unit", foldable=True)
@@ -12,7 +12,10 @@ class PowerNorm(NormalizedLayer):
     """Weight normalisation of v|v|, which keeps small weights small (compare Schwarz et al., 2021)."""
 
     def effective_weight(self):
-        return weight_norm(self.v * self.v.abs(), self.g)
+        u = self.v * self.v.abs()
+        w = u.clone()
+        self.scale_units(w, self.g / self.unit_norm(u))
+        return w
 
 
 @plugins.model("bottleneck")

@@ -43,10 +43,15 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
-    activation = {"activation": model.activation} if norm.scale == "activation" or not norm.plugin else {}
-    if norm.plugin:
-        return normalize(network, _own_layer(norm.plugin), **norm.own_choices(), **activation)
-    return normalize(network, **norm.model_dump(exclude={"plugin"}), **activation)
+    return with_norm(network, norm, model.activation)
+
+
+def with_norm(network: nn.Module, norm: NormConfig, activation: str = "none") -> nn.Module:
+    """A network of plain layers, or one such layer, normalised in place."""
+    if norm.plugin is None:
+        return normalize(network, **norm.model_dump(exclude={"plugin"}), activation=activation)
+    given = {"activation": activation} if norm.scale == "activation" else {}
+    return normalize(network, _own_layer(norm.plugin), **norm.own_choices(), **given)
 
 
 def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
