@@ -29,7 +29,7 @@ def test_one_layer_follows_equation_6(norm: str, name: str, dtype: torch.dtype) 
     torch.testing.assert_close(scaled.std(0, correction=0), torch.ones_like(mu), **case.tolerance)
     if layer.has_gain:
         assert torch.equal(layer.raw_weight, before.raw_weight)
-        torch.testing.assert_close(layer.g, before.g / sigma, **case.tolerance)
+        torch.testing.assert_close(layer.gains(), before.gains() / sigma, **case.tolerance)
     else:
         torch.testing.assert_close(layer.weight, before.weight / case.spread(sigma), **case.tolerance)
     if layer.bias is not None and layer.statistics == "mean_only":
@@ -143,9 +143,9 @@ def test_units_without_variance_stay_finite(norm: str, name: str, dtype: torch.d
     assert bool(y.isfinite().all())
     assert all(bool(p.isfinite().all()) for p in case.layer.parameters())
     linear = NormalizedLayer(nn.Linear(4, 3).to(dtype), **NORMS[norm])
-    scale = linear.g.clone() if linear.has_gain else linear.weight.clone()
+    scale = linear.gains().clone() if linear.has_gain else linear.weight.clone()
     y = data_dependent_init(linear, torch.full((7, 4), 0.3, dtype=dtype))
-    torch.testing.assert_close(linear.g if linear.has_gain else linear.weight, scale)
+    torch.testing.assert_close(linear.gains() if linear.has_gain else linear.weight, scale)
     assert float(y.abs().max()) < 2
 
 

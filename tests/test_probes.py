@@ -13,8 +13,8 @@ from wn import probes
 from wn.config import Config, MLPConfig, NormConfig, OptimConfig
 from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split
-from wn.norm import normalize
 from wn.grammar import DEFAULTS
+from wn.norm import normalize
 from wn.presets import PRESETS
 from wn.stack import Stack
 from wn.trainer import Observer, Trainer

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from wn.config import OptimConfig
+from wn.grammar import DEFAULTS
 from wn.metrics import classification
 from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import data_dependent_init, normalize, normalized_layers
 from wn.optim import Optimizer
-from wn.grammar import DEFAULTS
 from wn.presets import PRESETS
 from wn.stack import Stack
 

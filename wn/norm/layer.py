@@ -100,7 +100,7 @@ class NormalizedLayer(Reparameterized):
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
-        self.groups = groups_of(self.units, groups)
+        self.groups = groups_of(self.units, groups, self.dense)
         self.constant = math.sqrt(self.fan_in) if scale == "sqrt_fan_in" else 1.0
         if scale == "activation":
             self.constant = activation_gain(activation)

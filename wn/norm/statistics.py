@@ -210,9 +210,13 @@ class Activations(nn.Module):
         return per_unit if self.dense else per_unit.view([-1] + [1] * (t.dim() - 2))
 
 
-def groups_of(units: int, wanted: int) -> int:
-    """The largest divisor of the units up to the wanted number of groups."""
-    return next(n for n in range(min(units, wanted), 0, -1) if units % n == 0)
+def groups_of(units: int, wanted: int, dense: bool) -> int:
+    """The largest divisor of the units up to the wanted number of groups.
+
+    A dense layer's groups have two units or more: a group of one is its own mean.
+    """
+    largest = max(1, min(wanted, units // 2 if dense else units))
+    return next(n for n in range(largest, 0, -1) if units % n == 0)
 
 
 class NormSite(nn.Module):
@@ -238,7 +242,7 @@ class NormalizedSite(Activations):
         self.statistics, self.features = choices["statistics"], site.features
         self.gain = choices["gain"] if self.statistics in SCALING else "none"
         self.eps, self.momentum, self.correction = (choices[k] for k in ("eps", "momentum", "correction"))
-        self.groups = groups_of(site.features, choices["groups"])
+        self.groups = groups_of(site.features, choices["groups"], dense=True)
         self.dense, self.phase = True, "normal"
         self.bias = nn.Parameter(like.new_zeros(site.features))
         self._register(like.new_ones(site.features))
