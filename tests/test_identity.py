@@ -56,7 +56,7 @@ def test_a_field_that_is_added_changes_no_identity() -> None:
 
 
 def test_models_with_equal_settings_are_told_apart() -> None:
-    names = ("mlp", "convnet", "mlp_vae", "conv_vae", "resnet_vae")
+    names = ("mlp", "convnet", "mlp_vae", "conv_vae", "resnet_vae", "transformer")
     assert len({compose({"model": name}).run_id for name in names}) == len(names)
 
 

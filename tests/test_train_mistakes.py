@@ -19,8 +19,8 @@ MISTAKES = {
     # unknown keys: the nearest one
     "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'?",
     "optm.lr=1": "optm(.lr)?: unknown key; did you mean 'optim'?",
-    "model.depth=2": "model.depth: a key of model=convnet or resnet_vae alone",
-    "+model.depth=2": "model.depth: a key of model=convnet or resnet_vae alone",
+    "model.depth=2": "model.depth: a key of model=convnet or resnet_vae or transformer alone",
+    "+model.depth=2": "model.depth: a key of model=convnet or resnet_vae or transformer alone",
     "model=convnet": "model.widths: a key of model=mlp or mlp_vae alone",
     "model.wdths=[4]": "model.wdths: unknown key; did you mean 'widths'?",
     "+model.foo=1": "model.foo: unknown key; known: activation, .*, widths",

@@ -16,7 +16,7 @@ from wn.data import Dataset
 from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
 
-MEMBERS = {"mlp": 64, "mlp_vae": 16, "plugin": 16}
+MEMBERS = {"mlp": 64, "mlp_vae": 16, "transformer": 16, "plugin": 16}
 """Largest stack on a CPU by architecture: up to it a member costs less the larger its stack, at up to 5 MiB
 (mlp) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and cost 1.6 to 1.8 times as
 much (measured: docs/LOG.md)."""

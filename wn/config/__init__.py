@@ -27,6 +27,7 @@ from wn.config.models import Model as Model
 from wn.config.models import PluginModelConfig as PluginModelConfig
 from wn.config.models import ResNetVAEConfig as ResNetVAEConfig
 from wn.config.models import Section
+from wn.config.models import TransformerConfig as TransformerConfig
 from wn.config.models import VAEConfig as VAEConfig
 from wn.config.models import WeightInit as WeightInit
 

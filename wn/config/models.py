@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
 
@@ -109,6 +109,29 @@ class ResNetVAEConfig(VAEConfig):
     flow_width: pydantic.PositiveInt = 160
 
 
+class TransformerConfig(Section):
+    """A small pre-norm transformer: layer normalisation's own ground."""
+
+    name: Literal["transformer"] = "transformer"
+    activation: ClassVar[str] = "none"  # what most of its layers see is no activation's output
+    patch: pydantic.PositiveInt = 2
+    """Side of the squares that an image is cut into, in pixels."""
+    width: pydantic.PositiveInt = 32
+    """Features of a patch; ``heads`` divides it."""
+    depth: pydantic.PositiveInt = 2
+    """Blocks, each of attention and a perceptron with one hidden layer."""
+    heads: pydantic.PositiveInt = 4
+    mlp_ratio: pydantic.PositiveInt = 2
+    """Hidden units of that perceptron for each feature."""
+    weight_init: WeightInit = "glorot"
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}: change one of them")
+        return self
+
+
 class PluginModelConfig(Section):
     """A model of the user's own: its name, and the numbers that are given (:func:`wn.plugins.model`)."""
 
@@ -119,5 +142,13 @@ class PluginModelConfig(Section):
     plugin: str = ""
 
 
-Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig | PluginModelConfig
+Model = (
+    MLPConfig
+    | ConvNetConfig
+    | MLPVAEConfig
+    | ConvVAEConfig
+    | ResNetVAEConfig
+    | TransformerConfig
+    | PluginModelConfig
+)
 MODELS = get_args(Model)

@@ -16,11 +16,13 @@ from wn.config import (
     NormConfig,
     PluginModelConfig,
     ResNetVAEConfig,
+    TransformerConfig,
     UserError,
 )
 from wn.models.convnet import build_convnet, check_shape
 from wn.models.mlp import build_mlp
 from wn.models.resnet_vae import ResNetVAE
+from wn.models.transformer import Transformer, check_patches
 from wn.models.vae import build_conv_vae, build_mlp_vae
 from wn.norm import normalize
 
@@ -30,6 +32,7 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "mlp_vae": lambda config, shape, classes: build_mlp_vae(config, shape),
     "conv_vae": lambda config, shape, classes: build_conv_vae(config, shape),
     "resnet_vae": lambda config, shape, classes: ResNetVAE(config, shape),
+    "transformer": Transformer,
     "plugin": lambda config, shape, classes: _own_model(config, shape, classes),
 }
 
@@ -81,9 +84,11 @@ def _own_layer(name: str) -> Callable[..., nn.Module]:
 
 
 def check(model: Model, shape: tuple[int, ...]) -> None:
-    """Raise UserError if images of this shape are too small, or cannot be halved as often as needed."""
+    """Raise UserError if images of this shape are too small, or cannot be halved or tiled as needed."""
     if isinstance(model, ConvNetConfig):
         check_shape(shape)
+    if isinstance(model, TransformerConfig):
+        check_patches(model, shape)
     halvings = int(isinstance(model, ResNetVAEConfig))
     if isinstance(model, ConvVAEConfig):
         halvings = len(model.channels) - 1
