@@ -1,6 +1,7 @@
 """``python -m wn.check NORM``: does a norm keep the contract of all norms (:mod:`wn.contracts`)?
 
-NORM is a file that registers one (:mod:`wn.plugins`) or a preset's name; norm.init=data and the like may follow.
+NORM is a file that registers one (:mod:`wn.plugins`) or a preset's name; more choices (norm.init=data) may
+follow.
 """
 
 from __future__ import annotations

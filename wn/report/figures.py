@@ -122,7 +122,7 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xscale("log")
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
-    _scale(main, plan, points, name)
+    scale_metric(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
@@ -134,7 +134,7 @@ def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(PLAIN)
 
 
-def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
+def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
     lowest = points[f"{name}_min"].min()
     if name == "error":

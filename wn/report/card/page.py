@@ -1,0 +1,94 @@
+"""The page of a report card: what stands out, a figure, a table per family, how it was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wn.records import write_atomically
+from wn.report.card.families import FAMILIES, Family
+from wn.report.card.figures import metric_figure, trajectory_figure
+from wn.report.card.words import standing_out
+from wn.report.columns import Column, Row, in_markdown, interval, missing, number, table
+from wn.report.figures import house_style, save
+from wn.report.statistics import Estimate
+
+
+def columns_of(family: Family) -> list[Column]:
+    metric, digits = family.plan.metric, 2
+    heading = next(iter(metric.widths.values()))[0]
+
+    def apart(line: Row) -> str:
+        found: Estimate = line["difference"]
+        if not found.n:
+            return "–"
+        p = "n/a" if missing(line["p"]) else f"{line['p']:.3f}"
+        return f"{found.mean:+.{digits}f} ± {found.half_width:.{digits}f} (p {p})"
+
+    def width(line: Row) -> str:
+        return "≥ " * bool(line.get("width_open")) + interval("width", 2)(line)
+
+    def rate(line: Row) -> str:
+        return number("lr", "g")(line) + " (edge)" * bool(line.get("edge"))
+
+    def norm(line: Row) -> str:
+        return f"**{line['row']}**" if line is family.table[0] else str(line["row"])
+
+    return [
+        Column("row", "norm", norm, known=True),
+        Column("lr", "best lr", rate),
+        Column(metric.test, metric.heading, interval(metric.test, digits)),
+        Column("difference", f"{family.table[0]['row']} less this", apart),
+        Column("sensitivity", "S (nats)", interval("sensitivity", 2)),
+        Column("width", f"{heading} (decades)", width),
+        Column("largest_stable_lr", "largest lr without NaN", number("largest_stable_lr", "g")),
+        Column("diverged", "diverged", lambda line: f"{line['diverged']}/{line['runs']}", known=True),
+        Column("step", "step / plain", interval("step", 2)),
+    ]
+
+
+HOW_TO_READ = """\
+- **best lr**: chosen on validation images; all norms have the same learning rates and seeds. *(edge)*: the
+  first or last of them, so a better one may lie beyond.
+- **±**: half the 95% Student interval over seeds. **less this**: difference of the test metric, paired by seed,
+  each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t test, by
+  Holm's correction over a table's comparisons.
+- **S**: mean regret over the learning rates, in nats; a diverged run counts at its loss before training. Lower
+  is better.
+- **width**: decades of learning rate at which the validation metric is near its best, the mean over seeds
+  ([definition](../../../docs/TABLES.md)); **≥**: an end of the grid is among them.
+- **step / plain**: time of a training step in multiples of that with plain weights, measured in turns.
+"""
+
+
+def write(card: dict[str, Any], families: list[Family], folder: Path) -> None:
+    """Write ``page.md`` and its figures."""
+    with house_style():
+        save(metric_figure(families), folder / "metric")
+        save(trajectory_figure(families), folder / "trajectories")
+    said = [*standing_out(families), *card["notes"]]
+    text = f"# {card['name']}: report card\n\n" + "\n".join(f"- {sentence}" for sentence in said) + "\n"
+    text += "\n![Final validation metric against learning rate](metric.svg)\n"
+    for family in families:
+        assert family.plan.experiment
+        text += f"\n## {family.plan.experiment.title}\n\n"
+        text += in_markdown(table(columns_of(family), family.table)) + "\n"
+    text += f"\n{HOW_TO_READ}\n![Norm, gain and effective learning rate by epoch](trajectories.svg)\n"
+    text += "\n" + "\n".join(_made(card, families)) + "\n"
+    write_atomically(folder / "page.md", text.encode("utf-8"))
+    print(*said, folder / "page.md", sep="\n")
+
+
+def _made(card: dict[str, Any], families: list[Family]) -> list[str]:
+    """How it was made, and whether the others' rows are of another processor."""
+    lines = [f"Made by `{card['command']}` in {card['minutes']:.1f} minutes of training."]
+    lines += [f"Own code: `{name}`, SHA-256 `{digest}`." for name, digest in card["plugins"].items()]
+    here = {family.told["device"].partition(" (")[0] for family in families}
+    there = {str(d).partition(" (")[0] for f in families for d in f.rows.runs["device"].dropna()} - here
+    if there:
+        lines.append(
+            f"The others' rows were made on {', '.join(sorted(there))}, these on {', '.join(sorted(here))}: last "
+            "digits differ, and so may runs at unstable rates. `--baselines` trains them here."
+        )
+    plain = ", ".join(f"{FAMILIES[f.name]} {f.told['plain_ms']:.1f} ms" for f in families)
+    return [*lines, f"A step with plain weights on {', '.join(sorted(here))}: {plain}."]
