@@ -66,7 +66,7 @@ def _rows(plan: Plan, records: dict[str, Record]) -> Rows:
 
 
 def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
-    """The rows of a sweep's table, with the width's interval, step times, and differences to the first row."""
+    """A sweep's table, with the width's interval, step times, and differences to the first row."""
     lines = rows_of(plan, rows.runs)
     (width, (_, a, b)), *_ = plan.metric.widths.items()
     for group, line in zip(plan.groups, lines, strict=True):

@@ -50,11 +50,11 @@ def columns_of(family: Family) -> list[Column]:
 HOW_TO_READ = """\
 - **best lr**: chosen on validation images; all norms have the same learning rates and seeds. *(edge)*: the
   first or last of them, so a better one may lie beyond.
-- **±**: half the 95% Student interval over seeds. **less this**: difference of the test metric, paired by seed,
-  each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t test, by
-  Holm's correction over a table's comparisons.
-- **S**: mean regret over the learning rates, in nats; a diverged run counts at its loss before training. Lower
-  is better.
+- **±**: half the 95% Student interval over seeds. **less this**: difference of the test metric, paired by
+  seed, each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t test,
+  by Holm's correction over a table's comparisons.
+- **S**: mean regret over the learning rates, in nats; a diverged run counts at its loss before training.
+  Lower is better.
 - **width**: decades of learning rate at which the validation metric is near its best, the mean over seeds
   ([definition](../../../docs/TABLES.md)); **≥**: an end of the grid is among them.
 - **step / plain**: time of a training step in multiples of that with plain weights, measured in turns.
@@ -87,8 +87,8 @@ def _made(card: dict[str, Any], families: list[Family]) -> list[str]:
     there = {str(d).partition(" (")[0] for f in families for d in f.rows.runs["device"].dropna()} - here
     if there:
         lines.append(
-            f"The others' rows were made on {', '.join(sorted(there))}, these on {', '.join(sorted(here))}: last "
-            "digits differ, and so may runs at unstable rates. `--baselines` trains them here."
+            f"The others' rows were made on {', '.join(sorted(there))}, these on {', '.join(sorted(here))}: "
+            "last digits differ, and so may runs at unstable rates. `--baselines` trains them here."
         )
     plain = ", ".join(f"{FAMILIES[f.name]} {f.told['plain_ms']:.1f} ms" for f in families)
     return [*lines, f"A step with plain weights on {', '.join(sorted(here))}: {plain}."]
