@@ -1,8 +1,8 @@
 """``python -m wn.compare NORM [KEY=VALUE ...]``: a norm's report card, beside no, batch, weight, layer norm.
 
 NORM is a file that registers a norm (:mod:`wn.plugins`) or a preset's name. It is trained on four small
-families of models (experiments/compare/), over learning rates and three seeds: some five minutes on two cores.
-The rows of the others are committed (results/compare/).
+families of models (experiments/compare/) with several learning rates and three seeds: some five minutes on two
+cores. The rows of the others are committed (results/compare/).
 """
 
 from __future__ import annotations

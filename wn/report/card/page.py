@@ -51,8 +51,8 @@ HOW_TO_READ = """\
 - **best lr**: chosen on validation images; all norms have the same learning rates and seeds. *(edge)*: the
   first or last of them, so a better one may lie beyond.
 - **±**: half the 95% Student interval over seeds. **less this**: difference of the test metric, paired by
-  seed, each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t test,
-  by Holm's correction over a table's comparisons.
+  seed, each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t
+  test, by Holm's correction over a table's comparisons.
 - **S**: mean regret over the learning rates, in nats; a diverged run counts at its loss before training.
   Lower is better.
 - **width**: decades of learning rate at which the validation metric is near its best, the mean over seeds

@@ -60,6 +60,6 @@ def _of_robustness(family: Family) -> list[str]:
         said.append(f"{where}: the first to diverge, above a learning rate of {mine['largest_stable_lr']:g}.")
     if mine.get("edge"):
         said.append(
-            f"{where}: its best learning rate, {mine['lr']:g}, is the grid's edge; a better one may lie beyond."
+            f"{where}: its best learning rate, {mine['lr']:g}, is the grid's edge: a better may lie beyond."
         )
     return said
