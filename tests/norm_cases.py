@@ -280,7 +280,7 @@ def reference_statistics(case: Case, t: Tensor) -> Tensor:
     if kind == "instance" and not dense:
         groups = units
     else:
-        most = min(8, units // 2 if dense else units)
+        most = min(8, units // 4 if dense else units)
         groups = max(n for n in range(1, most + 1) if units % n == 0) if kind == "group" else 1
     parts = images.reshape(*images.shape[:2], groups, -1)
     mean = parts.mean((1, 3), keepdim=True)

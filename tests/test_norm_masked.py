@@ -38,7 +38,11 @@ def inputs(kind: str) -> Tensor:
     return torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+AS_ZEROS = [n for n, c in NORMS.items() if c["direction"] != "centered" and c["init"] != "arpit"]
+"""Norms that cannot tell what is hidden from a zero: the others take a mean over what is not."""
+
+
+@pytest.mark.parametrize("norm", AS_ZEROS)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_masked_layer_is_the_plain_one_with_zeros(kind: str, norm: str) -> None:
     ours: Any = normalize(masked(kind), **NORMS[norm])
@@ -55,6 +59,16 @@ def test_a_masked_layer_is_the_plain_one_with_zeros(kind: str, norm: str) -> Non
     if properties(NORMS[norm]).foldable:
         torch.testing.assert_close(fold(ours.eval())(x), ours(x))
         assert type(fold(ours)) is type(cut(kind))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_centred_weights_are_centred_over_what_is_seen(kind: str) -> None:
+    layer: Any = normalize(masked(kind), direction="centered", gain="free")
+    w, mask = layer.effective_weight().flatten(1), layer.mask.flatten(1)
+    for i in (0, 1, 3):
+        seen = layer.v.flatten(1)[i][mask[i] == 1]
+        torch.testing.assert_close(w[i][mask[i] == 1], seen - seen.mean())  # g starts at its norm
+    assert (w[mask == 0] == 0).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -254,6 +254,20 @@ def test_the_schedule_scales_the_rates_of_all_kinds() -> None:
     assert rule.hyper["momentum"].tolist() == [0.9, 0.9]
 
 
+def test_caps_bound_the_rates_of_gains_and_biases_alone() -> None:
+    """min(lr, c): no rate below the cap is changed, and the schedule scales the cap too."""
+    configs = [OptimConfig(lr=lr, lr_gain_cap=0.1, lr_bias_cap=0.3) for lr in (0.01, 0.2, 10.0)]
+    configs.append(OptimConfig(lr=10.0, lr_gain=0.05, lr_gain_cap=0.1, lr_bias=2.0, lr_bias_cap=0.3))
+    rule = Optimizer(configs, start(4), KINDS)
+    assert rule.rates["lr"] == [0.01, 0.2, 10.0, 10.0]
+    assert rule.rates["lr_gain"] == [0.01, 0.1, 0.1, 0.05]
+    assert rule.rates["lr_bias"] == [0.01, 0.2, 0.3, 0.3]
+    decaying = OptimConfig(lr=10.0, lr_gain_cap=0.1, schedule="constant_then_linear", decay_from=0)
+    rule = Optimizer([decaying], start(1), KINDS)
+    rule.set_epoch(2, epochs=4)
+    assert rule.hyper["lr_gain"].tolist() == [0.05]
+
+
 # The EMA
 
 

@@ -96,9 +96,8 @@ def fold(model: nn.Module) -> nn.Module:
     """
     for name, layer in normalized_layers(model).items():
         if layer.statistics not in TRACKED | {"none"}:
-            raise ValueError(
-                f"{name or 'the layer'}: statistics={layer.statistics} are of each image: cannot be folded"
-            )
+            statistics = f"{name or 'the layer'} has statistics={layer.statistics}"
+            raise ValueError(f"{statistics}, taken of each image: no plain layer is the same function")
     return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
 
 

@@ -213,9 +213,9 @@ class Activations(nn.Module):
 def groups_of(units: int, wanted: int, dense: bool) -> int:
     """The largest divisor of the units up to the wanted number of groups.
 
-    A dense layer's groups have two units or more: a group of one is its own mean.
+    A dense layer's groups have four units or more: of one unit the output would be constant, of two a sign.
     """
-    largest = max(1, min(wanted, units // 2 if dense else units))
+    largest = max(1, min(wanted, units // 4 if dense else units))
     return next(n for n in range(largest, 0, -1) if units % n == 0)
 
 
