@@ -106,7 +106,7 @@ class Experiment(Part):
         found = []
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
-            own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
+            own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": Path(self.name).name}
             code = {"plugins": self.plugins}
             try:
                 config = compose({**own, **code, **(settings or {})})

@@ -110,8 +110,9 @@ def load(files: Iterable[str]) -> None:
         UserError: no such file, an exception in it (with its line), or a name that is taken.
     """
     global _registered, _loading
-    paths = list(dict.fromkeys(Path(file).resolve() for file in files))
-    hashes(list(map(str, paths)))  # all are there
+    named = list(files)
+    hashes(named)  # all are there
+    paths = list(dict.fromkeys(Path(file).resolve() for file in named))
     before, _registered = _registered, {}
     try:
         for path in paths:

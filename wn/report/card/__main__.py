@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from wn.config import UserError
@@ -16,11 +17,11 @@ from wn.report.card.families import FAMILIES, family_of, publish
 from wn.report.card.page import write
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wn.report.card", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--publish", action="store_true", help="commit the rows of the four others")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         card = json.loads((options.folder / "card.json").read_text(encoding="utf-8"))
         runs_dir, names = options.folder.parent, [name for name in FAMILIES if name in card["families"]]

@@ -8,22 +8,17 @@ from typing import Any
 from wn.records import write_atomically
 from wn.report.card.families import FAMILIES, Family
 from wn.report.card.figures import metric_figure, trajectory_figure
-from wn.report.card.words import standing_out
+from wn.report.card.words import ALPHA, standing_out
 from wn.report.columns import Column, Row, in_markdown, interval, missing, number, table
 from wn.report.figures import house_style, save
-from wn.report.statistics import Estimate
 
 
 def columns_of(family: Family) -> list[Column]:
-    metric, digits = family.plan.metric, 2
+    metric = family.plan.metric
     heading = next(iter(metric.widths.values()))[0]
 
     def apart(line: Row) -> str:
-        found: Estimate = line["difference"]
-        if not found.n:
-            return "–"
-        p = "n/a" if missing(line["p"]) else f"{line['p']:.3f}"
-        return f"{found.mean:+.{digits}f} ± {found.half_width:.{digits}f} (p {p})"
+        return _apart(line) + ("" if missing(line["p"]) else f" (p {line['p']:.3f})")
 
     def width(line: Row) -> str:
         return "≥ " * bool(line.get("width_open")) + interval("width", 2)(line)
@@ -32,13 +27,13 @@ def columns_of(family: Family) -> list[Column]:
         return number("lr", "g")(line) + " (edge)" * bool(line.get("edge"))
 
     def norm(line: Row) -> str:
-        return f"**{line['row']}**" if line is family.table[0] else str(line["row"])
+        return f"**{line['norm']}**" if line is family.table[0] else str(line["norm"])
 
     return [
-        Column("row", "norm", norm, known=True),
+        Column("norm", "norm", norm, known=True),
         Column("lr", "best lr", rate),
-        Column(metric.test, metric.heading, interval(metric.test, digits)),
-        Column("difference", f"{family.table[0]['row']} less this", apart),
+        Column(metric.test, metric.heading, interval(metric.test, 2)),
+        Column("difference", f"{family.table[0]['norm']} less this", apart),
         Column("sensitivity", "S (nats)", interval("sensitivity", 2)),
         Column("width", f"{heading} (decades)", width),
         Column("largest_stable_lr", "largest lr without NaN", number("largest_stable_lr", "g")),
@@ -67,21 +62,54 @@ def write(card: dict[str, Any], families: list[Family], folder: Path) -> None:
         save(metric_figure(families), folder / "metric")
         save(trajectory_figure(families), folder / "trajectories")
     said = [*standing_out(families), *card["notes"]]
-    text = f"# {card['name']}: report card\n\n" + "\n".join(f"- {sentence}" for sentence in said) + "\n"
-    text += "\n![Final validation metric against learning rate](metric.svg)\n"
+    parts = [
+        f"# {card['name']}: report card",
+        _asked(card["name"], families),
+        "\n".join(f"- {sentence}" for sentence in said),
+        _summary(families),
+        "![Final validation metric against learning rate](metric.svg)",
+    ]
     for family in families:
         assert family.plan.experiment
-        text += f"\n## {family.plan.experiment.title}\n\n"
-        text += in_markdown(table(columns_of(family), family.table)) + "\n"
-    text += f"\n{HOW_TO_READ}\n![Norm, gain and effective learning rate by epoch](trajectories.svg)\n"
-    text += "\n" + "\n".join(_made(card, families)) + "\n"
-    write_atomically(folder / "page.md", text.encode("utf-8"))
+        parts += [f"## {family.plan.experiment.title}", in_markdown(table(columns_of(family), family.table))]
+    parts += ["## How to read it", HOW_TO_READ.rstrip()]
+    parts += ["![Norm, gain and effective learning rate by epoch](trajectories.svg)"]
+    parts += ["\n".join(_made(card, families))]
+    write_atomically(folder / "page.md", ("\n\n".join(parts) + "\n").encode("utf-8"))
     print(*said, folder / "page.md", sep="\n")
+
+
+def _asked(name: str, families: list[Family]) -> str:
+    others = ", ".join(dict.fromkeys(group.name for family in families for group in family.plan.groups[1:]))
+    seeds = len(families[0].plan.groups[0].seeds)
+    return (
+        f"`{name}` beside {others}, on small models: every norm is trained with the same learning rates, and with "
+        f"{seeds} seeds at each. What stands out:"
+    )
+
+
+def _summary(families: list[Family]) -> str:
+    """A row per family: the difference to each of the others, in bold where it is significant."""
+    others = list(dict.fromkeys(line["norm"] for family in families for line in family.table[1:]))
+    rows = [["at the best lr of each", *(f"less {norm}" for norm in others)]]
+    for family in families:
+        lines = {line["norm"]: line for line in family.table[1:]}
+        what = f"{FAMILIES[family.name]}, {family.plan.metric.heading}"
+        rows.append([what, *(_apart(lines.get(norm)) for norm in others)])
+    return in_markdown(rows)
+
+
+def _apart(line: Row | None) -> str:
+    if line is None or not line["difference"].n:
+        return "–"
+    text = f"{line['difference'].mean:+.2f} ± {line['difference'].half_width:.2f}"
+    return f"**{text}**" if line["p"] < ALPHA else text
 
 
 def _made(card: dict[str, Any], families: list[Family]) -> list[str]:
     """How it was made, and whether the others' rows are of another processor."""
-    lines = [f"Made by `{card['command']}` in {card['minutes']:.1f} minutes of training."]
+    took = sum(f.rows.runs["seconds"].reindex([*f.plan.groups[0].configs]).sum() for f in families) / 60
+    lines = [f"Made by `{card['command']}`, which trains for {took:.1f} minutes of a core."]
     lines += [f"Own code: `{name}`, SHA-256 `{digest}`." for name, digest in card["plugins"].items()]
     here = {family.told["device"].partition(" (")[0] for family in families}
     there = {str(d).partition(" (")[0] for f in families for d in f.rows.runs["device"].dropna()} - here
