@@ -73,10 +73,11 @@ def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
     page = (small / "runs/compare/mine_optim.lr_gain_cap=0.1/page.md").read_text(encoding="utf-8")
     title, *rest = page.splitlines()
     assert title == "# mine optim.lr_gain_cap=0.1: report card"
-    assert rest[1].startswith("- ")
+    assert rest[1].startswith("`mine optim.lr_gain_cap=0.1` beside none, batch_norm, weight_norm, on small")
+    assert rest[3].startswith("- ")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
     one = ["norm", "---", "**mine optim.lr_gain_cap=0.1**", *NORMS]
-    assert rows == one * 2
+    assert rows == ["at the best lr of each", "---", "MLP, test error %", "VAE, test ELBO (nats)"] + one * 2
     assert "`own.py`, SHA-256" in page
     assert "uncommitted" not in page
     for name in ("metric", "trajectories"):

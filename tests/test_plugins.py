@@ -109,6 +109,20 @@ def test_the_example_trains_and_its_record_names_no_path(call: Call, tmp_path: P
     assert "1 done before, 0 to train" in call(f"{words} model.widths=[8]").out
 
 
+def test_an_experiment_names_its_plugins_in_its_file(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own(tmp_path)
+    grid = {"norm": ["none", "mine"], "optim.lr": [0.1], "seed": [0]}
+    declare(tmp_path, monkeypatch, "exp", fixed={"plugins": ["own.py"]}, grid=grid)
+    result = call("+experiment=exp model.widths=[4] trainer.epochs=2 trainer.batch_size=500")
+    assert (result.status, result.err) == (0, "")
+    assert {record["norm"] for record in records(tmp_path / "runs/exp").values()} == {"none", "mine"}
+    assert {run.config.run_id for run in experiments.load("exp").runs()} == set(
+        records(tmp_path / "runs/exp")
+    )
+
+
 def test_a_sweep_over_the_examples_model_is_reported_without_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

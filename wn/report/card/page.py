@@ -82,10 +82,8 @@ def write(card: dict[str, Any], families: list[Family], folder: Path) -> None:
 def _asked(name: str, families: list[Family]) -> str:
     others = ", ".join(dict.fromkeys(group.name for family in families for group in family.plan.groups[1:]))
     seeds = len(families[0].plan.groups[0].seeds)
-    return (
-        f"`{name}` beside {others}, on small models: every norm is trained with the same learning rates, and with "
-        f"{seeds} seeds at each. What stands out:"
-    )
+    how = f"each is trained with the same learning rates, and with {seeds} seeds at every rate"
+    return f"`{name}` beside {others}, on small models: {how}. What stands out:"
 
 
 def _summary(families: list[Family]) -> str:
