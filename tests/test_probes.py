@@ -58,7 +58,14 @@ def test_one_weight_normalised_layer_in_closed_form() -> None:
     }
     assert row.pop("layer") == "0"
     assert row == pytest.approx(
-        flat | {"effective_lr": 0.1 * (4 + 0.25 + 0.25) / 3, "relative_update": 0}, rel=1e-12
+        flat
+        | {
+            "effective_lr": 0.1 * (4 + 0.25 + 0.25) / 3,
+            "direction_lr": 0.1 * (1 / 25 + 1 / 4 + 1 / 100) / 3,
+            "relative_update": 0,
+            "angle": 0,
+        },
+        rel=1e-12,
     )
 
 
@@ -68,12 +75,48 @@ def test_a_plain_layer_in_closed_form(statistics: str) -> None:
     (row,) = measured(Stack([layer(direction="plain", gain=gain, statistics=statistics)]), [0.1])
     gains = {"g_min", "g_mean", "g_max"} if statistics == "batch" else set()
     known = {"layer", "w_norm_min", "w_norm_mean", "w_norm_max", "effective_lr", "relative_update"}
+    known |= {"direction_lr", "angle"}
     assert row.keys() == known | gains
     assert [row[f"w_norm_{s}"] for s in STATISTICS] == pytest.approx([2, 17 / 3, 10])
     assert row["effective_lr"] == 0.1
     assert row["relative_update"] == 0
     if statistics == "batch":
         assert [row[f"g_{s}"] for s in STATISTICS] == pytest.approx([-1, 14 / 3, 10])
+
+
+@pytest.mark.parametrize(
+    ("choices", "lengths"),
+    [
+        ({"direction": "plain", "gain": "none"}, [5, 2, 10]),
+        ({"direction": "plain", "gain": "free", "statistics": "batch"}, [5, 2, 10]),
+        ({"direction": "plain", "gain": "free", "statistics": "layer"}, [129**0.5] * 3),
+        ({"direction": "layer", "gain": "free"}, [129**0.5] * 3),
+        ({"direction": "spectral", "gain": "free"}, [129**0.5] * 3),
+        ({"direction": "centered", "gain": "free"}, [0.5**0.5, 2**0.5, 2**0.5]),
+    ],
+    ids=lambda value: "+".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_the_directions_rate_follows_the_length_that_can_be_rescaled(choices: Any, lengths: Any) -> None:
+    """lr/||v||^2, and lr/||v|| for rules whose steps have a size of their own."""
+    stack = Stack([layer(**choices)])
+    for adaptive, power in ((False, 2), (True, 1)):
+        ((row,),) = probes.measure(stack, None, torch.tensor([0.3], dtype=torch.float64), adaptive)
+        assert row["direction_lr"] == pytest.approx(0.3 * sum(n**-power for n in lengths) / 3, rel=1e-12)
+
+
+def test_the_angle_is_that_between_directions() -> None:
+    """A turn by a known angle, of one unit of three; a longer v and a larger gain turn nothing."""
+
+    def turn(params: dict[str, Tensor]) -> None:
+        params["0.v"].mul_(3)
+        params["0.g"].mul_(2)
+        cos, sin = torch.cos(torch.tensor(1e-6).double()), torch.sin(torch.tensor(1e-6).double())
+        params["0.v"][0, 0] = params["0.v"][0, 0] @ torch.stack(
+            [torch.stack([cos, sin]), torch.stack([-sin, cos])]
+        )
+
+    (row,) = measured(Stack([layer(direction="row", gain="free")]), [0.1], turn)
+    assert row["angle"] == pytest.approx(1e-6 / 3, rel=1e-9)
 
 
 def test_members_have_rows_of_their_own() -> None:
@@ -103,7 +146,7 @@ def test_before_the_first_update_there_is_no_relative_update() -> None:
     stack = Stack([layer(direction="row", gain="free")])
     ((row,),) = probes.measure(stack, None, torch.tensor([0.1], dtype=torch.float64))
     expected = measured(stack, [0.1])[0]
-    del expected["relative_update"]
+    del expected["relative_update"], expected["angle"]
     assert row == expected
 
 

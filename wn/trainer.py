@@ -93,7 +93,7 @@ class Trainer:
         settings = self.config.trainer
         if self.step == 0:
             self._initialize()  # section 3, where norm.init=data
-            rows = probes.measure(self.stack, None, self.optimizer.hyper["lr"])
+            rows = self._probe(None)
             self._close_epoch(0, self._evaluations(0), rows)
         for epoch in range(self.step // self.steps_per_epoch + 1, settings.epochs + 1):
             if not self.alive:
@@ -112,7 +112,7 @@ class Trainer:
                 self.observer.on_step(self.step, self.total)
                 if not last:
                     self._checkpoint()
-            rows = probes.measure(self.stack, before, self.optimizer.hyper["lr"]) if before else []
+            rows = self._probe(before) if before else []
             self._close_epoch(epoch, self._training_means() | self._evaluations(epoch), rows)
             self._checkpoint()  # of the last step, with its evaluation behind it
         self._finish()
@@ -189,6 +189,10 @@ class Trainer:
             self.saved = time.monotonic()
         if stop:
             raise stop
+
+    def _probe(self, before: probes.Snapshot | None) -> list[list[Row]]:
+        adaptive = self.config.optim.name != "sgd"
+        return probes.measure(self.stack, before, self.optimizer.hyper["lr"], adaptive)
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""

@@ -77,7 +77,7 @@ class Reparameterized(Activations):
         mask = self._units(self.mask)[0]  # entries that are masked take no part in the mean
         return (grouped - grouped.sum(dims, keepdim=True) / nonzero(mask.sum(dims, keepdim=True))) * mask
 
-    def _matrix(self, w: Tensor) -> Tensor:
+    def unit_rows(self, w: Tensor) -> Tensor:
         """``w`` as ``[units, weights per unit]``."""
         grouped, dims = self._units(w)
         units = [d for d in range(grouped.dim()) if d not in dims]
@@ -85,13 +85,13 @@ class Reparameterized(Activations):
 
     def _spectral_norm(self, w: Tensor) -> Tensor:
         """``||V^T u||``, sigma_1(V) once u is the left singular vector; u is no part of the graph."""
-        norm: Tensor = torch.linalg.vector_norm(self.u @ self._matrix(w))
+        norm: Tensor = torch.linalg.vector_norm(self.u @ self.unit_rows(w))
         return norm
 
     @torch.no_grad()
     def iterate_power(self) -> None:
         """One step of the power iteration for u (Miyato et al., 2018, algorithm 1)."""
-        matrix = self._matrix(self.masked(self.raw_weight))
+        matrix = self.unit_rows(self.masked(self.raw_weight))
         u = matrix @ (self.u @ matrix)
         self.u.copy_(u / nonzero(torch.linalg.vector_norm(u)))
 
@@ -99,7 +99,7 @@ class Reparameterized(Activations):
         """What v is divided by, ``[units]``, equal if the norm is the layer's; of plain weights ||v||."""
         raw = self.masked(self.raw_weight.detach())
         if self.direction == "layer":
-            return self._frobenius_norm()
+            return self.frobenius_norm()
         if self.direction == "spectral":
             return self._spectral_norm(raw).expand(self.units).clone()
         if self.direction == "centered":
@@ -117,13 +117,14 @@ class Reparameterized(Activations):
 
     def held_norm(self) -> Tensor:
         """The norm ``[units]`` that ``hold`` is about: of the matrix if the direction is the matrix's."""
-        return self._frobenius_norm() if self.direction in ("layer", "spectral") else self.direction_norm()
+        return self.frobenius_norm() if self.direction in ("layer", "spectral") else self.direction_norm()
 
     @property
     def held_weights(self) -> int:
         return self.raw_weight.numel() if self.direction in ("layer", "spectral") else self.fan_in
 
-    def _frobenius_norm(self) -> Tensor:
+    def frobenius_norm(self) -> Tensor:
+        """``||V||_F``, ``[units]``, all equal."""
         norms = self.unit_norm(self.masked(self.raw_weight.detach()))
         return norms.square().sum().sqrt().expand(self.units).clone()
 

@@ -105,7 +105,7 @@ class NormalizedLayer(Reparameterized):
         if scale == "activation":
             self.constant = activation_gain(activation)
         if direction == "spectral":
-            matrix = self._matrix(self.masked(self.raw_weight.detach()))
+            matrix = self.unit_rows(self.masked(self.raw_weight.detach()))
             self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
         if init == "arpit":
             self._set_root_mean_square()
@@ -131,7 +131,7 @@ class NormalizedLayer(Reparameterized):
             gain = math.sqrt(2 * self.fan_in / (self.units * positions)) / residual_branches
             return torch.full_like(norm, gain)
         if self.gain == "fixed_layer":
-            return self._frobenius_norm() / math.sqrt(self.units)
+            return self.frobenius_norm() / math.sqrt(self.units)
         as_it_was = self.direction != "plain" and self.scale == "none" and self.gain_on_weight
         return norm if as_it_was else torch.ones_like(norm)
 
