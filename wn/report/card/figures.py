@@ -17,7 +17,7 @@ from wn.report.curves import points_by_lr
 from wn.report.figures import SMALL, look, scale_metric
 from wn.report.plan import Group, Plan
 
-TRAJECTORIES = {"weight": "‖v‖ (plain: ‖w‖)", "g_mean": "gain g", "effective_lr": "effective lr"}
+TRAJECTORIES = {"weight": "‖v‖ (plain: ‖w‖)", "g_mean": "gain g", "direction_lr": "lr of the direction"}
 
 
 def drawn_as(plan: Plan, group: Group) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def trajectory_figure(families: Sequence[Family]) -> Figure:
         axes.set_xlabel("epoch")
     _legend(figure, panels)
     words = "middle layer, mean over its units, first seed, each norm at its best learning rate;\n"
-    rates = "effective lr: lr (g/‖v‖)²; not drawn where statistics make w scale-invariant"
+    rates = "lr of the direction: lr/‖v‖² (SGD) or lr/‖v‖ (Adam, Adamax), which compares between norms"
     figure.supxlabel(words + rates, **SMALL)
     return figure
 
@@ -76,8 +76,7 @@ def _path(family: Family, group: Group, lr: float, name: str) -> pd.Series[float
     paths = probes.pivot(index="epoch", columns="name", values="value")
     if name == "weight":
         paths["weight"] = paths.get("v_norm_mean", paths.get("w_norm_mean", np.nan))
-    scale_free = name == "effective_lr" and group.first.norm.statistics not in ("none", "mean_only")
-    return paths[name].dropna() if name in paths and not scale_free else pd.Series(dtype=float)
+    return paths[name].dropna() if name in paths else pd.Series(dtype=float)
 
 
 def _panels(families: Sequence[Family], rows: int, height: float) -> tuple[Figure, Any]:
