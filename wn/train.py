@@ -37,6 +37,8 @@ def job(tree: DictConfig) -> float:
     chosen = HydraConfig.get()
     try:
         launcher.check_hydra(chosen)
+        # Again, for launchers that run this in a process of its own.
+        plugins.load(launcher.named_plugins(chosen.overrides.task))
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
         experiment = chosen.runtime.choices.get("experiment")
         records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
