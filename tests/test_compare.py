@@ -77,7 +77,11 @@ def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
     assert rest[3].startswith("- ")
     rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
     one = ["norm", "---", "**mine optim.lr_gain_cap=0.1**", *NORMS]
-    assert rows == ["at the best lr of each", "---", "MLP, test error %", "VAE, test ELBO (nats)"] + one * 2
+    assert (
+        rows
+        == ["difference, at the best lr of each, to", "---", "MLP, test error %", "VAE, test ELBO (nats)"]
+        + one * 2
+    )
     assert "`own.py`, SHA-256" in page
     assert "uncommitted" not in page
     for name in ("metric", "trajectories"):
@@ -167,7 +171,13 @@ def test_holm_is_the_step_down_by_hand() -> None:
 
 def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
     usual = {"norm": "other", "runs": 6, "diverged": 0, "sensitivity": 1.0, "edge": False}
-    usual |= {"sensitivity_half_width": 0.1, "largest_stable_lr": 1.0, "p": np.nan, "step": 1.0}
+    usual |= {
+        "sensitivity_half_width": 0.1,
+        "largest_stable_lr": 1.0,
+        "p": np.nan,
+        "sensitivity_p": np.nan,
+        "step": 1.0,
+    }
     usual |= {"step_half_width": 0.01, "difference": Estimate(-1.0, 0.5, 3)}
     plan = type("Plan", (), {"metric": type("Metric", (), {"key": "error"})})
     return families.Family("mlp", plan, None, [usual | {"lr": 0.1} | mine, usual | other], {})  # type: ignore[arg-type]
@@ -187,8 +197,12 @@ def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
             {"p": 0.06},
             "Best metric: nowhere a significant difference to another; n = 3 shows only large ones.",
         ),
-        ({"sensitivity": 0.8}, {}, "MLP: the least sensitive to the learning rate (S 0.80 ± 0.10 nats"),
-        ({"sensitivity": 1.2}, {}, "MLP: the most sensitive to the learning rate"),
+        (
+            {"sensitivity": 0.8},
+            {"sensitivity_p": 0.04},
+            "MLP: less sensitive to the learning rate (mean regret S 0.80 nats) than other (1.00 nats).",
+        ),
+        ({"sensitivity": 1.2}, {"sensitivity_p": 0.04}, "MLP: more sensitive to the learning rate"),
         ({"largest_stable_lr": 0.3}, {}, "MLP: the first to diverge, above a learning rate of 0.3."),
         ({"edge": True}, {}, "MLP: its best learning rate, 0.1, is the grid's edge"),
         ({"diverged": 6}, {}, "**MLP: every run diverged.**"),

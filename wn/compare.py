@@ -37,7 +37,7 @@ PLACES = ("plugins", "trainer.device", "data.root")
 ALLOWED = re.compile(r"norm(\..+)?|optim\.(?!lr$).+|runs_dir|" + "|".join(PLACES))
 """What a comparison may change: all else is the families' own, their learning rates too."""
 
-ROUNDS, STEPS, WARM_UP = 15, 4, 3
+ROUNDS, STEPS, WARM_UP = 10, 2, 2
 """Of the step times: in each round every norm takes so many steps, of which the quickest counts; the first
 rounds do not."""
 
@@ -92,7 +92,7 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
             final_loss(record)  # raises, with the way to its traceback
     card: dict[str, Any] = {
         "name": name,
-        "command": " ".join(["python -m wn.compare", *words]),
+        "command": " ".join(["python -m wn.compare", *filter(_shown, words)]),
         "notes": notes,
     }
     card |= {"plugins": next(iter(plans.values())).own[0].plugins}
@@ -102,6 +102,11 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "card.json", (to_json(card, indent=1) + "\n").encode())
     return make_page([str(folder), *(["--publish"] * publish)])
+
+
+def _shown(word: str) -> bool:
+    """Whether a word of the command is no folder of this machine."""
+    return not word.startswith(("runs_dir=", "data.root=")) and not Path(word).is_absolute()
 
 
 def make_page(arguments: Sequence[str]) -> int:

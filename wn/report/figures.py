@@ -134,6 +134,12 @@ def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(PLAIN)
 
 
+def log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+
+
 def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
     lowest = points[f"{name}_min"].min()
@@ -146,9 +152,7 @@ def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> Non
         return
     label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
     if lowest > 0:
-        main.set_yscale("log")
-        main.yaxis.set_major_formatter(PLAIN)
-        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+        log_scale(main)
         highest = plan.metric.cut * points["initial_loss"].max()
         if 0.9 * lowest < highest < main.get_ylim()[1]:
             main.set_ylim(0.9 * lowest, highest)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from wn import experiments
 from wn.records import Record
@@ -81,8 +82,13 @@ def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
         if ratios:
             line["step"], line["step_half_width"], _ = estimate(ratios)
         line["difference"], line["p"] = difference(plan, rows, lines[0], line, group)
-    for line, p in zip(lines, statistics.holm([line["p"] for line in lines]), strict=True):
-        line["p"] = p
+        line["sensitivities"] = pd.Series(statistics.sensitivity(sweep), sweep.seeds, dtype=float)
+        line["sensitivity_p"] = statistics.paired_p(
+            (lines[0]["sensitivities"] - line["sensitivities"]).dropna()
+        )
+    for key in ("p", "sensitivity_p"):
+        for line, p in zip(lines, statistics.holm([line[key] for line in lines]), strict=True):
+            line[key] = p
     return lines
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from wn.report.card.families import FAMILIES, Family
 from wn.report.columns import missing
 from wn.report.curves import points_by_lr
-from wn.report.figures import SMALL, look, scale_metric
+from wn.report.figures import SMALL, log_scale, look, scale_metric
 from wn.report.plan import Group, Plan
 
 TRAJECTORIES = {"weight": "‖v‖ (plain: ‖w‖)", "g_mean": "gain g", "direction_lr": "lr of the direction"}
@@ -23,7 +23,9 @@ TRAJECTORIES = {"weight": "‖v‖ (plain: ‖w‖)", "g_mean": "gain g", "direc
 def drawn_as(plan: Plan, group: Group) -> dict[str, Any]:
     """As everywhere, the norm in question thicker and above the others."""
     first = group is plan.groups[0]
-    return {**look(plan, group), "linewidth": 2.4 if first else 1.2, "zorder": 3 if first else 2}
+    return look(plan, group) | (
+        {"linestyle": "-", "linewidth": 2.2, "zorder": 3} if first else {"linewidth": 1.2}
+    )
 
 
 def metric_figure(families: Sequence[Family]) -> Figure:
@@ -59,7 +61,8 @@ def trajectory_figure(families: Sequence[Family]) -> Figure:
                 path = _path(family, group, line["lr"], name)
                 style = {**drawn_as(family.plan, group), "marker": ""}
                 axes.plot(path.index, path.to_numpy(), **style, label=group.name)
-            axes.set_yscale("log" if name != "g_mean" else "linear")
+            if name != "g_mean":
+                log_scale(axes)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     for axes in panels[-1]:
         axes.set_xlabel("epoch")

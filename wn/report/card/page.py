@@ -47,12 +47,12 @@ HOW_TO_READ = """\
   first or last of them, so a better one may lie beyond.
 - **±**: half the 95% Student interval over seeds. **less this**: difference of the test metric, paired by
   seed, each norm at its own best rate. An error is better the lower, an ELBO the higher. **p**: paired t
-  test, by Holm's correction over a table's comparisons.
+  test, by Holm's correction over a table's comparisons; so is what is said of S.
 - **S**: mean regret over the learning rates, in nats; a diverged run counts at its loss before training.
   Lower is better.
 - **width**: decades of learning rate at which the validation metric is near its best, the mean over seeds
   ([definition](../../../docs/TABLES.md)); **≥**: an end of the grid is among them.
-- **step / plain**: time of a training step in multiples of that with plain weights, measured in turns.
+- **step / plain**: time of a training step in multiples of that with plain weights, of one run alone.
 """
 
 
@@ -89,7 +89,7 @@ def _asked(name: str, families: list[Family]) -> str:
 def _summary(families: list[Family]) -> str:
     """A row per family: the difference to each of the others, in bold where it is significant."""
     others = list(dict.fromkeys(line["norm"] for family in families for line in family.table[1:]))
-    rows = [["at the best lr of each", *(f"less {norm}" for norm in others)]]
+    rows = [["difference, at the best lr of each, to", *others]]
     for family in families:
         lines = {line["norm"]: line for line in family.table[1:]}
         what = f"{FAMILIES[family.name]}, {family.plan.metric.heading}"

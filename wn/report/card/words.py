@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from wn.report.card.families import FAMILIES, Family
-from wn.report.columns import missing
 from wn.report.statistics import Estimate
 
 ALPHA = 0.05
@@ -49,12 +48,15 @@ def _of_robustness(family: Family) -> list[str]:
     where, said = FAMILIES[family.name], []
     if mine["diverged"] == mine["runs"]:
         return [f"**{where}: every run diverged.**"]
-    theirs = [line["sensitivity"] for line in others if not missing(line.get("sensitivity"))]
-    own, half = mine.get("sensitivity", np.nan), mine.get("sensitivity_half_width", np.nan)
-    if theirs and (own + half < min(theirs) or own - half > max(theirs)):
-        word = "least" if own < min(theirs) else "most"
-        found = f"S {own:.2f} ± {half:.2f} nats, the others {min(theirs):.2f} to {max(theirs):.2f}"
-        said.append(f"{where}: the {word} sensitive to the learning rate ({found}).")
+    for word, sign in (("less", -1), ("more", 1)):
+        found = [
+            f"{line['norm']} ({line['sensitivity']:.2f} nats)"
+            for line in others
+            if line["sensitivity_p"] < ALPHA and sign * (mine["sensitivity"] - line["sensitivity"]) > 0
+        ]
+        if found:
+            own = f"mean regret S {mine['sensitivity']:.2f} nats"
+            said.append(f"{where}: {word} sensitive to the learning rate ({own}) than {', '.join(found)}.")
     stable = [line.get("largest_stable_lr", np.nan) for line in others]
     if mine.get("largest_stable_lr", np.nan) < min(stable):
         said.append(f"{where}: the first to diverge, above a learning rate of {mine['largest_stable_lr']:g}.")
