@@ -83,7 +83,7 @@ def _path(family: Family, group: Group, lr: float, name: str) -> pd.Series[float
 
 
 def _panels(families: Sequence[Family], rows: int, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(0.6 + 3.1 * len(families), height), layout="constrained")
+    figure = Figure(figsize=(max(0.6 + 3.1 * len(families), 7), height), layout="constrained")
     panels = figure.subplots(rows, len(families), squeeze=False)
     for axes, family in zip(panels[0], families, strict=True):
         axes.set_title(FAMILIES[family.name], fontsize=10)
