@@ -11,16 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydantic
 import yaml
 
-from wn.config import Config, UserError, nearest
+from wn.config import Config, UserError, nearest, places
 from wn.config.compose import Value, compose
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = places.ROOT / "experiments"
 
 Cell = dict[str, Value]
 """What one run has of its own: a value for each of the experiment's axes."""
@@ -106,7 +105,12 @@ class Experiment(Part):
         found = []
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
-            own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": Path(self.name).name}
+            own = {
+                **self.fixed,
+                **(row.set if row else {}),
+                **cell,
+                "experiment_name": self.name.rpartition("/")[2],
+            }
             code = {"plugins": self.plugins}
             try:
                 config = compose({**own, **code, **(settings or {})})
@@ -119,19 +123,21 @@ class Experiment(Part):
     def plugins(self) -> list[str]:
         """The files of code that it names; a path is seen from the folder that holds ``experiments/``."""
         named = self.fixed.get("plugins", [])
-        return [str(FOLDER.parent / str(path)) for path in (named if isinstance(named, list) else [named])]
+        mine = (folder for folder in places.folders(FOLDER) if (folder / f"{self.name}.yaml").is_file())
+        root = next(mine, FOLDER).parent
+        return [str(root / str(path)) for path in (named if isinstance(named, list) else [named])]
 
     def configs(self) -> list[Config]:
         return [run.config for run in self.runs()]
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for folder in places.folders(FOLDER) for path in folder.glob("*.yaml")})
 
 
 def load(name: str) -> Experiment:
     """Read one experiment; UserError if there is none of that name, or its file is not well formed."""
-    path = FOLDER / f"{name}.yaml"
+    path = places.find(FOLDER, f"{name}.yaml")
     if not path.exists():
         raise UserError(f"experiment={name}: no file experiments/{name}.yaml{nearest(name, names())}")
     try:
@@ -154,7 +160,7 @@ def published(experiment: Experiment) -> dict[str, list[Point]]:
     if experiment.curves is None:
         return {}
     try:
-        curves = yaml.safe_load((FOLDER / experiment.curves).read_text(encoding="utf-8"))["curves"]
+        curves = yaml.safe_load(places.find(FOLDER, experiment.curves).read_text(encoding="utf-8"))["curves"]
         return {row: [Point(*map(float, point)) for point in curves[row]] for row in curves}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"experiments/{experiment.curves}: {' '.join(str(error).split())}") from None

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 
-from wn.config import Config, UserError, hashes, nearest
+from wn.config import Config, UserError, hashes, nearest, places
 from wn.config.compose import CONFIGS
 from wn.config.models import Section
 
@@ -92,7 +92,7 @@ def _register(group: str, name: str, make: Made, declared: dict[str, Any]) -> Ma
     if _loading is None:  # imported by something else than load: what it defines is used there
         return make
     taken = _registered.get((group, name))
-    if (CONFIGS / group / f"{name}.yaml").exists() or taken:
+    if places.find(CONFIGS, f"{group}/{name}.yaml").is_file() or taken:
         whose = taken.file.name if taken else "the project"
         raise UserError(f"{group}={name}: this name is taken, by {whose}; choose another")
     if not name.isidentifier():

@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from wn.config import Config, UserError, nearest, parse
+from wn.config import Config, UserError, nearest, parse, places
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = places.ROOT / "configs"
 
 OWN: dict[str, dict[str, str]] = {"norm": {}, "model": {"name": "plugin"}, "data": {"name": "plugin"}}
 """What a choice of the user's own code says in each group, beside its name (wn/plugins.py)."""
@@ -58,11 +57,11 @@ def _preset(group: str, name: str, plugins: bool = False) -> dict[str, Any]:
 
     Where ``plugins`` are named, another name is taken for what they register; their code is not run for it.
     """
-    path = CONFIGS / group / f"{name}.yaml"
+    path = places.find(CONFIGS, f"{group}/{name}.yaml")
     if plugins and group in OWN and not path.is_file():
         return {**OWN[group], "plugin": name}
     if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        known = sorted(p.stem for folder in places.folders(CONFIGS) for p in folder.glob(f"{group}/*.yaml"))
         raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")
     own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     tree: dict[str, Any] = {}
