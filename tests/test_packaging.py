@@ -167,7 +167,10 @@ def test_the_wheel_holds_every_module_and_every_file_of_data(site: Path):
 
 
 def test_the_commands_are_the_modules_main_functions():
-    assert PROJECT["scripts"].keys() == {"wn-train", "wn-report", "wn-evaluate", "wn-sync"}
+    assert PROJECT["scripts"].keys() == {
+        *("wn-train", "wn-report", "wn-evaluate", "wn-sync"),
+        *("wn-check", "wn-compare"),
+    }
     for command, place in PROJECT["scripts"].items():
         module, _, function = place.partition(":")
         assert command == module.removesuffix(".__main__").replace(".", "-")

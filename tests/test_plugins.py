@@ -18,7 +18,7 @@ import sweep_cases as cases
 import torch
 from train_cases import REPOSITORY, Call, declare, records
 
-from wn import experiments, launcher, models, plugins, sweep
+from wn import experiments, launcher, models, plugins, sweep, trained
 from wn.config import Config, UserError, parse
 from wn.config.compose import compose
 from wn.records import read_experiment
@@ -191,6 +191,19 @@ def test_a_sweep_that_was_cut_short_goes_on_to_the_same_numbers(tmp_path: Path) 
     assert not cases.train_until(12, cut)
     train_sweep(cut)
     assert cases.outcome(tmp_path / "cut") == cases.outcome(tmp_path / "whole")
+
+
+def test_a_kept_model_loads_with_its_file_alone(tmp_path: Path) -> None:
+    plugins.load([file := own(tmp_path)])
+    config = tiny(tmp_path / "runs", file, trainer={"save": True})
+    (record,) = train_sweep([config])
+    plugins.load([])
+    with pytest.raises(UserError, match=r"trained with code in own\.py; name that very file in plugins="):
+        trained.load(record.folder)
+    loaded = trained.load(record.folder, plugins=[file])
+    assert "Mine" in {type(layer).__name__ for layer in loaded.modules()}
+    logits = loaded(np.zeros((2, 1, 8, 8), np.uint8))
+    assert logits.shape == (2, 10)
 
 
 def test_what_vmap_cannot_do_trains_one_by_one(tmp_path: Path, steps: list[int]) -> None:
