@@ -137,7 +137,7 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xscale("log")
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
-    _scale(main, plan, points, name)
+    scale_metric(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
@@ -149,7 +149,13 @@ def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(PLAIN)
 
 
-def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
+def log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+
+
+def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
     lowest = points[f"{name}_min"].min()
     if name == "error":
@@ -161,9 +167,7 @@ def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
         return
     label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
     if lowest > 0:
-        main.set_yscale("log")
-        main.yaxis.set_major_formatter(PLAIN)
-        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+        log_scale(main)
         highest = plan.metric.cut * points["initial_loss"].max()
         if 0.9 * lowest < highest < main.get_ylim()[1]:
             main.set_ylim(0.9 * lowest, highest)
