@@ -47,6 +47,9 @@ SCALING = frozenset(get_args(Statistics)) - {"none", "mean_only"}
 TRACKED = frozenset({"batch", "batch_renorm", "mean_only"})
 """Statistics over the batch, which evaluation replaces by running averages."""
 
+PER_IMAGE = SCALING - TRACKED - {"dyt"}
+"""Statistics of each image, which mix its units or places."""
+
 
 def mistake(choices: Mapping[str, Any]) -> str | None:
     """Why a combination makes no sense, in one line that says what would; None where it does."""
