@@ -26,6 +26,12 @@ from wn.report.figures import look
 from wn.report.plan import Plan
 from wn.report.tables import Line, Table
 
+CAPTIONS = {
+    "lr": "Line: the median of the seeds that did not diverge; band: lowest to highest; dot: one seed, named"
+    " under the pointer. Above, filled: the best learning rate; ×: seeds diverged, pale where not all did.",
+    "epoch": "Strong: the mean over the finished seeds; thin: one seed, named under the pointer; broad and"
+    " pale: the published curve.",
+}
 TEMPLATE = Path(__file__).with_name("web.html")
 Data = dict[str, Any]
 
@@ -79,6 +85,7 @@ def data_of(plan: Plan, rows: Rows, table: Table) -> Data:
         "best": _tree(pd.DataFrame(best, columns=["row", "lr"])),
         "paper": _tree(pd.DataFrame(paper(plan), columns=["row", "epoch", "value"])),
         "settings": settings_of(plan),
+        "caption": CAPTIONS[axis],
         "charts": charts,
         "trajectories": trajectories(plan, rows),
     }
