@@ -106,6 +106,7 @@ def test_every_field_of_a_shared_section_is_known_to_decide_or_not() -> None:
     assert free == {
         *("device", "probe_every", "checkpoint_every", "max_minutes", "test_every", "iwae_samples"),
         *("iwae_images", "images", "deterministic", "compile", "cuda_graph", "progress"),
+        *("save", "force"),
     }
 
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydantic
 import yaml
 
-from wn.config import Config, UserError, nearest
+from wn.config import Config, UserError, nearest, places
 from wn.config.compose import Value, compose
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = places.ROOT / "experiments"
 
 Cell = dict[str, Value]
 """What one run has of its own: a value for each of the experiment's axes."""
@@ -119,12 +118,12 @@ class Experiment(Part):
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for folder in places.folders(FOLDER) for path in folder.glob("*.yaml")})
 
 
 def load(name: str) -> Experiment:
     """Read one experiment; UserError if there is none of that name, or its file is not well formed."""
-    path = FOLDER / f"{name}.yaml"
+    path = places.find(FOLDER, f"{name}.yaml")
     if not path.exists():
         raise UserError(f"experiment={name}: no file experiments/{name}.yaml{nearest(name, names())}")
     try:
@@ -147,7 +146,7 @@ def published(experiment: Experiment) -> dict[str, list[Point]]:
     if experiment.curves is None:
         return {}
     try:
-        curves = yaml.safe_load((FOLDER / experiment.curves).read_text(encoding="utf-8"))["curves"]
+        curves = yaml.safe_load(places.find(FOLDER, experiment.curves).read_text(encoding="utf-8"))["curves"]
         return {row: [Point(*map(float, point)) for point in curves[row]] for row in curves}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"experiments/{experiment.curves}: {' '.join(str(error).split())}") from None

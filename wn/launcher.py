@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import itertools
 import math
 from collections import defaultdict
@@ -14,10 +15,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wn import experiments
+from wn import experiments, tracking
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
 from wn.records import Record
@@ -42,6 +43,7 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int) and limit > 0):
             raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
+    configs = _as_launched(configs, alone=len(configs) == 1 and hydra.mode == RunMode.RUN)
     folders: dict[str, list[Path]] = defaultdict(list)  # of each run, as many as experiments name it
     passes: dict[int, list[int]] = defaultdict(list)  # the first pass trains each run in its first folder
     for i, config in enumerate(configs):
@@ -56,6 +58,26 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
+
+
+def _as_launched(configs: Sequence[Config], alone: bool) -> list[Config]:
+    """The runs with what follows from how they are launched: whether a model is kept, the group on W&B."""
+    ids = sorted({config.run_id for config in configs})
+    if tracking.trial() and len(ids) > 1:
+        raise UserError("wandb agent: a trial is one run; leave out -m, and give one value of each setting")
+    adhoc = Config.model_fields["experiment_name"].default
+    sweep = f"{adhoc}-{hashlib.sha256(''.join(ids).encode()).hexdigest()[:8]}"
+    launched = []
+    for config in configs:
+        save, group = config.trainer.save, config.tracking.group
+        if group is None and len(ids) > 1 and config.experiment_name == adhoc:
+            group = sweep
+        parts = {
+            "trainer": config.trainer.model_copy(update={"save": alone if save is None else save}),
+            "tracking": config.tracking.model_copy(update={"group": group}),
+        }
+        launched.append(config.model_copy(update=parts))
+    return launched
 
 
 class Jobs:

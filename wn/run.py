@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wn import tracking
+from wn import tracking, trained
 from wn.checkpoints import Checkpoints
 from wn.config import Config
 from wn.metrics import objective_of
@@ -95,6 +95,7 @@ class _Session(Observer):
         self.selection = f"valid_{self.objective.selection_metric}"
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
+        self.models: dict[int, Row] = {}
         self.started = self.flushed = time.monotonic()
         self.live: tracking.LiveMirror | None = None
         self.ids = [record.content["run_id"] for record in self.records]
@@ -103,7 +104,7 @@ class _Session(Observer):
 
     def train(self, may_split: bool) -> bool:
         """Train to the end; an exception fails the open members. False where memory ran out instead."""
-        device, dataset = resolve(self.config)
+        device, self.dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
         self.devices = [device_name(device)]
         for i in sorted(self.open):
@@ -112,7 +113,7 @@ class _Session(Observer):
                 Checkpoints(self.stacks, old).remove()
             self.records[i].begin(self.configs[i], self.ids, *self.devices)
         try:
-            trainer = Trainer(self.configs, dataset, device, self)
+            trainer = Trainer(self.configs, self.dataset, device, self)
             self._resume(trainer)
             if len(self.configs) == 1:  # a run alone is copied to W&B as it goes
                 self.live = tracking.open_live(self.records[0], self.config.tracking)
@@ -176,6 +177,10 @@ class _Session(Observer):
             for name, images in pictures.items():
                 self.records[member].save_picture(name, png(images))
 
+    def on_model(self, member: int, state: dict[str, Tensor]) -> None:
+        if member in self.open and self.config.trainer.save:
+            self.models[member] = trained.save(self.records[member], state, self.dataset)
+
     def on_end(self, member: int, status: str, result: Row) -> None:
         """Record the numbers before training, after the last epoch, and at the best one."""
         if member not in self.open:
@@ -193,6 +198,7 @@ class _Session(Observer):
         }
         if status == "finished":
             summary["final"] |= result
+            summary |= {"model": self.models.pop(member)} if member in self.models else {}
         else:
             summary["diverged_at"] = result
         self._close(member, status, summary)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 
-from wn import tracking
+from wn import again, tracking
 from wn.config import Config
 from wn.data import Dataset
 from wn.metrics import objective_of
 from wn.processes import WorkerDied, map_workers
-from wn.records import Record, reuse
+from wn.provenance import other_code
+from wn.records import Record
 from wn.resources import largest_stack, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
@@ -46,8 +47,13 @@ def train_sweep(
     ids = [config.run_id for config in configs]
     runs = dict(zip(ids, configs, strict=True))
     records = {run_id: Record.of(config, run_id) for run_id, config in runs.items()}
+    forced = {run_id for run_id, config in runs.items() if config.trainer.force}
+    for run_id in forced:  # an earlier training anew was done and stopped before it took its place
+        if records[run_id].done and other_code(records[run_id].content["provenance"]):
+            again.replace(records[run_id])
+            records[run_id] = Record.of(runs[run_id], run_id)
     missing = {run_id: record for run_id, record in records.items() if not record.done}
-    reused = reuse(missing.values())
+    reused = again.reuse(record for run_id, record in missing.items() if run_id not in forced)
     todo = [run_id for run_id in missing if run_id not in reused]
     resolved = _resolve({run_id: runs[run_id] for run_id in todo})
     if reused:
@@ -55,6 +61,9 @@ def train_sweep(
     _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
     if len(runs) == 1 and not todo:
         _say(f"{title(configs)}: {_outcome(configs[0], list(records.values()))}")
+        if tracking.trial():  # of an agent that has given the same settings before
+            tracking.mirror_all(records.values(), configs[0].tracking)
+    _tell(runs, [record for record in records.values() if record.done])
     workers = workers or _workers(runs, resolved)
     stacks = _interrupted([missing[run_id] for run_id in todo], runs)
     taken = {run_id for stack in stacks for run_id in stack}
@@ -63,7 +72,21 @@ def train_sweep(
     for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
         _fail(stack, death)
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
+    replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
+    records |= {record.folder.name: record for record in replaced}
+    for experiment in {record.folder.parent for record in replaced}:
+        _say(f"trained again; the old records are in {experiment / 'before'}")
     return [records[run_id] for run_id in ids]
+
+
+def _tell(runs: dict[str, Config], done: list[Record]) -> None:
+    """Say of records from earlier launches what trainer.force would change."""
+    told = Counter(other_code(record.content["provenance"]) for record in done)
+    for line in told.keys() - {""}:
+        _say(f"{told[line]} of them {line}")
+    without = [r for r in done if r.status == "finished" and "model" not in r.content]
+    if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
+        _say(f"{count} of them kept no model; trainer.force=true trains again")
 
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
@@ -152,4 +175,5 @@ def _outcome(config: Config, ended: list[Record], seconds: float | None = None) 
         text += f", validation {metric} {scale * min(values):.2f} {unit}"
         if not alone:
             text += f" at best, {scale * statistics.median(values):.2f} {unit} in the median"
-    return f"{text}, record {ended[0].folder}" if alone else text
+    place = again.place_of(ended[0]) if config.trainer.force else ended[0]
+    return f"{text}, record {place.folder}" if alone else text

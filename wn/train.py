@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
-from wn.config import Config, UserError, explain_key, nearest
+from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, set_value
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
@@ -58,6 +58,7 @@ def main() -> int:
     status = 0
     try:
         register()
+        sys.argv += own_presets()
         with termination():
             try:
                 job()
@@ -82,6 +83,17 @@ def main() -> int:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
     return status
+
+
+def own_presets() -> list[str]:
+    """What makes Hydra find the presets of an installed project's user, in ``configs/`` of this folder."""
+    if len(places.folders(CONFIGS)) == 1:
+        return []
+    for word in sys.argv[1:]:
+        group, _, names = word.partition("=")
+        for name in names.split(",") if group in launcher.GROUPS else []:
+            places.find(CONFIGS, f"{group}/{name}.yaml")  # refuses a name that the project has too
+    return ["hydra.searchpath=[file://configs]"]
 
 
 def report() -> None:

@@ -132,7 +132,8 @@ class TrainerConfig(Section):
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cuda, cuda:1, mps or cpu."""
     probe_every: pydantic.PositiveInt = 10
-    """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ..."""
+    """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ... and at
+    the end."""
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
@@ -152,6 +153,10 @@ class TrainerConfig(Section):
     cuda_graph: bool = True
     """On a GPU, capture the step as a CUDA graph."""
     progress: bool = True
+    save: bool | None = None
+    """Keep the trained model beside the record, as wn.load takes it; null: that of a run trained alone."""
+    force: bool = False
+    """Train again what is done; its old record is replaced when the new one is complete (wn/again.py)."""
 
 
 class TrackingConfig(Section):
@@ -161,6 +166,8 @@ class TrackingConfig(Section):
     """auto is online where a key is known, offline otherwise; there is never a prompt."""
     project: str = "weight-normalization"
     entity: str | None = None
+    group: str | None = None
+    """null: the experiment's name; an adhoc sweep has a group of its own."""
 
 
 DECIDING = {

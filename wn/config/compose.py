@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from wn.config import Config, UserError, nearest, parse
+from wn.config import Config, UserError, nearest, parse, places
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = places.ROOT / "configs"
 
 Value = str | int | float | bool | None
 
@@ -51,9 +50,9 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
 @functools.cache
 def _preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says, its own defaults list followed within the group."""
-    path = CONFIGS / group / f"{name}.yaml"
+    path = places.find(CONFIGS, f"{group}/{name}.yaml")
     if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        known = sorted(p.stem for folder in places.folders(CONFIGS) for p in folder.glob(f"{group}/*.yaml"))
         raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")
     own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     tree: dict[str, Any] = {}

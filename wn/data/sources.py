@@ -20,7 +20,7 @@ import numpy as np
 from wn.config import DataConfig, UserError
 from wn.data import formats
 from wn.data.formats import Arrays, Unusable
-from wn.data.whitening import whiten_once
+from wn.data.whitening import Whitening, whiten_once
 
 TIMEOUT = 20.0  # seconds to wait for a silent server: some networks drop packets instead of refusing them
 
@@ -78,7 +78,7 @@ CIFAR10 = Official(
 OFFICIAL = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
 
 
-def official(config: DataConfig) -> tuple[Arrays, Arrays]:
+def official(config: DataConfig) -> tuple[Arrays, Arrays, Whitening | None]:
     """Official training and test set, from the first layout that is there; whitened if so configured."""
     official = OFFICIAL[config.name]
     root = Path(config.root or "data").expanduser()
@@ -93,7 +93,7 @@ def official(config: DataConfig) -> tuple[Arrays, Arrays]:
             raise UserError(f"data.root={root}: no complete {official.name} there; {official.ways}")
         read = functools.partial(_read, official, *found)
         if not config.whiten:
-            return read()
+            return *read(), None
         _, train, test = found
         return whiten_once(train[0].parent / f"{official.name}-whitened.npz", train + test, read)
     except (Unusable, OSError) as error:
