@@ -23,6 +23,7 @@ from report_cases import (
     SWEEP,
     TABLE,
     contents,
+    data_in,
     declare,
     publish_curve,
     rows_of,
@@ -62,11 +63,6 @@ def written(plan: Plan, folder: Path) -> str:
     rows = rows_of(plan, folder / "runs")
     web.write(folder / "page.html", plan, rows, table_of(plan, rows.runs), ["1 < 2"])
     return (folder / "page.html").read_text(encoding="utf-8")
-
-
-def data_in(page: str) -> dict[str, Any]:
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    return dict(json.loads(text))
 
 
 def frame(tree: dict[str, Any]) -> pd.DataFrame:
