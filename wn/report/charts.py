@@ -25,8 +25,9 @@ SHAPES = {
     "P": "cross",
     "D": "diamond",
 }
-SHAPES |= {"<": "triangle-left", ">": "triangle-right", "X": CROSS, "d": "M0,-1L.5,0L0,1L-.5,0Z"}
+SHAPES |= {"<": "triangle-left", ">": "triangle-right", "d": "M0,-1L.5,0L0,1L-.5,0Z"}
 SHAPES |= {"p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z", "h": "M0,-1L.87,-.5V.5L0,1L-.87,.5V-.5Z"}
+SHAPES |= {"X": "M-.3,0L-1,-.7L-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7Z"}
 SHAPES |= {"*": "M0,-1L.29,-.4L.95,-.31L.47,.15L.59,.81L0,.5L-.59,.81L-.47,.15L-.95,-.31L-.29,-.4Z"}
 """Of matplotlib's markers; as paths, from -1 to 1, where Vega has no name for one."""
 
@@ -86,12 +87,14 @@ def by_lr(plan: Plan, points: pd.DataFrame, name: str) -> Spec:
     if len(powers) < 2:
         x["axis"]["values"] = sorted(rates)
     label, limits = limits_of(plan, points, name, float(points[f"{name}_max"].max()))
-    scale: Spec = {"domain": list(limits)} if limits else {"zero": False}
+    scale: Spec = {"domain": list(limits)} if limits else {"padding": 12}  # pixels
     axis: Spec = {"title": label.split("\n"), "labelExpr": SHORT}
     if name == "error":
         scale, axis = scale | {"type": "symlog", "constant": LINEAR}, axis | {"values": list(ERRORS)}
     elif points[f"{name}_min"].min() > 0:
         scale, axis = scale | {"type": "log"}, axis | {"tickCount": 6}
+    else:
+        scale["zero"] = False
     y, looks = number(name, scale, axis), looks_of(plan)
     color = {"color": looks["color"]}
     measured = f"final validation {name} ({'%' if name == 'error' else 'nats'})"

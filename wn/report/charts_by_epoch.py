@@ -28,7 +28,7 @@ def by_epoch(plan: Plan, rows: Rows, name: str) -> Spec:
     extent += [np.array([[point["epoch"], point["value"]]]) for point in theirs]
     last = max([epochs[-1] for _, epochs, _ in found] or [point["epoch"] for point in theirs] or [1.0])
     limits = extent_by_epoch(name, np.concatenate([np.empty((0, 2)), *extent]), last)
-    scale: Spec = {"domain": list(limits)} if limits else {"zero": False}
+    scale: Spec = {"domain": list(limits)} if limits else {}
     axis: Spec = {"title": title, "labelExpr": SHORT}
     rates = to_json({g.name: [line.lr for line, *_ in found if line.group is g] for g in plan.groups})
     offset = float(plan.metric.shown(name, 0.0))
