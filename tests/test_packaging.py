@@ -308,9 +308,10 @@ KNOWS = {
     "wn.data": "config torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
+    "wn.timings": "config records",
     "wn.models": "config norm torch",
     "wn.experiments": "config presets",
-    "wn.report": "config grammar presets records experiments pandas matplotlib",
+    "wn.report": "config grammar presets records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training
@@ -327,11 +328,15 @@ DISK = ("io", "os", "pathlib", "shutil", "tempfile")
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Everything that a module imports, inside its functions too, as absolute dotted names."""
+    """Everything that a module imports when it runs, inside its functions too, as absolute dotted names."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

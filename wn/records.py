@@ -27,6 +27,7 @@ import pydantic
 import pydantic_core
 
 from wn.config import SCHEMA, Config, UserError
+from wn.config.errors import ends_training
 from wn.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file; readers, and a kill, see either the old or the new file."""
     # Without fsync: it would protect from a loss of power alone, and cost more than a short run.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def to_json(tree: Any, indent: int | None = None) -> str:
@@ -98,7 +103,9 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError) -> OSError | UserError:
+    if ends_training(error):
+        return OSError(error.errno, error.strerror, str(folder))
     reason = error.strerror or type(error).__name__
     return UserError(f"{folder}: cannot be written to ({reason}); name another folder with runs_dir=...")
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wn import tracking, trained
 from wn.checkpoints import Checkpoints
 from wn.config import Config
+from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
@@ -123,10 +124,12 @@ class _Session(Observer):
                 self.bar.update(trainer.step)
                 trainer.run()
         except Preempted:
-            if self.live is not None:
-                self.live.pause()
+            self._pause()
             raise
         except Exception as error:
+            if ends_training(error):  # the runs have not failed: they go on from their checkpoint
+                self._pause()
+                raise
             if may_split and isinstance(error, torch.OutOfMemoryError):
                 return False
             self._flush(self.open)
@@ -137,6 +140,10 @@ class _Session(Observer):
         if self.live is not None:
             self.live.finish(self.records[0])
         return True
+
+    def _pause(self) -> None:
+        if self.live is not None:
+            self.live.pause()
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""

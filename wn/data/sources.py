@@ -54,6 +54,7 @@ class Official(NamedTuple):
     test: tuple[int, ...]
     layouts: tuple[Layout, ...]  # torchvision's
     archive: str | None = None  # torchvision's download, where it is a single one
+    megabytes: int = 0  # of what is downloaded
     reorder: bool = False  # layouts differ in the order of the images, so a common one is chosen
 
     @property
@@ -68,14 +69,25 @@ class Official(NamedTuple):
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)
+MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)._replace(
+    megabytes=12
+)
 FASHION = Official(
     "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
-)
+)._replace(megabytes=31)
 CIFAR10 = Official(
     "CIFAR10", "cifar-10-batches-py", "plain_text", (3, 32, 32), (5000,) * 10, (1000,) * 10, (BATCHES,)
-)._replace(archive="cifar-10-python.tar.gz", reorder=True)
+)._replace(archive="cifar-10-python.tar.gz", megabytes=170, reorder=True)
 OFFICIAL = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
+
+
+def megabytes(config: DataConfig) -> int:
+    """What a run would download; 0 where its files are there, or it may not."""
+    official = OFFICIAL.get(config.name)
+    if official is None or not config.download:
+        return 0
+    root = Path(config.root or "data").expanduser()
+    return 0 if (root / (official.archive or "x")).exists() or _find(root, official) else official.megabytes
 
 
 def official(config: DataConfig) -> tuple[Arrays, Arrays, Whitening | None]:

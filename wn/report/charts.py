@@ -28,6 +28,7 @@ SHAPES = {
 SHAPES |= {"<": "triangle-left", ">": "triangle-right", "d": "M0,-1L.5,0L0,1L-.5,0Z"}
 SHAPES |= {"p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z", "h": "M0,-1L.87,-.5V.5L0,1L-.87,.5V-.5Z"}
 SHAPES |= {"X": "M-.3,0L-1,-.7L-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7Z"}
+SHAPES |= {"8": "M-.41,-1H.41L1,-.41V.41L.41,1H-.41L-1,.41V-.41Z", "H": "M-1,0L-.5,-.87H.5L1,0L.5,.87H-.5Z"}
 SHAPES |= {"*": "M0,-1L.29,-.4L.95,-.31L.47,.15L.59,.81L0,.5L-.59,.81L-.47,.15L-.95,-.31L-.29,-.4Z"}
 """Of matplotlib's markers; as paths, from -1 to 1, where Vega has no name for one."""
 
@@ -66,7 +67,7 @@ def looks_of(plan: Plan) -> Spec:
     looks = [look(plan, group) for group in plan.groups]
     ranges: Spec = {
         "color": [own["color"] for own in looks],
-        "shape": [SHAPES.get(own["marker"], "circle") for own in looks],
+        "shape": [SHAPES[own["marker"]] for own in looks],
         "strokeDash": [DASHES[own["linestyle"]] for own in looks],
     }
     same: Spec = {"field": "row", "type": "nominal", "legend": None}
