@@ -228,7 +228,9 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, plan: Plan, told: Any, 
     collect.write(plan, rows, again)
     for name in ("runs.csv", "curves.csv"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
-    assert set(rows.curves["layer"]) == {"hidden1"}, "the middle one"
+    assert list(rows.curves["layer"].unique()) == ["hidden0", "hidden1", "output"], "in the model's order"
+    drawn = figures.trajectory_figure(plan, rows)
+    assert "layer hidden1," in drawn.get_supxlabel(), "the middle one"
     assert set(rows.runs.loc[rows.curves["run_id"], "seed"]) == {0}
     assert 0.0033333 in set(rows.curves["value"]), "five digits"
 
