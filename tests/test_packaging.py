@@ -179,7 +179,10 @@ def test_the_wheel_holds_every_module_and_every_file_of_data(site: Path):
 
 
 def test_the_commands_are_the_modules_main_functions():
-    assert PROJECT["scripts"].keys() == {"wn-train", "wn-report", "wn-evaluate", "wn-sync"}
+    assert PROJECT["scripts"].keys() == {
+        *("wn-train", "wn-report", "wn-evaluate", "wn-sync"),
+        *("wn-check", "wn-compare"),
+    }
     for command, place in PROJECT["scripts"].items():
         module, _, function = place.partition(":")
         assert command == module.removesuffix(".__main__").replace(".", "-")
@@ -305,11 +308,12 @@ KNOWS = {
     "wn.config": "grammar presets",
     "wn.norm": "grammar presets torch",
     "wn.optim": "config torch",
-    "wn.data": "config torch torchvision",
+    "wn.plugins": "config",
+    "wn.data": "config plugins torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
     "wn.timings": "config records",
-    "wn.models": "config norm torch",
+    "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.report": "config grammar presets records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk

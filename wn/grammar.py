@@ -114,6 +114,8 @@ def properties(choices: Mapping[str, Any], dense: bool = False) -> Properties:
         invariant,
         norm_grows=orthogonal and hold == "free",
         foldable=statistics in TRACKED | {"none"},
-        batch_of_one=statistics not in ("batch", "batch_renorm"),
+        # A dense layer's output less the mean of one image is nothing.
+        batch_of_one=statistics not in ("batch", "batch_renorm")
+        and not (dense and statistics == "mean_only"),
         deterministic=statistics not in TRACKED,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from wn import again, cost, tracking
+from wn import again, cost, plugins, tracking
 from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
@@ -80,7 +82,8 @@ def train_sweep(
     if dry:
         _say_cost([[runs[key] for key in stack] for stack in stacks], resolved, workers)
         return [records[run_id] for run_id in ids]
-    for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
+    train = functools.partial(_train, plugins.loaded())
+    for stack, death in map_workers(train, [[runs[key] for key in stack] for stack in stacks], workers):
         _fail(stack, death)
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
     replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
@@ -115,7 +118,7 @@ def _say_cost(stacks: list[list[Config]], resolved: Resolved, workers: int) -> N
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
     """Device and data of every run; looked up once for all that share them."""
-    shared = {run_id: (c.model, c.data, c.trainer) for run_id, c in runs.items()}
+    shared = {run_id: (c.model, c.norm, c.data, c.trainer) for run_id, c in runs.items()}
     known = {shared[run_id]: config for run_id, config in runs.items()}
     resolved = {key: resolve(config) for key, config in known.items()}
     return {run_id: resolved[key] for run_id, key in shared.items()}
@@ -164,8 +167,12 @@ def _stacks(
     return sorted(stacks, key=lambda stack: place[stack[0]])
 
 
-def _train(stack: list[Config]) -> None:
-    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
+def _train(own: list[tuple[Path, str]], stack: list[Config]) -> None:
+    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it.
+
+    ``own``: the user's files, which a worker process has to run as the parent did.
+    """
+    plugins.load_again(own)
     started = time.monotonic()
     train_stack(stack)
     ended = [Record.of(config) for config in stack]

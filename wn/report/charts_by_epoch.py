@@ -17,6 +17,7 @@ from wn.report.plan import Plan
 
 OF_RUN: Spec = {"data": {"name": "runs"}, "key": "run_id", "fields": ["row", "lr", "seed", "status"]}
 JOINED: Spec = {"lookup": "run_id", "from": OF_RUN}
+QUANTITIES = {**TRAJECTORIES, "direction_lr": "lr of the direction"}
 WHOLE: Spec = {"tickMinStep": 1, "format": "d"}  # of an axis of epochs
 
 
@@ -77,7 +78,7 @@ def trajectories(plan: Plan, rows: Rows) -> dict[str, Spec]:
     probed = rows.curves.dropna(subset="layer")
     invariant = [group.name for group in plan.groups if group.first.norm.statistics == "batch"]
     found = {}
-    for name in TRAJECTORIES:
+    for name in QUANTITIES:
         own = probed[probed["name"] == name]
         if name == "weight":  # of what is trained: v, or plain weights
             own = probed[probed["name"] == "v_norm_mean"]
@@ -90,13 +91,13 @@ def trajectories(plan: Plan, rows: Rows) -> dict[str, Spec]:
         finished = own[own["run_id"].map(rows.runs["status"]) == "finished"]
         ends = {key: extent_of(name, part["value"].to_numpy()) for key, part in finished.groupby("layer")}
         if limits := {key: ends[key] for key in probed["layer"].unique() if ends.get(key)}:
-            found[TRAJECTORIES[name]] = _trajectory(plan, own, name, limits)
+            found[QUANTITIES[name]] = _trajectory(plan, own, name, limits)
     return found
 
 
 def _trajectory(plan: Plan, own: pd.DataFrame, name: str, limits: dict[Any, Any]) -> Spec:
     """A panel per row, a line per learning rate, of the first seed; crosses where runs diverged."""
-    title, layers = TRAJECTORIES[name], list(limits)
+    title, layers = QUANTITIES[name], list(limits)
     rates, rows = sorted({lr for g in plan.groups for lr in g.lrs}), [group.name for group in plan.groups]
     quantity = own.groupby("row")["name"].first().to_dict()
     chosen = [

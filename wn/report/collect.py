@@ -20,7 +20,7 @@ from wn.report.status import damaged, left_out
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 CURVE_COLUMNS = ["run_id", "epoch", "layer", "name", "value"]
-PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "relative_update")
+PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "direction_lr", "relative_update")
 TEXT = ("row", "norm", "status", "commit", "dirty", "device", "precision", "torch")
 INTEGERS = ("best_epoch", "epochs", "steps", "diverged_epoch", "diverged_step", "stack_size")
 

@@ -140,7 +140,7 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xscale("log")
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
-    _scale(main, plan, points, name)
+    scale_metric(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
@@ -152,14 +152,18 @@ def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(PLAIN)
 
 
-def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
+def log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+
+
+def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     if name == "error":
         main.set_yscale("symlog", linthresh=LINEAR, linscale=0.3)
         tick_errors(main, ERRORS)
     elif points[f"{name}_min"].min() > 0:
-        main.set_yscale("log")
-        main.yaxis.set_major_formatter(PLAIN)
-        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+        log_scale(main)
     label, limits = limits_of(plan, points, name, main.get_ylim()[1])
     main.set_ylabel(label)
     if limits:
@@ -184,13 +188,18 @@ def limits_of(
     return f"{label}\ncut off at {times}that before training", (0.9 * lowest, highest)
 
 
+def middle_layer(probes: pd.DataFrame) -> pd.DataFrame:
+    """Of a run's probes, those of its middle layer, in the model's order."""
+    layers = list(probes["layer"].unique())
+    return probes[probes["layer"].isin(layers[len(layers) // 2 :][:1])]
+
+
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
     groups = plan.groups[:COLUMNS]
     probes, paths = [], {}
     for run_id, own in rows.curves.dropna(subset="layer").groupby("run_id"):
-        layers = own["layer"].unique()  # in the model's order
-        probes.append(own[own["layer"] == layers[len(layers) // 2]])
+        probes.append(middle_layer(own))
         paths[run_id] = probes[-1].pivot(index="epoch", columns="name", values="value")
     for path in paths.values():
         path["weight"] = path.get("v_norm_mean", path["w_norm_mean"])
