@@ -118,6 +118,15 @@ def test_configs_and_experiments_are_yaml(folder: str):
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, dict), path
 
 
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in [*pages, ROOT / "results" / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link}
+        missing = {link for link in links if not (page.parent / link).exists()}
+        assert missing == set(), page
+
+
 def test_checks_before_a_commit_need_no_network():
     """They are commands of the project's own environment, on files that exist."""
     tree = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
