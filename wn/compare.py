@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publish: bool) -> int:
-    settings = settings_of(words) if words or not publish else {"norm": "none"}
+    if publish and not any("=" not in word or word.startswith("norm=") for word in words):
+        words = ["none", *words]  # of the four whose rows it publishes
+    settings = settings_of(words)
     for key, value in settings.items():
         if not ALLOWED.fullmatch(key) or (key == "norm" and not isinstance(value, str)):
             raise UserError(f"{key}={value}: one norm and one optimiser; all else is the families' own")
