@@ -145,8 +145,8 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
     scale_metric(main, plan, points, name)
-    band = ", band: lowest to highest" * (n <= MOST_BANDS)
-    words = f"line: median over the seeds that did not diverge{band}; above, filled: best "
+    bands = ", band: lowest to highest" * (n <= MOST_BANDS)
+    words = f"line: median over the seeds that did not diverge{bands}; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
 
