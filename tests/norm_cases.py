@@ -45,9 +45,10 @@ def is_covered(norm: dict[str, str]) -> bool:
         and not away & {"scale", "hold"}
         and norm["init"] != "arpit"
     )
-    few = len(away) <= 2 and (norm["gain"] in ("free", "exp") or "statistics" not in away)
+    few = len(away) <= 2 and (norm["gain"] == "free" or norm["direction"] == "row" or "gain" not in away)
+    exponential = norm["gain"] == "exp" and len(away) <= 2 and norm["statistics"] in ("batch", "layer")
     held = away == {"direction", "gain", "hold"} and norm["gain"] == "free"
-    return mistake(norm) is None and (papers or few or held)
+    return mistake(norm) is None and (papers or few or exponential or held)
 
 
 def complete(preset: dict[str, Any]) -> dict[str, str]:
