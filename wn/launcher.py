@@ -32,6 +32,16 @@ GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
 trained: list[Config] = []
 """The runs of this launch, for the report at its end."""
 
+home: int | None = None
+"""The process in which main() runs; jobs of other launchers than ours may run in others."""
+
+
+class JobEnded(Exception):
+    """A job in another process ended without a result. An Exception, which every launcher hands over.
+
+    Its arguments are the line that tells why, and the exit status.
+    """
+
 
 def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`.

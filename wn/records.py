@@ -193,6 +193,19 @@ class Record:
             self.content = Record(self.folder).content
         return True
 
+    def held(self) -> bool:
+        """Whether some process has claimed the run at this moment."""
+        if not self.folder.exists():
+            return False
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return True
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        self._lock.release()
+        return False
+
     def _set_aside(self) -> None:
         """Rename everything but the lock to ``*.damaged``, ``*.damaged2``, ..."""
         for path in list(self.folder.iterdir()):

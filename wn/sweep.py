@@ -14,13 +14,14 @@ from wn import tracking
 from wn.config import Config
 from wn.data import Dataset
 from wn.metrics import objective_of
-from wn.processes import WorkerDied, map_workers
+from wn.processes import StopWatcher, WorkerDied, map_workers
 from wn.records import Record, reuse
-from wn.resources import largest_stack, resolve
+from wn.resources import devices_here, largest_stack, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
 
 WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start
+POLL_SECONDS = 2.0  # between two looks at what other processes train
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 
@@ -35,9 +36,12 @@ def train_sweep(
 ) -> list[Record]:
     """Train every run that is not done yet, and return the records of all; the same run twice counts once.
 
+    The same command may run elsewhere at the same time, on the same folder: what a process has claimed is
+    left to it, and waited for at the end. What it leaves undone is taken over.
+
     Args:
         members: the largest stack; None chooses by architecture and device.
-        workers: processes to train in; None chooses: one, or on a CPU with enough to do one per core.
+        workers: processes to train in; None chooses: one, or with enough to do one per core or GPU.
 
     Raises:
         UserError: one of them cannot be trained here; none is trained.
@@ -56,14 +60,43 @@ def train_sweep(
     if len(runs) == 1 and not todo:
         _say(f"{title(configs)}: {_outcome(configs[0], list(records.values()))}")
     workers = workers or _workers(runs, resolved)
-    stacks = _interrupted([missing[run_id] for run_id in todo], runs)
-    taken = {run_id for stack in stacks for run_id in stack}
-    fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
-    stacks += _stacks(fresh, resolved, members, workers, len(runs))
-    for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
-        _fail(stack, death)
-    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
+
+    def left() -> list[str]:
+        records.update({run_id: Record.of(runs[run_id], run_id) for run_id in todo})
+        return [key for key in todo if not _ended(records[key], since=missing[key])]
+
+    while todo:
+        held = {run_id for run_id in todo if records[run_id].held()}
+        stacks = _interrupted([records[run_id] for run_id in todo], runs)
+        taken = {run_id for stack in stacks for run_id in stack} | held
+        fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
+        stacks = [stack for stack in stacks if held.isdisjoint(stack)]
+        stacks += _stacks(fresh, resolved, members, workers, len(runs))
+        for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
+            _fail(stack, death)
+        if todo := left():
+            _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
+            todo = left()
+    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     return [records[run_id] for run_id in ids]
+
+
+def _ended(record: Record, since: Record) -> bool:
+    """Whether a run is done, or has failed after a look at it."""
+    return record.done or (record.status == "failed" and record.content != since.content)
+
+
+def _wait(left: list[Record], max_minutes: float | None) -> None:
+    """Wait until another process has finished one of these runs, or was stopped."""
+    where = f"waiting for {len(left)} runs that other processes train"
+    _say(where)
+    watcher = StopWatcher(max_minutes)
+    while True:
+        if stop := watcher.stop(where):
+            raise stop
+        time.sleep(POLL_SECONDS)
+        if not all(record.held() for record in left):
+            return
 
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
@@ -84,16 +117,19 @@ def _interrupted(unfinished: list[Record], runs: dict[str, Config]) -> list[list
 
 
 def _workers(runs: dict[str, Config], resolved: Resolved) -> int:
-    """One unless all is on a CPU, with enough work to amortise the start-up.
+    """One per core, or per GPU that the runs may use, with enough work to amortise the start-up.
 
     What is done already counts as well: a sweep that was cut short goes on as it began.
     """
-    if any(device.type != "cpu" for device, _ in resolved.values()):
-        return 1
+    gpus = [
+        len(devices_here(runs[key].trainer.device))
+        for key, (device, _) in resolved.items()
+        if device.type != "cpu"
+    ]
     known = {(runs[key].data, runs[key].trainer): dataset for key, (_, dataset) in resolved.items()}
     shared = [(c, known.get((c.data, c.trainer))) for c in runs.values()]
     steps = sum(c.trainer.epochs * steps_per_epoch(c, dataset) for c, dataset in shared if dataset)
-    return max(1, min(torch.get_num_threads(), steps // WORKER_STEPS))
+    return max(1, min(max(gpus, default=torch.get_num_threads()), steps // WORKER_STEPS))
 
 
 def _stacks(
@@ -110,7 +146,7 @@ def _stacks(
     for group in groups.values():
         most = members or -(-max(runs, len(fresh)) // workers)
         if members is None and len(group) > 1:
-            most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]]))
+            most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]], workers))
         count = -(-len(group) // most)
         stacks += [group[i::count] for i in range(count)]
     place = {run_id: i for i, run_id in enumerate(fresh)}
@@ -120,7 +156,8 @@ def _stacks(
 def _train(stack: list[Config]) -> None:
     """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
     started = time.monotonic()
-    train_stack(stack)
+    if not train_stack(stack):  # another process was quicker
+        return
     ended = [Record.of(config) for config in stack]
     if len(stack) > 1 and stack[0].tracking.mode != "disabled":
         here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere

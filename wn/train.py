@@ -41,7 +41,13 @@ def job(tree: DictConfig) -> float:
         experiment = chosen.runtime.choices.get("experiment")
         records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
     except (UserError, OmegaConfBaseException) as error:
+        if launcher.home != os.getpid():
+            raise launcher.JobEnded(f"error: {' '.join(explain(error).split())}", 2) from None
         refuse(error)  # here, as Hydra would go on to the next job
+    except Preempted as stopped:
+        if launcher.home != os.getpid():
+            raise launcher.JobEnded(str(stopped), stopped.status) from None
+        raise
     return launcher.summary(records)
 
 
@@ -49,12 +55,13 @@ def main() -> int:
     """Run the application and return its exit status.
 
     0, 1 (a run failed), 2 (a mistake of the user's), or where the same command goes on from a stop: 75
-    (``trainer.max_minutes``), 130 (SIGINT) or 143 (SIGTERM).
+    (``trainer.max_minutes``, SIGUSR1, SIGUSR2), 130 (SIGINT) or 143 (SIGTERM).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
     launcher.trained.clear()
+    launcher.home = os.getpid()
     status = 0
     try:
         register()
@@ -78,6 +85,9 @@ def main() -> int:
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
+    except launcher.JobEnded as ended:
+        line, status = ended.args
+        print(line, file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
