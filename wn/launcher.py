@@ -145,8 +145,12 @@ def check_hydra(hydra: Any) -> None:
     """Raise UserError for a change of Hydra's own settings that it would ignore, or that would mislead."""
     if hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: records would lie where no report looks; leave it out")
+    free = ["hydra.job.env_set."]  # and what the launchers and sweepers of others take
+    for part, ours in (("launcher", "StackedLauncher"), ("sweeper", "BasicSweeper")):
+        if not hydra[part]["_target_"].endswith(ours):
+            free.append(f"hydra.{part}.")
     for text in hydra.overrides.hydra:
-        if text[0] in "+~" and "hydra.job.env_set." not in text:
+        if text[0] in "+~" and not text.lstrip("+").startswith(tuple(free)):
             raise UserError(f"{text}: no key of Hydra's is added or left out; see --cfg hydra")
 
 

@@ -60,11 +60,19 @@ def _raise_stop(number: int, frame: Any) -> None:
     raise _by_signal(number)
 
 
+def _handler_of_others(number: int) -> Callable[[int, Any], object] | None:
+    """What neither Python nor :func:`termination` has set to handle a signal."""
+    handler = signal.getsignal(number)
+    known = (signal.default_int_handler, _raise_stop)
+    return handler if callable(handler) and handler not in known else None
+
+
 class StopWatcher:
     """Watches the clock (``max_minutes`` since STARTED), other processes and, inside ``with``, signals.
 
-    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin. One
-    with a handler of somebody else's (a job of submitit's requeues itself at SIGUSR2) is left to that.
+    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin. The
+    handlers of a job's scheduler stay: its own of SIGTERM acts in place of this one, and a warning is handed
+    on to it (submitit requeues the job) once all is saved.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -84,8 +92,7 @@ class StopWatcher:
     def __enter__(self) -> StopWatcher:
         if threading.current_thread() is threading.main_thread():  # no other is given signals
             for number in STOPS:
-                handler = signal.getsignal(number)
-                if not callable(handler) or handler in (signal.default_int_handler, _raise_stop):
+                if _handler_of_others(number) is None or signal.Signals(number).name in WARNINGS:
                     self.handlers[number] = signal.signal(number, self._note)
         return self
 
@@ -99,8 +106,17 @@ class StopWatcher:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._put_back()
-        if error is None and self.signal is not None:
-            raise _by_signal(self.signal)
+        if self.signal is None:
+            return
+        stopped = error if isinstance(error, Preempted) else _by_signal(self.signal)
+        if (handler := _handler_of_others(self.signal)) is not None:
+            try:
+                handler(self.signal, None)
+            except Exception as refusal:
+                why, where, status = stopped.args
+                raise Preempted(f"{why}: {refusal}", where, status) from None
+        if error is None:
+            raise stopped
 
 
 @contextlib.contextmanager

@@ -179,13 +179,8 @@ class Record:
 
         The record is read, as another process may have finished it; a damaged one is set aside.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
+        if not self._lock_it():
             return False
-        except OSError as error:
-            raise _unwritable(self.folder, error) from None
         try:
             self._load()
         except Damaged:
@@ -195,16 +190,19 @@ class Record:
 
     def held(self) -> bool:
         """Whether some process has claimed the run at this moment."""
-        if not self.folder.exists():
-            return False
+        if free := self._lock_it():
+            self.release()
+        return not free
+
+    def _lock_it(self) -> bool:
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
-            return True
+            return False
         except OSError as error:
             raise _unwritable(self.folder, error) from None
-        self._lock.release()
-        return False
+        return True
 
     def _set_aside(self) -> None:
         """Rename everything but the lock to ``*.damaged``, ``*.damaged2``, ..."""

@@ -65,8 +65,8 @@ def train_sweep(
         records.update({run_id: Record.of(runs[run_id], run_id) for run_id in todo})
         return [key for key in todo if not _ended(records[key], since=missing[key])]
 
+    held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
     while todo:
-        held = {run_id for run_id in todo if records[run_id].held()}
         stacks = _interrupted([records[run_id] for run_id in todo], runs)
         taken = {run_id for stack in stacks for run_id in stack} | held
         fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
@@ -77,6 +77,7 @@ def train_sweep(
         if todo := left():
             _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
             todo = left()
+            held = {run_id for run_id in todo if records[run_id].held()}
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     return [records[run_id] for run_id in ids]
 
@@ -87,8 +88,10 @@ def _ended(record: Record, since: Record) -> bool:
 
 
 def _wait(left: list[Record], max_minutes: float | None) -> None:
-    """Wait until another process has finished one of these runs, or was stopped."""
-    where = f"waiting for {len(left)} runs that other processes train"
+    """Wait until one of these runs is in training nowhere: its process has finished it, or was stopped."""
+    if not (held := [record for record in left if record.held()]):
+        return
+    where = f"waiting for {len(held)} runs that other processes train"
     _say(where)
     watcher = StopWatcher(max_minutes)
     while True:
@@ -158,10 +161,9 @@ def _train(stack: list[Config]) -> None:
     started = time.monotonic()
     if not train_stack(stack):  # another process was quicker
         return
-    ended = [Record.of(config) for config in stack]
+    ended = [record for record in map(Record.of, stack) if record.status not in ("new", "running")]
     if len(stack) > 1 and stack[0].tracking.mode != "disabled":
-        here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
-        tracking.mirror_all(here, stack[0].tracking)
+        tracking.mirror_all(ended, stack[0].tracking)
     _say(f"{title(stack)}: {_outcome(stack[0], ended, time.monotonic() - started)}")
 
 

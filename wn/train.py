@@ -88,6 +88,15 @@ def main() -> int:
     except launcher.JobEnded as ended:
         line, status = ended.args
         print(line, file=sys.stderr)
+    except Exception as error:
+        if TRACEBACKS or type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
+            raise
+        what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        print(
+            f"error: a job ended without a result ({what}); the same command goes on from here",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
