@@ -91,11 +91,8 @@ def main() -> int:
     except Exception as error:
         if TRACEBACKS or type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
             raise
-        what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        print(
-            f"error: a job ended without a result ({what}); the same command goes on from here",
-            file=sys.stderr,
-        )
+        what = f"{type(error).__name__}: {str(error).partition(os.linesep)[0]}"
+        print(f"error: a job ended without a result: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
