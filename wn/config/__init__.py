@@ -136,7 +136,7 @@ class TrainerConfig(Section):
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
-    """For the whole command: then it stops with a checkpoint and exit status 75, as at SIGUSR1 and SIGUSR2."""
+    """For the whole command: then it stops with a checkpoint and exit status 75 (as at SIGUSR1, SIGUSR2)."""
     test_every: pydantic.NonNegativeInt = 0
     """Evaluate on the test set every so many epochs (0: only at the end), for plotting (figure 3)."""
     iwae_samples: pydantic.PositiveInt = 128
