@@ -33,7 +33,7 @@ def published(name, tmp_path, files="*.parquet", **changes):
     for path in found:
         link = tmp_path / path.name
         link.is_symlink() or link.symlink_to(path)
-    return sources.official(DataConfig(name=name, root=str(tmp_path), download=False, **changes))
+    return sources.official(DataConfig(name=name, root=str(tmp_path), download=False, **changes))[:2]
 
 
 def load(name, root, dtype=None, **changes):

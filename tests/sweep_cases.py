@@ -128,8 +128,8 @@ def dying(at: float) -> Iterator[Death]:
         unlink(path, missing_ok)
         death.may_come()
 
-    def copied(source: Path, target: Path) -> None:
-        copy(source, target)
+    def copied(source: Path, target: Path, **options: Any) -> None:
+        copy(source, target, **options)
         death.may_come(lambda: os.truncate(target, 10))
 
     with pytest.MonkeyPatch.context() as patch:

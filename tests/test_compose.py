@@ -34,7 +34,10 @@ def by_hydra() -> Iterator[ByHydra]:
 
 def settings_of(run: experiments.Run, plan: experiments.Experiment) -> dict[str, Any]:
     own = next((row.set for row in plan.rows if row.name == run.row), {})
-    return {**plan.fixed, **own, **run.cell, "experiment_name": plan.name}
+    found = {**plan.fixed, **own, "experiment_name": plan.name}
+    for key, value in run.cell.items():
+        found |= experiments.settings_of(key, value)
+    return found
 
 
 @pytest.mark.parametrize("name", experiments.names())

@@ -288,7 +288,7 @@ def test_images_that_are_too_small_are_refused_in_one_line() -> None:
         ({"name": "convnet", "dropout": 1}, "model.dropout=1: Input should be less than 1"),
         ({"name": "convnet", "widths": [4]}, "model.widths: a key of model=mlp or mlp_vae alone"),
         ({"name": "convnet", "dept": 2}, "model.dept: unknown key; did you mean 'depth'?"),
-        ({"depth": 2}, "model.depth: a key of model=convnet or resnet_vae alone"),
+        ({"depth": 2}, "model.depth: a key of model=convnet or resnet_vae or transformer alone"),
         (None, "model=None: Input should be a valid dictionary"),
         ("convnet", "model=convnet: Input should be a valid dictionary"),
     ],

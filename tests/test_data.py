@@ -114,7 +114,7 @@ def test_torchvision_reads_the_same_from_its_layout(tmp_path):
     from torchvision.datasets import MNIST
 
     write_idx(tmp_path / "MNIST" / "raw")
-    train, test = sources.official(DataConfig(name="mnist", root=str(tmp_path)))
+    train, test, _ = sources.official(DataConfig(name="mnist", root=str(tmp_path)))
     for raw, theirs in ((train, MNIST(tmp_path, train=True)), (test, MNIST(tmp_path, train=False))):
         assert np.array_equal(raw.images[:, 0], theirs.data.numpy())
         assert np.array_equal(raw.labels, theirs.targets.numpy())

@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_any_other_is_trained(
         ("-m seed=range(0,3) norm=none", [("none", 0.1, seed) for seed in range(3)]),
         ("-m 'optim.lr=choice(0.1,1e-3)'", [("weight_norm", 0.1, 0), ("weight_norm", 0.001, 0)]),
         ("norm=none -m seed=0,1", [("none", 0.1, 0), ("none", 0.1, 1)]),
-        ("-m 'norm=glob(batch*)' seed=1", [("batch_norm", 0.1, 1)]),
+        ("-m 'norm=glob(batch_n*)' seed=1", [("batch_norm", 0.1, 1)]),
         ("-m norm=none,batch_norm seed=0,1", [(n, 0.1, s) for n in ("none", "batch_norm") for s in (0, 1)]),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_field_that_is_added_changes_no_identity() -> None:
 
 
 def test_models_with_equal_settings_are_told_apart() -> None:
-    names = ("mlp", "convnet", "mlp_vae", "conv_vae", "resnet_vae")
+    names = ("mlp", "convnet", "mlp_vae", "conv_vae", "resnet_vae", "transformer")
     assert len({compose({"model": name}).run_id for name in names}) == len(names)
 
 
@@ -105,7 +105,8 @@ def test_every_field_of_a_shared_section_is_known_to_decide_or_not() -> None:
     free = {name for name in TrainerConfig.model_fields if not decides(f"trainer.{name}")}
     assert free == {
         *("device", "probe_every", "checkpoint_every", "max_minutes", "test_every", "iwae_samples"),
-        *("iwae_images", "images", "deterministic", "compile", "cuda_graph", "progress"),
+        *("iwae_images", "images", "deterministic", "compile", "cuda_graph", "progress", "dry_run"),
+        *("save", "force"),
     }
 
 

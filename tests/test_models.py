@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -10,7 +11,8 @@ import scipy.stats
 import torch
 from torch import nn
 
-from wn.config import MLPConfig, NormConfig
+from wn import models
+from wn.config import MLPConfig, NormConfig, UserError
 from wn.models import build
 from wn.models.noise import Dropout, GaussianNoise
 from wn.norm import normalized_layers
@@ -141,3 +143,36 @@ def test_without_hidden_layers_it_is_logistic_regression() -> None:
     model = make(MLPConfig(widths=()))
     assert list(normalized_layers(model)) == ["logits"]
     assert model(torch.randn(6, 1, 3, 4)).shape == (6, 5)
+
+
+DRAWING = [
+    nn.Dropout(0.5),
+    nn.Dropout2d(0.1),
+    nn.AlphaDropout(0.1),
+    nn.FeatureAlphaDropout(0.1),
+    nn.RReLU(),
+    nn.FractionalMaxPool2d(2, 3),
+    nn.MultiheadAttention(8, 2, dropout=0.1),
+    nn.TransformerEncoderLayer(8, 2),
+    nn.LSTM(8, 8, 2, dropout=0.1),
+]
+QUIET = [
+    nn.Dropout(0.0),
+    nn.MultiheadAttention(8, 2),
+    nn.LSTM(8, 8),
+    nn.TransformerEncoderLayer(8, 2, dropout=0.0),
+]
+
+
+@pytest.mark.parametrize("layer", DRAWING + QUIET, ids=lambda layer: type(layer).__name__)
+def test_a_model_that_draws_from_torch_s_generator_is_refused(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    own = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sequential(layer))
+    monkeypatch.setitem(models.BUILDERS, "mlp", lambda *_: own)
+    make = functools.partial(models.build, MLPConfig(), NormConfig(), (1, 8, 8), 10, 0)
+    if layer in QUIET:
+        make()
+    else:
+        with pytest.raises(UserError, match=r"model=mlp: 2\.0.* draws other numbers .*noise.Dropout"):
+            make()

@@ -162,16 +162,18 @@ def test_rounding_is_not_taken_for_variance(norm: str) -> None:
     assert torch.equal(layer.effective_weight(), before)
 
 
-def test_a_failed_pass_leaves_phase_and_modes() -> None:
+def test_a_failed_pass_changes_nothing() -> None:
     class Broken(nn.Module):
         def forward(self, x: Any) -> Any:
             raise RuntimeError("broken")
 
     model = nn.Sequential(NormalizedLayer(nn.Linear(2, 2), init="data"), Broken()).eval()
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match="broken"):
         data_dependent_init(model, torch.randn(5, 2))
     (layer,) = normalized_layers(model).values()
     assert layer.phase == "normal"
     assert not layer.training
-    with initializing(model):
-        assert layer.phase == "pass"  # it was reached before the failure
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    with initializing(model) as unreached:
+        assert (layer.phase, unreached) == ("initialize", {layer})

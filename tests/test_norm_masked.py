@@ -54,8 +54,9 @@ def test_a_masked_layer_is_the_plain_one_with_zeros(kind: str, norm: str) -> Non
     for mode in (True, False):
         y, expected = ours.train(mode)(x), plain.train(mode)(x)
         torch.testing.assert_close(y, expected)
+    visible = ours.mask.flatten(1).any(1)  # of a unit that is zero, but not masked, the direction is drawn
     for name, norms in ours.unit_norms().items():
-        torch.testing.assert_close(norms, plain.unit_norms()[name], msg=name)
+        torch.testing.assert_close(norms[visible], plain.unit_norms()[name][visible], msg=name)
     if properties(NORMS[norm]).foldable:
         torch.testing.assert_close(fold(ours.eval())(x), ours(x))
         assert type(fold(ours)) is type(cut(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -128,15 +129,93 @@ def test_license_and_citation():
     assert paper["identifiers"][0]["value"] == "arXiv:1602.07868"
 
 
-def test_every_package_is_found_by_the_build():
-    modules = [path for top in ("wn", "hydra_plugins") for path in (ROOT / top).rglob("*.py")]
-    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in modules}
-    finding = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
-        "packages"
-    ]["find"]
-    program = f"import setuptools; print(*setuptools.find_namespace_packages(**{finding}))"
-    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert set(found.stdout.split()) == packages, found.stderr
+# Installed -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what ``pip install .`` would put among the packages."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in ("wn", "hydra_plugins", "configs", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    program = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    assert wheel.name.startswith(f"{PROJECT['name'].replace('-', '_')}-{PROJECT['version']}-")
+    shutil.unpack_archive(wheel, folder / "site", "zip")
+    return folder / "site"
+
+
+def run_installed(site: Path, folder: Path, program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with the installed packages, in a folder that is no checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "HYDRA_FULL_ERROR": "0"}
+    command = [sys.executable, "-P", "-c", program, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_wheel_holds_every_module_and_every_file_of_data(site: Path):
+    modules = {p.relative_to(ROOT) for top in ("wn", "hydra_plugins") for p in (ROOT / top).rglob("*.py")}
+    data = {
+        Path("wn/share") / p.relative_to(ROOT)
+        for d in ("configs", "experiments")
+        for p in (ROOT / d).rglob("*.yaml")
+    }
+    found = {p.relative_to(site) for p in site.rglob("*") if p.is_file() and "dist-info" not in str(p)}
+    assert found == modules | data
+
+
+def test_the_commands_are_the_modules_main_functions():
+    assert PROJECT["scripts"].keys() == {"wn-train", "wn-report", "wn-evaluate", "wn-sync"}
+    for command, place in PROJECT["scripts"].items():
+        module, _, function = place.partition(":")
+        assert command == module.removesuffix(".__main__").replace(".", "-")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+OWN = """
+import sys
+from wn import experiments, train
+from wn.config.compose import compose
+
+assert compose({"norm": "mine"}).norm.gain == "fixed"
+assert {"mine", "lr_robustness_digits"} <= {*experiments.names()}
+(run,) = experiments.load("mine").runs()
+assert run.config.norm.gain == "fixed"
+assert experiments.load("cifar10_table").rows
+sys.exit(train.main())
+"""
+
+
+def test_an_installed_project_finds_its_files_and_the_user_s_own(site: Path, tmp_path: Path):
+    (tmp_path / "configs/norm").mkdir(parents=True)
+    (tmp_path / "configs/norm/mine.yaml").write_text("direction: row\ngain: fixed\n")
+    (tmp_path / "experiments").mkdir()
+    mine = {"title": "t", "claim": "c", "fixed": {"model": "mlp"}}
+    mine["grid"] = {"norm": ["mine"], "optim.lr": [0.1], "seed": [0]}
+    (tmp_path / "experiments/mine.yaml").write_text(yaml.safe_dump(mine))
+    result = run_installed(site, tmp_path, OWN, "--cfg", "job", "norm=mine", "optim.lr=0.25")
+    assert (result.returncode, result.stderr) == (0, "")
+    composed = yaml.safe_load(result.stdout)
+    assert (composed["norm"]["gain"], composed["optim"]["lr"]) == ("fixed", 0.25)
+
+
+def test_another_hydra_application_imports_no_torch(site: Path, tmp_path: Path):
+    program = """
+import sys
+import hydra
+from hydra.core.plugins import Plugins
+
+@hydra.main(version_base=None, config_path=None)
+def main(config):
+    heavy = {"torch", "wandb", "pandas", "pydantic", "wn"} & sys.modules.keys()
+    print(heavy, "hydra_plugins.wn_launcher" in sys.modules)
+
+main()
+"""
+    result = run_installed(site, tmp_path, program)
+    assert (result.stdout, result.stderr) == ("set() True\n", "")
 
 
 # Scripts ---------------------------------------------------------------------------------------------
@@ -217,9 +296,10 @@ KNOWS = {
     "wn.data": "config torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
+    "wn.timings": "config records",
     "wn.models": "config norm torch",
     "wn.experiments": "config presets",
-    "wn.report": "config grammar presets records experiments pandas matplotlib",
+    "wn.report": "config grammar presets records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training
@@ -236,11 +316,15 @@ DISK = ("io", "os", "pathlib", "shutil", "tempfile")
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Everything that a module imports, inside its functions too, as absolute dotted names."""
+    """Everything that a module imports when it runs, inside its functions too, as absolute dotted names."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -19,9 +19,10 @@ from typing import Any
 import filelock
 import pytest
 
+from wn.again import reuse
 from wn.config import Config, UserError, parse
 from wn.provenance import git_state
-from wn.records import Damaged, Record, read_experiment, read_rows, reuse, to_json, write_atomically
+from wn.records import Damaged, Record, read_experiment, read_rows, to_json, write_atomically
 
 REPOSITORY = Path(__file__).parent.parent
 

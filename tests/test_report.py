@@ -335,8 +335,9 @@ def test_a_list_of_rows_is_drawn_and_published(
 
 def test_every_preset_has_its_own_look() -> None:
     assert set(figures.STYLE) == set(PRESETS)
-    for part in list(zip(*figures.STYLE.values(), strict=True))[:2]:
-        assert len(set(part)) == len(PRESETS), "colour and marker"
+    looks = list(figures.STYLE.values())
+    assert len({color for color, *_ in looks}) == len(looks)
+    assert len({(marker, line) for _, marker, line in looks}) == len(looks), "in grey"
 
 
 def test_committed_results_are_those_of_the_committed_rows(
@@ -430,8 +431,9 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 0, status="failed")
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 1, status="running")
     write_record(tmp_path / "runs" / NAME, config(seed=7), 0.1)
-    heading, line, note = status(tmp_path / "runs", tmp_path / "results").splitlines()
-    cells = dict(zip(heading.split(), line.split(maxsplit=7), strict=True))
+    heading, line, note, failure = status(tmp_path / "runs", tmp_path / "results").splitlines()
+    assert failure.startswith(f"1 run of {NAME} failed; the same command trains it again (first: ")
+    cells = dict(zip(heading.split(), line.split(maxsplit=8), strict=True))
     assert cells == {
         "experiment": NAME,
         "runs": "18",
@@ -440,8 +442,10 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
         "running": "1",
         "failed": "1",
         "missing": "13",
-        "rest": "0.12 h",
+        "GB": cells["GB"],
+        "rest": "8 minutes",
     }
+    assert 0 < float(cells["GB"]) < 1e-3
     assert note.startswith(f"1 row or record of no run of {NAME} as it is now")
 
 

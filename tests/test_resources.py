@@ -23,7 +23,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "members"), [("mlp", 64), ("mlp_vae", 16), ("convnet", 1), ("conv_vae", 1), ("resnet_vae", 1)]
+    ("name", "members"),
+    [("mlp", 64), ("mlp_vae", 16), ("transformer", 8), ("convnet", 1), ("conv_vae", 1), ("resnet_vae", 1)],
 )
 def test_on_a_cpu_the_largest_stack_is_a_constant(tmp_path: Path, name: str, members: int) -> None:
     config = tiny(tmp_path, model={"name": name})

@@ -43,7 +43,16 @@ def assert_resumed(folder: Path, configs: list[Config], expected: dict[str, Row]
     assert outcome(folder) == expected
 
 
-@pytest.mark.parametrize("make", [stack_of_three, lambda folder: [tiny(folder)]], ids=["stack", "alone"])
+def transformer(folder: Path) -> list[Config]:
+    model = {"name": "transformer", "patch": 4, "width": 4, "heads": 2, "depth": 1}
+    return [tiny(folder, "batch_norm", 0.01, model=model)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [stack_of_three, lambda folder: [tiny(folder)], transformer],
+    ids=["stack", "alone", "transformer"],
+)
 def test_killed_at_any_moment_a_sweep_goes_on_to_the_same_numbers(tmp_path: Path, make: Any) -> None:
     total = moments(make(tmp_path / "whole"))
     expected = outcome(tmp_path / "whole")

@@ -10,6 +10,8 @@ import math
 import os
 import pty
 import pwd
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,6 +25,9 @@ from typing import Any
 import pytest
 import torch
 import wandb
+import yaml
+from train_cases import Call
+from wandb.sdk.launch.sweeps import utils
 
 from wn import records, run, sync, tracking
 from wn.config import TrackingConfig, UserError, parse
@@ -432,9 +437,7 @@ def report() -> None:
 
     (FOLDER / "report").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(FOLDER / "report/robustness.png")
-    with (FOLDER / "report/points.csv").open("w", encoding="utf-8", newline="") as file:
-        points = [("none", 0.01, 0.5), ("none", 0.1, ""), ("weight_norm", 0.1, 0.25)]
-        csv.writer(file).writerows([("norm", "lr", "error"), *points])
+    write_points(("none", 0.01, 0.5), ("none", 0.1, ""), ("weight_norm", 0.1, 0.25))
     summary = {"x": "lr", "y": "error", "line": "norm", "points": "points.csv", "figures": ["robustness.png"]}
     (FOLDER / "report/summary.json").write_text(json.dumps(summary))
 
@@ -451,6 +454,27 @@ def test_the_summary_run_holds_points_and_figures() -> None:
     assert chart["data"] == [[-2, "none", 0.5], [-1, "weight_norm", 0.25]]
     assert len(list(copy.glob("files/media/images/figures/robustness_*.png"))) == 1
     assert_private(b"".join(path.read_bytes() for path in copy.rglob("*") if path.is_file()))
+
+
+def write_points(*points: tuple[str, float, float | str]) -> None:
+    with (FOLDER / "report/points.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("norm", "lr", "error"), *points])
+
+
+@pytest.mark.usefixtures("report")
+@pytest.mark.parametrize("points", [[], [("none", 0.1, "")]])
+def test_a_sweep_without_a_result_has_a_summary_all_the_same(
+    points: list[tuple[str, float, float | str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All its runs diverged, or none counts."""
+    write_points(*points)
+    sync.send_report(FOLDER, OFFLINE)
+    assert warnings(caplog) == []
+    wandb.teardown()
+    (copy,) = FOLDER.glob("wandb/offline-run-*-robust-summary")
+    tables = [json.loads(path.read_text()) for path in (copy / "files").rglob("*.table.json")]
+    assert [table["data"] for table in tables] == [[["none", 0.1, None]]] * len(points)
+    assert len(list(copy.glob("files/media/images/figures/robustness_*.png"))) == 1
 
 
 def test_without_a_report_there_is_no_summary_run(started: list[Fake]) -> None:
@@ -510,3 +534,88 @@ def test_sync_as_a_command(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     sync.main()
     assert capsys.readouterr().out == "robust: runs sent: 1, there already: 0, not ended: 0\n"
+
+
+# Groups, and wandb agent.
+
+
+def test_adhoc_sweeps_have_groups_of_their_own(call: Call, started: list[Fake]) -> None:
+    def groups(words: str, mode: str = "offline") -> set[Any]:
+        started.clear()
+        assert call(f"{words} trainer.epochs=1 tracking.mode={mode}").status == 0
+        return {copy.identity["group"] for copy in started}
+
+    (first,) = groups("-m norm=none seed=0,1")
+    (second,) = groups("-m norm=none seed=2,3")
+    assert first != second
+    assert re.fullmatch(r"adhoc-[0-9a-f]{8}", first)
+    assert groups("-m norm=none seed=1,0 trainer.force=true") == {first}  # the same runs
+    assert groups("norm=none seed=4") == {"adhoc"}
+    assert groups("-m norm=none seed=5,6 experiment_name=named") == {"named"}
+    assert groups("-m norm=none seed=7,8 tracking.group=mine") == {"mine"}
+    found = {
+        record.content["config"]["seed"]: record for record in records.read_experiment(Path("runs"), "adhoc")
+    }
+    assert {sync._tracking(found[seed]).group for seed in (0, 1)} == {first}
+    assert sync._tracking(found[7]).group == "mine"
+
+
+def test_a_result_that_is_taken_over_is_in_its_own_experiment_s_group(call: Call) -> None:
+    assert call("-m norm=none seed=0,1 trainer.epochs=1").status == 0
+    assert call("-m norm=none seed=0,1 trainer.epochs=1 experiment_name=named").status == 0
+    for record in records.read_experiment(Path("runs"), "named"):
+        assert sync._tracking(record).group is None
+
+
+def test_the_variable_for_a_group_is_heard(started: list[Fake], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    tracking.mirror_all([trained()], OFFLINE)
+    assert [copy.identity["group"] for copy in started] == ["theirs"]
+
+
+SWEEP_FILE = Path(__file__).parent.parent / "scripts/wandb_sweep.yaml"
+
+
+def trial(run_id: str, monkeypatch: pytest.MonkeyPatch, **values: Any) -> str:
+    """The words that W&B's own code makes of the sweep's file for a trial, in an agent's environment."""
+    config = yaml.safe_load(SWEEP_FILE.read_text(encoding="utf-8"))
+    assert values.keys() <= config["parameters"].keys()
+    command = utils.create_sweep_command(config["command"])
+    words = utils.create_sweep_command_args(
+        {"args": {key: {"value": value} for key, value in values.items()}}
+    )
+    assert command[1:] == ["python", "-m", "wn.train", "${args_no_hyphens}"]
+    assert command[0] in ("/usr/bin/env", "${env}")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", run_id)
+    assert [word.removeprefix("--") for word in words["args"]] == words["args_no_hyphens"]
+    return shlex.join(words["args_no_hyphens"])
+
+
+def test_an_agent_s_trials_are_its_own_runs(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of real W&B: each trial has the agent's id, one with the settings of an earlier one too."""
+    settings = {"norm": "none", "optim.lr": 0.0625, "seed": 1}
+    for run_id in ("first", "again"):
+        words = trial(run_id, monkeypatch, **settings)
+        result = call(f"{words} tracking.mode=offline")
+        assert (result.status, result.err) == (0, "")
+        tracking.connection.cache_clear()
+        wandb.teardown()  # an agent starts a process for each
+    ids = sorted(path.name.rpartition("-")[2] for path in Path("runs/adhoc/wandb").glob("offline-run-*"))
+    assert ids == ["again", "first"]
+    (record,) = records.read_experiment(Path("runs"), "adhoc")
+    assert (record.content["config"]["optim"]["lr"], record.content["norm"]) == (0.0625, "none")
+
+
+def test_an_agent_s_trial_is_one_run(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = trial("first", monkeypatch, norm="none")
+    result = call(f"-m {words} seed=0,1 tracking.mode=offline")
+    line = "error: wandb agent: a trial is one run; leave out -m, and give one value of each setting\n"
+    assert (result.status, result.out, result.err) == (2, "", line)
+    assert not Path("runs").exists() or not list(Path("runs").rglob("record.json"))
+
+
+def test_the_metric_of_the_sweep_is_one_that_runs_log(started: list[Fake]) -> None:
+    config = yaml.safe_load(SWEEP_FILE.read_text(encoding="utf-8"))
+    tracking.mirror_all([trained()], OFFLINE)
+    assert config["metric"]["name"] in {key for row in started[0].told.values() for key in row}

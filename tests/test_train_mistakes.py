@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import types
 import urllib.error
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_cases import Call, Result
+from train_cases import Call, Result, records
 
 from wn import experiments, train
 
@@ -19,8 +20,8 @@ MISTAKES = {
     # unknown keys: the nearest one
     "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'?",
     "optm.lr=1": "optm(.lr)?: unknown key; did you mean 'optim'?",
-    "model.depth=2": "model.depth: a key of model=convnet or resnet_vae alone",
-    "+model.depth=2": "model.depth: a key of model=convnet or resnet_vae alone",
+    "model.depth=2": "model.depth: a key of model=convnet or resnet_vae or transformer alone",
+    "+model.depth=2": "model.depth: a key of model=convnet or resnet_vae or transformer alone",
     "model=convnet": "model.widths: a key of model=mlp or mlp_vae alone",
     "model.wdths=[4]": "model.wdths: unknown key; did you mean 'widths'?",
     "+model.foo=1": "model.foo: unknown key; known: activation, .*, widths",
@@ -75,12 +76,30 @@ MISTAKES = {
     "trainer.batch_size=5000": "trainer.batch_size=5000: larger than the 1149 training images; give less",
     "trainer.device=cuda": "trainer.device=cuda: not available here; take trainer.device=auto, or cpu",
     "trainer.device=nowhere": "trainer.device=nowhere: not available here",
+    "trainer.device=meta": "trainer.device=meta: not available here",
+    "trainer.device=hpu": "trainer.device=hpu: not available here",
+    "trainer.device=privateuseone": "trainer.device=privateuseone: not available here",
+    "trainer.device=xla:3": "trainer.device=xla:3: not available here",
+    "trainer.device=": "trainer.device=: not available here",
     "data.valid_fraction=0.9999": "data.valid_fraction=0.9999: .* valid_fraction=0 holds none out",
     "data=mnist data.root=missing": r"data.root=missing: no such folder; create it and .*data.download=true",
     "data=mnist data.root=empty data.download=false": "data.root=empty: no complete MNIST there; .*parquet",
     "data=mnist data.root=corrupt": "corrupt/.*: cannot be read .*; move that away",
     "data=mnist data.root=unreachable": r"MNIST could not be downloaded there .*no route.*; .*data.root=",
     "runs_dir=file": r"file/adhoc/\w+: cannot be written to .*; name another folder with runs_dir=",
+    f"runs_dir={'a' * 5000}": r"a{290,}\.\.\. ?.*File name too long",
+    f"experiment_name={'a' * 5000}": "File name too long",
+    f"data=mnist data.root={'a' * 5000}": "File name too long",
+    f"data={'a' * 5000}": "File name too long",
+    f"+experiment={'a' * 5000}": "File name too long",
+    f"optim.lr={'a' * 5000}": r"optim.lr=a{57}\.\.\.: Input should be a valid number",
+    # paths that Hydra's grammar does not take as they are
+    "runs_dir=a=b": r"""runs_dir=a=b: not well formed; write 'runs_dir="a=b"'""",
+    "runs_dir=a#b": r"""runs_dir=a#b: not well formed; write 'runs_dir="a#b"'""",
+    "'runs_dir=/x/a(1)'": r"""not well formed; write 'runs_dir="/x/a\(1\)"'""",
+    "data=mnist data.root=ü": r"""data.root=ü: not well formed; write 'data.root="ü"'""",
+    "runs_dir=a\udcff": r"runs_dir=a.*: not well formed; write",
+    "runs_dir=[a": "runs_dir=.*: not well formed; write 'runs_dir=\"\\[a\"'",
     # overrides that are none
     "norm": "norm: not well formed; write KEY=VALUE",
     "=1": "",
@@ -221,3 +240,47 @@ def test_an_error_of_the_program_s_own_is_not_hidden(call: Call, monkeypatch: py
     monkeypatch.setattr(train, "register", lambda: [][0])
     with pytest.raises(IndexError):
         call("seed=0")
+
+
+@pytest.mark.parametrize("path", ["a=b", "a#b", "a(1)", "ü", "a{b", "~a", "a b", "50%", "a;b&c"])
+def test_the_spelling_that_is_advised_is_taken(call: Call, tmp_path: Path, path: str) -> None:
+    first = call(f"norm=none {shlex.quote(f'runs_dir={path}')}")
+    if first.status:
+        advised = re.search("write (.*)", first.err)
+        assert advised, first.err
+        assert call(f"norm=none {advised[1]}").status == 0
+    assert (tmp_path / path).is_dir()
+
+
+def test_hyphens_are_a_spelling(call: Call, tmp_path: Path) -> None:
+    """As ``wandb sweep`` writes its arguments."""
+    assert call("--norm=none --optim.lr=0.01 --seed=3").status == 0
+    (record,) = records(tmp_path / "runs/adhoc").values()
+    assert (record["norm"], record["config"]["optim"]["lr"], record["config"]["seed"]) == ("none", 0.01, 3)
+    assert_refused(call("--optim.lr=0"), "optim.lr=0: Input should be greater than 0", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("norm=none optim.lr_gain=0.1", "optim.lr_gain has no effect: norm=none trains no gain"),
+        (
+            "norm=scaled_init optim.lr_gain=0.1",
+            "optim.lr_gain has no effect: norm=scaled_init trains no gain",
+        ),
+        ("optim=sgd optim.beta2=0.9", "optim.beta2 has no effect: optim=sgd has none"),
+        (
+            "optim.late_momentum=0.5",
+            "optim.late_momentum has no effect: optim.schedule=constant has no late part",
+        ),
+        ("norm=weight_norm optim.lr_gain=0.1", None),
+        ("norm=batch_norm optim.lr_gain=0.1", None),
+        ("optim=adam optim.beta2=0.9", None),
+        ("optim=adam_paper", None),
+        ("norm=none", None),
+    ],
+)
+def test_a_setting_without_effect_is_told(call: Call, words: str, line: str | None) -> None:
+    result = call(words)
+    assert result.status == 0
+    assert [one for one in result.out.splitlines() if "has no effect" in one] == [line] * (line is not None)

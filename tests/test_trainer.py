@@ -419,7 +419,7 @@ def test_probes_come_as_often_as_asked_and_decide_nothing() -> None:
     layers = ["hidden1", "logits"]
     assert [(p["epoch"], p["layer"]) for p in often.probes[0]] == [(e, n) for e in range(5) for n in layers]
     places = [(p["epoch"], p["step"]) for p in seldom.probes[0] if p["layer"] == "logits"]
-    assert places == [(0, 0), (1, 4), (2, 8), (3, 12)]  # of four epochs: 1 and 2 are early, 4 is late
+    assert places == [(0, 0), (1, 4), (2, 8), (3, 12), (4, 16)]  # 1 and 2 are early, 4 is the last
     assert often.rows == seldom.rows
 
 

@@ -1,5 +1,44 @@
-"""Weight Normalization (Salimans & Kingma, NIPS 2016), reproduced.
+"""Weight Normalization (Salimans & Kingma, NIPS 2016), reproduced, and a bench for normalisation methods.
 
-The subject is :mod:`wn.norm`; a run goes from :mod:`wn.train` through :mod:`wn.run` and
-:mod:`wn.trainer` into a record (:mod:`wn.records`) and from there into :mod:`wn.report`.
+The library, which needs torch alone, is :mod:`wn.norm`; its main names are here too::
+
+    from wn import data_dependent_init, fold, normalize
+
+A run goes from :mod:`wn.train` through :mod:`wn.run` and :mod:`wn.trainer` into a record
+(:mod:`wn.records`) and from there into :mod:`wn.report`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wn.norm import (
+        NormalizedLayer,
+        data_dependent_init,
+        fold,
+        normalize,
+        parameter_groups,
+        project_,
+        summary,
+    )
+
+__all__ = [
+    "NormalizedLayer",
+    "data_dependent_init",
+    "fold",
+    "normalize",
+    "parameter_groups",
+    "project_",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is first asked for: the report, which is of this package too, needs no torch.
+    if name in __all__:
+        return getattr(import_module("wn.norm"), name)
+    raise AttributeError(f"module 'wn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,8 @@
 
 An experiment names the settings that all its runs share (``fixed``) and which runs there are: every
 combination of a ``grid``, or the ``rows`` of a table, each with learning rates of its own, once per seed.
-A key is a preset's group (``norm``) or a dotted field (``optim.lr``). :meth:`Experiment.runs` makes
+A key is a preset's group (``norm``) or a dotted field (``optim.lr``). A value of a group may have overrides
+behind the preset, as on the command line: ``weight_norm norm.eps=1e-5``. :meth:`Experiment.runs` makes
 configurations of it, and so ``run_id``s: a record or a committed row counts if its ``run_id`` is among them.
 """
 
@@ -11,19 +12,55 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
-import yaml
 
-from wn.config import Config, UserError, nearest
+from wn.config import PLACES, Config, UserError, nearest, places
 from wn.config.compose import Value, compose
+from wn.config.errors import explain_file
+from wn.config.yaml_files import parse_yaml, read_yaml
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = places.ROOT / "experiments"
+
+LARGEST = 100_000
+"""Runs of an experiment or a sweep; more is taken for a slip."""
 
 Cell = dict[str, Value]
 """What one run has of its own: a value for each of the experiment's axes."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError("should be one value; a field in a section is written as optim.lr")
+    return value
+
+
+def _plain_or_list(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, list) else _plain(value)
+
+
+Plain = Annotated[Any, pydantic.AfterValidator(_plain)]
+PlainOrList = Annotated[Any, pydantic.AfterValidator(_plain_or_list)]
+Axis = Annotated[list[Plain], pydantic.Field(min_length=1)]
+
+
+def settings_of(key: str, value: Value) -> dict[str, Any]:
+    """What a value of an axis sets.
+
+    >>> settings_of("norm", "weight_norm norm.eps=1e-5")
+    {'norm': 'weight_norm', 'norm.eps': 1e-05}
+    """
+    if not isinstance(value, str) or "=" not in value:
+        return {key: value}
+    preset, *overrides = value.split()
+    found: dict[str, Any] = {key: preset}
+    for override in overrides:
+        field, _, text = override.partition("=")
+        if "." not in field or not text:
+            raise ValueError(f"{value}: should be a preset, then SECTION.FIELD=VALUE ...")
+        found[field] = parse_yaml(text)
+    return found
 
 
 class Part(pydantic.BaseModel):
@@ -39,7 +76,7 @@ class Row(Part):
     norm: str
     lrs: list[float] = pydantic.Field(min_length=1)
     """Learning rates that the paper names."""
-    set: dict[str, Value] = {}
+    set: dict[str, PlainOrList] = {}
     """Further settings of this row alone."""
     chosen: float | None = None
     """The learning rate that the validation split of ``chosen_by`` selected."""
@@ -69,8 +106,8 @@ class Experiment(Part):
     name: str
     title: str
     claim: str
-    fixed: dict[str, Value | list[Value]]
-    grid: dict[str, list[Value]] = {}
+    fixed: dict[str, PlainOrList]
+    grid: dict[str, Axis] = {}
     rows: list[Row] = []
     """In the order in which they are trained: all of them with the first seed, then with the next."""
     seeds: list[int] = []
@@ -85,11 +122,33 @@ class Experiment(Part):
             raise ValueError("the runs are a grid, or rows and seeds")
         if len({row.name for row in self.rows}) < len(self.rows):
             raise ValueError("two rows have the same name")
+        own = math.prod(map(len, self.grid.values())) if self.grid else len(self.seeds) * len(self.rows)
+        if own > LARGEST:
+            raise ValueError(f"{own:,} runs; an experiment has {LARGEST:,} at most")
+        axes, variants = {*self.axes}, self.variants  # these raise where a value is not well formed
+        for name, keys in (
+            ("fixed", {*self.fixed}),
+            *((f"row {row.name}: set", {*row.set}) for row in self.rows),
+        ):
+            if both := sorted(keys & axes):
+                raise ValueError(f"{name}: {both[0]} is an axis of the runs as well; leave out one of them")
+        if both := sorted(variants & axes):
+            raise ValueError(
+                f"{both[0]} is an axis, and set by a value of another one; leave out one of them"
+            )
+        if places := sorted(key for key in self.fixed if key.partition(".")[0] in PLACES):
+            raise ValueError(f"fixed: {places[0]} changes no run; give it on the command line")
         return self
 
     @property
     def axes(self) -> list[str]:
         return list(self.grid or ("norm", "optim.lr", "seed"))
+
+    @property
+    def variants(self) -> set[str]:
+        """The fields that values of the axes set behind a preset."""
+        every = self.grid or {"norm": [row.norm for row in self.rows]}
+        return {k for key in every for one in every[key] for k in settings_of(key, one) if k != key}
 
     def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
         """Every run, in the order in which they are trained; ``settings`` are above those of the file.
@@ -103,35 +162,46 @@ class Experiment(Part):
         else:
             rows = itertools.product(self.seeds, self.rows)
             every = [(row, (row.norm, lr, seed)) for seed, row in rows for lr in row.all_lrs]
-        found = []
+        found: dict[str, Run] = {}
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
-            own = {**self.fixed, **(row.set if row else {}), **cell, "experiment_name": self.name}
+            own = {**self.fixed, **(row.set if row else {}), "experiment_name": self.name}
+            for key, value in cell.items():
+                own |= settings_of(key, value)
             try:
                 config = compose({**own, **(settings or {})})
             except UserError as error:
                 raise UserError(f"experiments/{self.name}.yaml: {error}") from None
-            found.append(Run(config, cell, row.name if row else None))
-        return found
+            run = Run(config, cell, row.name if row else None)
+            if (other := found.setdefault(config.run_id, run)) is not run:
+                same = " and ".join(
+                    ", ".join(f"{k}={v}" for k, v in one.cell.items()) for one in (other, run)
+                )
+                raise UserError(
+                    f"experiments/{self.name}.yaml: {same} are the same run; leave out one of them"
+                )
+        return list(found.values())
 
     def configs(self) -> list[Config]:
         return [run.config for run in self.runs()]
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for folder in places.folders(FOLDER) for path in folder.glob("*.yaml")})
 
 
 def load(name: str) -> Experiment:
     """Read one experiment; UserError if there is none of that name, or its file is not well formed."""
-    path = FOLDER / f"{name}.yaml"
+    path, shown = places.find(FOLDER, f"{name}.yaml"), f"experiments/{name}.yaml"
     if not path.exists():
-        raise UserError(f"experiment={name}: no file experiments/{name}.yaml{nearest(name, names())}")
+        raise UserError(f"experiment={name}: no file {shown}{nearest(name, names())}")
+    tree = read_yaml(path, shown)
+    if "name" in tree:
+        raise UserError(f"{shown}: name: is that of the file; leave it out")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Experiment.model_validate({"name": name, **tree})
-    except (ValueError, yaml.YAMLError, TypeError) as error:
-        raise UserError(f"experiments/{name}.yaml: {' '.join(str(error).split())}") from None
+    except pydantic.ValidationError as error:
+        raise UserError(f"{shown}: {explain_file(Experiment, error)}") from None
 
 
 class Point(NamedTuple):
@@ -146,8 +216,9 @@ def published(experiment: Experiment) -> dict[str, list[Point]]:
     """Published curves, by row; UserError if the file that is named is not there, or not well formed."""
     if experiment.curves is None:
         return {}
+    shown = f"experiments/{experiment.curves}"
+    tree = read_yaml(places.find(FOLDER, experiment.curves), shown)
     try:
-        curves = yaml.safe_load((FOLDER / experiment.curves).read_text(encoding="utf-8"))["curves"]
-        return {row: [Point(*map(float, point)) for point in curves[row]] for row in curves}
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"experiments/{experiment.curves}: {' '.join(str(error).split())}") from None
+        return {row: [Point(*map(float, point)) for point in curve] for row, curve in tree["curves"].items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{shown}: {' '.join(str(error).split())}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import itertools
 import math
 from collections import defaultdict
@@ -14,23 +15,24 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wn import experiments
+from wn import experiments, tracking
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
+from wn.config.errors import ends_training
 from wn.records import Record
-from wn.run import final_loss
+from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
-
-LARGEST_SWEEP = 100_000
-"""Runs of one ``-m``; more is taken for a slip, as it would fill the memory before anything is trained."""
 
 GROUPS = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
 
 trained: list[Config] = []
 """The runs of this launch, for the report at its end."""
+
+failed: list[RunFailed] = []
+"""One for each job of this launch with a run that failed."""
 
 home: int | None = None
 """The process in which main() runs; jobs of other launchers than ours may run in others."""
@@ -52,6 +54,7 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     for name, limit in limits.items():
         if limit is not None and not (isinstance(limit, int) and limit > 0):
             raise UserError(f"hydra.launcher.{name}={limit}: should be a positive whole number, or null")
+    configs = _as_launched(configs, alone=len(configs) == 1 and hydra.mode == RunMode.RUN)
     folders: dict[str, list[Path]] = defaultdict(list)  # of each run, as many as experiments name it
     passes: dict[int, list[int]] = defaultdict(list)  # the first pass trains each run in its first folder
     for i, config in enumerate(configs):
@@ -64,8 +67,30 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     records: dict[int, Record] = {}
     for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
+    if any(config.trainer.dry_run for config in configs):
+        return []
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
+
+
+def _as_launched(configs: Sequence[Config], alone: bool) -> list[Config]:
+    """The runs with what follows from how they are launched: whether a model is kept, the group on W&B."""
+    ids = sorted({config.run_id for config in configs})
+    if tracking.trial() and len(ids) > 1:
+        raise UserError("wandb agent: a trial is one run; leave out -m, and give one value of each setting")
+    adhoc = Config.model_fields["experiment_name"].default
+    sweep = f"{adhoc}-{hashlib.sha256(''.join(ids).encode()).hexdigest()[:8]}"
+    launched = []
+    for config in configs:
+        save, group = config.trainer.save, config.tracking.group
+        if group is None and len(ids) > 1 and config.experiment_name == adhoc:
+            group = sweep
+        parts = {
+            "trainer": config.trainer.model_copy(update={"save": alone if save is None else save}),
+            "tracking": config.tracking.model_copy(update={"group": group}),
+        }
+        launched.append(config.model_copy(update=parts))
+    return launched
 
 
 class Jobs:
@@ -94,16 +119,20 @@ class Jobs:
         check_hydra(self.config.hydra)
         overrides = map(self.parse, self.config.hydra.overrides.task)
         sweeps = [override.sweep_iterator() for override in overrides if override.is_discrete_sweep()]
-        runs = math.prod(sum(1 for _ in itertools.islice(values, LARGEST_SWEEP + 1)) for values in sweeps)
+        runs = math.prod(
+            sum(1 for _ in itertools.islice(values, experiments.LARGEST + 1)) for values in sweeps
+        )
         if not runs:
             raise UserError("no runs: a range(...) or glob(...) has no value")
-        if runs > LARGEST_SWEEP:
-            raise UserError(f"more than {LARGEST_SWEEP:,} runs in one sweep; give fewer values")
+        if runs > experiments.LARGEST:
+            raise UserError(f"more than {experiments.LARGEST:,} runs in one sweep; give fewer values")
         parse({key: self.config[key] for key in ("runs_dir", "experiment_name")})  # Hydra makes that folder
         try:
             Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            why = f"cannot be written to ({error.strerror}); name another folder with runs_dir="
+            if ends_training(error):
+                raise
+            why = f"cannot be written to ({error.strerror}); name another folder with runs_dir=..."
             raise UserError(f"{self.config.hydra.sweep.dir}: {why}") from None
 
     def train(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
@@ -114,10 +143,7 @@ class Jobs:
         returns = []
         for texts, job in zip(job_overrides, jobs, strict=True):
             done = JobReturn(overrides=list(texts), status=JobStatus.COMPLETED)
-            try:
-                done.return_value = summary(list(itertools.islice(records, len(job))))
-            except Exception as error:
-                done.status, done.return_value = JobStatus.FAILED, error
+            done.return_value = summary(list(itertools.islice(records, len(job))))
             returns.append(done)
         return returns
 
@@ -180,10 +206,10 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
         return [composed]
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
-    values = {k: v for k, v in values.items() if (k, v) not in plan.fixed.items()}
     # An axis is restricted to the wanted value; any other setting would change what the runs are.
-    wanted = {key: value for key, value in values.items() if key in plan.axes}
-    settings = {key: value for key, value in values.items() if decides(key) and key not in wanted}
+    wanted = {key: value for key, value in values.items() if key in plan.axes or key in plan.variants}
+    free = {key for key in values if key in wanted or (key, values[key]) in plan.fixed.items()}
+    settings = {key: value for key, value in values.items() if decides(key) and key not in free}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})
     changed = bool(settings) and [run.config.run_id for run in runs] != [c.run_id for c in plan.configs()]
     if changed and composed.experiment_name == experiment:
@@ -191,11 +217,20 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
             f"{_texts(overrides, settings)}: experiment {experiment} fixes its numbers; for one of your own "
             f"add experiment_name=NAME, or copy experiments/{experiment}.yaml and change the copy"
         )
-    chosen = [run for run in runs if all(run.cell[key] == value for key, value in wanted.items())]
+    chosen = [run for run in runs if all(_has(run, key, value, composed) for key, value in wanted.items())]
     if not chosen:
         asked = _texts(overrides, wanted)
         raise UserError(f"{asked}: the experiment has no such run; its file names those that it has")
     return [run.config.placed_as(composed) for run in chosen]
+
+
+def _has(run: experiments.Run, key: str, value: Any, composed: Config) -> bool:
+    """Whether a run has the wanted preset, or the wanted value as ``composed`` has understood it."""
+    if key in GROUPS:
+        return bool(str(run.cell[key]).partition(" ")[0] == value)
+    section, _, field = key.rpartition(".")
+    mine, theirs = (getattr(c, section) if section else c for c in (run.config, composed))
+    return bool(getattr(mine, field) == getattr(theirs, field, None))
 
 
 def _texts(overrides: Sequence[Override], keys: dict[str, Any]) -> str:
@@ -203,5 +238,11 @@ def _texts(overrides: Sequence[Override], keys: dict[str, Any]) -> str:
 
 
 def summary(records: Sequence[Record]) -> float:
-    """What a sweeper may minimise: the mean of the runs' final validation losses."""
-    return math.fsum(map(final_loss, records)) / len(records)
+    """What a sweeper may minimise: the mean of the runs' final validation losses; NaN where one failed."""
+    if not records:  # of a dry run
+        return math.nan
+    try:
+        return math.fsum(map(final_loss, records)) / len(records)
+    except RunFailed as error:  # told at the end; Hydra would print its own lines about it
+        failed.append(error)
+        return math.nan

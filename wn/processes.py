@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from wn.config import UserError
+from wn.config.errors import ends_training
 
 Item = TypeVar("Item")
 
@@ -246,6 +248,7 @@ def _work(
     """A worker's ``work`` on the items that come over the pipe until None comes, each answered by None."""
     global PLACE, STARTED, STOP
     PLACE, STARTED, STOP = place, started, stop
+    _have_the_kernel_kill_orphans()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
@@ -265,6 +268,8 @@ def _portable(error: BaseException) -> BaseException:
         return _by_signal(signal.SIGINT)
     if isinstance(error, UserError):
         return UserError(str(error))
+    if ends_training(error):
+        return OSError(*error.args)
     return error if isinstance(error, Preempted) else RuntimeError("".join(format_exception(error)))
 
 
@@ -273,3 +278,10 @@ def _die_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
+
+
+def _have_the_kernel_kill_orphans() -> None:
+    """On Linux, where a thread of Python's would have to wait for a long operation of torch's to end."""
+    pr_set_pdeathsig = 1  # sys/prctl.h
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

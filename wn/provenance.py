@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+
+DECIDING = ("data", "models", "norm", "metrics.py", "optim.py", "stack.py", "step.py", "trainer.py")
+"""Of ``wn``: the code that decides numbers."""
 
 
 @functools.cache
@@ -20,11 +25,37 @@ def provenance(device: str) -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "hydra-core")
     return {
         **git_state(),
+        "source": source(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
     }
+
+
+@functools.cache
+def source(package: Path = ROOT / "wn") -> str:
+    """Twelve hexadecimal digits: SHA-256 of the files in :data:`DECIDING`, names and bytes."""
+    places = [package / name for name in DECIDING]
+    files = [
+        file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])
+    ]
+    digests = [
+        f"{f.relative_to(package).as_posix()} {hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files
+    ]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:12]
+
+
+def other_code(made: Mapping[str, Any]) -> str:
+    """What to tell of a record whose code decided numbers in another way than today's may; else nothing.
+
+    Records that name no ``source`` are older than this check.
+    """
+    if made.get("source", source()) == source():
+        return ""
+    commit = f"commit {str(made['commit'])[:12]}" if made.get("commit") else "no commit is known"
+    changed = ", with changes" if made.get("dirty") else ""
+    return f"trained by other code: {commit}{changed}; trainer.force=true trains again"
 
 
 def cpu_name() -> str:

@@ -6,6 +6,7 @@
 - ``metrics.jsonl``: a line per epoch (losses in nats, errors as fractions); only ever appended to;
 - ``probes.jsonl``: a line per layer and probe (:mod:`wn.probes`); likewise;
 - ``reconstructions.png``, ``samples.png``: of a VAE, at the end (:func:`wn.metrics.pictures`);
+- ``model.safetensors``: the trained model, where it is kept (:mod:`wn.trained`);
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
 A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A damaged
@@ -16,8 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ import pydantic
 import pydantic_core
 
 from wn.config import SCHEMA, Config, UserError
+from wn.config.errors import ends_training
 from wn.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -70,8 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file; readers, and a kill, see either the old or the new file."""
     # Without fsync: it would protect from a loss of power alone, and cost more than a short run.
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def to_json(tree: Any, indent: int | None = None) -> str:
@@ -99,7 +103,9 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError) -> OSError | UserError:
+    if ends_training(error):
+        return OSError(error.errno, error.strerror, str(folder))
     reason = error.strerror or type(error).__name__
     return UserError(f"{folder}: cannot be written to ({reason}); name another folder with runs_dir=...")
 
@@ -124,7 +130,9 @@ class Record:
 
     @classmethod
     def unread(cls, config: Config, run_id: str | None = None) -> Record:
-        return cls(Path(config.runs_dir) / config.experiment_name / (run_id or config.run_id))
+        """In the experiment's folder; what is trained again, in ``again`` there until it is complete."""
+        again = "again" if config.trainer.force else ""
+        return cls(Path(config.runs_dir, config.experiment_name, again, run_id or config.run_id))
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -258,36 +266,6 @@ class Record:
                 os.truncate(self.folder / name, size)
 
 
-def reuse(records: Iterable[Record]) -> set[str]:
-    """Copy the results that other experiments beside them have of the same runs; return their run_ids."""
-    records, beside = list(records), defaultdict(list)
-    for runs_dir in {here.folder.parents[1] for here in records}:  # listed once, however many runs
-        for folder in sorted(runs_dir.glob("*/*")):
-            beside[folder.name].append(folder)
-
-    def taken(here: Record) -> bool:
-        others = (folder for folder in beside[here.folder.name] if folder != here.folder)
-        return any(_copy_result(folder, here) for folder in others)
-
-    return {here.folder.name for here in records if taken(here)}
-
-
-def _copy_result(folder: Path, here: Record) -> bool:
-    try:
-        there = Record.read(folder)
-    except UserError:  # being written, or damaged
-        return False
-    if not there.done or not here.claim():
-        return False
-    if not here.done:
-        for path in [*filter(Path.exists, map(folder.joinpath, ROWS)), *there.pictures.values()]:
-            shutil.copyfile(path, here.folder / path.name)
-        here.content = there.content
-        here.save(experiment=here.folder.parent.name)
-    here.release()
-    return True
-
-
 def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
     """The records of an experiment, ordered by run_id; a damaged one is named and left out."""
     for path in sorted((runs_dir / experiment).glob("*/record.json")):
@@ -298,5 +276,6 @@ def read_experiment(runs_dir: Path, experiment: str) -> Iterator[Record]:
 
 
 def public_config(config: Config) -> Row:
-    """Without the folders, which are this machine's."""
-    return config.model_dump(mode="json", exclude={"runs_dir": True, "data": {"root"}})
+    """Without the folders, which are this machine's, and without what was said for one time."""
+    exclude: Row = {"runs_dir": True, "data": {"root"}, "trainer": {"force"}}
+    return config.model_dump(mode="json", exclude=exclude)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -15,10 +16,13 @@ from wn.data import Dataset
 from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
 
-MEMBERS = {"mlp": 64, "mlp_vae": 16}
+MEMBERS = {"mlp": 64, "mlp_vae": 16, "transformer": 8}
 """Largest stack on a CPU by architecture: up to it a member costs less the larger its stack, at up to 5 MiB
-(mlp) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and cost 1.6 to 1.8 times as
-much (measured: docs/LOG.md)."""
+(mlp), 25 (transformer, digits) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and
+cost 1.6 to 1.8 times as much (measured: docs/LOG.md)."""
+
+ENOUGH_FILES = 4096
+OTHER_FILES = 128  # that are open beside the lock of each run: data, pipes to workers, libraries
 
 MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
@@ -93,6 +97,22 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_max, 0)
+
+
+def open_files() -> int:
+    """Files that this process may have open, once it has raised its own limit as far as it may."""
+    try:
+        import resource  # POSIX alone
+    except ImportError:
+        return ENOUGH_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+        return soft
+    return min(wanted, ENOUGH_FILES)
 
 
 def largest_stack(config: Config, device: torch.device, dataset: Dataset, workers: int = 1) -> int:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wn import tracking
+from wn import tracking, trained
 from wn.checkpoints import Checkpoints
 from wn.config import Config
+from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
@@ -101,6 +102,7 @@ class _Session(Observer):
         self.selection = f"valid_{self.objective.selection_metric}"
         self.open = {i for i, record in enumerate(self.records) if not record.done}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
+        self.models: dict[int, Row] = {}
         self.started = self.flushed = time.monotonic()
         self.live: tracking.LiveMirror | None = None
         self.ids = [record.content["run_id"] for record in self.records]
@@ -109,7 +111,7 @@ class _Session(Observer):
 
     def train(self, may_split: bool) -> bool:
         """Train to the end; an exception fails the open members. False where memory ran out instead."""
-        device, dataset = resolve(self.config)
+        device, self.dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
         self.devices = [device_name(device)]
         for i in sorted(self.open):
@@ -118,7 +120,7 @@ class _Session(Observer):
                 Checkpoints(self.stacks, old).remove()
             self.records[i].begin(self.configs[i], self.ids, *self.devices)
         try:
-            trainer = Trainer(self.configs, dataset, device, self)
+            trainer = Trainer(self.configs, self.dataset, device, self)
             self._resume(trainer)
             if len(self.configs) == 1:  # a run alone is copied to W&B as it goes
                 self.live = tracking.open_live(self.records[0], self.config.tracking)
@@ -128,10 +130,12 @@ class _Session(Observer):
                 self.bar.update(trainer.step)
                 trainer.run()
         except Preempted:
-            if self.live is not None:
-                self.live.pause()
+            self._pause()
             raise
         except Exception as error:
+            if ends_training(error):  # the runs have not failed: they go on from their checkpoint
+                self._pause()
+                raise
             if may_split and isinstance(error, torch.OutOfMemoryError):
                 return False
             self._flush(self.open)
@@ -142,6 +146,10 @@ class _Session(Observer):
         if self.live is not None:
             self.live.finish(self.records[0])
         return True
+
+    def _pause(self) -> None:
+        if self.live is not None:
+            self.live.pause()
 
     def _resume(self, trainer: Trainer) -> None:
         """Go on from the newest checkpoint that is whole, with the rows that were there; else start anew."""
@@ -182,6 +190,10 @@ class _Session(Observer):
             for name, images in pictures.items():
                 self.records[member].save_picture(name, png(images))
 
+    def on_model(self, member: int, state: dict[str, Tensor]) -> None:
+        if member in self.open and self.config.trainer.save:
+            self.models[member] = trained.save(self.records[member], state, self.dataset)
+
     def on_end(self, member: int, status: str, result: Row) -> None:
         """Record the numbers before training, after the last epoch, and at the best one."""
         if member not in self.open:
@@ -199,6 +211,7 @@ class _Session(Observer):
         }
         if status == "finished":
             summary["final"] |= result
+            summary |= {"model": self.models.pop(member)} if member in self.models else {}
         else:
             summary["diverged_at"] = result
         self._close(member, status, summary)

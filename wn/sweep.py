@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from wn import tracking
-from wn.config import Config
+from wn import again, cost, tracking
+from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
 from wn.processes import StopWatcher, WorkerDied, map_workers
-from wn.records import Record, reuse
-from wn.resources import devices_here, largest_stack, resolve
+from wn.provenance import other_code
+from wn.records import Record
+from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
 
@@ -50,35 +52,65 @@ def train_sweep(
     ids = [config.run_id for config in configs]
     runs = dict(zip(ids, configs, strict=True))
     records = {run_id: Record.of(config, run_id) for run_id, config in runs.items()}
+    dry = any(config.trainer.dry_run for config in configs)
+    forced = {run_id for run_id, config in runs.items() if config.trainer.force}
+    # An earlier training anew may have been stopped when it was done, before it took its place.
+    for run_id in forced if not dry else ():
+        if records[run_id].done and other_code(records[run_id].content["provenance"]):
+            again.replace(records[run_id])
+            records[run_id] = Record.of(runs[run_id], run_id)
     missing = {run_id: record for run_id, record in records.items() if not record.done}
-    reused = reuse(missing.values())
+    reused = set() if dry else again.reuse(r for run_id, r in missing.items() if run_id not in forced)
     todo = [run_id for run_id in missing if run_id not in reused]
+    if dry and (download := cost.to_download([runs[run_id] for run_id in todo])):
+        _say(f"{len(runs)} runs: {len(todo)} to train; {download}")
+        return [records[run_id] for run_id in ids]
     resolved = _resolve({run_id: runs[run_id] for run_id in todo})
     if reused:
         _say(f"{len(reused)} runs taken over from other experiments")
     _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
     if len(runs) == 1 and not todo:
         _say(f"{title(configs)}: {_outcome(configs[0], list(records.values()))}")
+        if tracking.trial():  # of an agent that has given the same settings before
+            tracking.mirror_all(records.values(), configs[0].tracking)
+    _tell(runs, [record for record in records.values() if record.done])
+    for line in sorted({line for config in runs.values() for line in idle(config)}):
+        _say(line)
     workers = workers or _workers(runs, resolved)
+
+    def plan(held: set[str]) -> list[list[str]]:
+        cut = _interrupted([records[run_id] for run_id in todo], runs)
+        taken = {run_id for stack in cut for run_id in stack} | held
+        fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
+        free = [stack for stack in cut if held.isdisjoint(stack)]
+        return free + _stacks(fresh, resolved, members, workers, len(runs))
 
     def left() -> list[str]:
         records.update({run_id: Record.of(runs[run_id], run_id) for run_id in todo})
         return [key for key in todo if not _ended(records[key], since=missing[key])]
 
-    held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
+    if dry:
+        _say_cost([[runs[key] for key in stack] for stack in plan(set())], resolved, workers)
+        return [records[run_id] for run_id in ids]
+    begun, held = (
+        bool(todo),
+        set[str](),
+    )  # nobody's at first: the same command elsewhere plans the same stacks
     while todo:
-        stacks = _interrupted([records[run_id] for run_id in todo], runs)
-        taken = {run_id for stack in stacks for run_id in stack} | held
-        fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
-        stacks = [stack for stack in stacks if held.isdisjoint(stack)]
-        stacks += _stacks(fresh, resolved, members, workers, len(runs))
-        for stack, death in map_workers(_train, [[runs[key] for key in stack] for stack in stacks], workers):
+        stacks = [[runs[run_id] for run_id in stack] for stack in plan(held)]
+        for stack, death in map_workers(_train, stacks, workers):
             _fail(stack, death)
-        if todo := left():
+        if todo := [run_id for run_id in left() if run_id not in forced]:
             _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
             todo = left()
             held = {run_id for run_id in todo if records[run_id].held()}
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
+    replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
+    records |= {record.folder.name: record for record in replaced}
+    for experiment in {record.folder.parent for record in replaced}:
+        _say(f"trained again; the old records are in {experiment / 'before'}")
+    if begun:
+        _say_best([(runs[run_id], record) for run_id, record in records.items()])
     return [records[run_id] for run_id in ids]
 
 
@@ -100,6 +132,27 @@ def _wait(left: list[Record], max_minutes: float | None) -> None:
         time.sleep(POLL_SECONDS)
         if not all(record.held() for record in left):
             return
+
+
+def _tell(runs: dict[str, Config], done: list[Record]) -> None:
+    """Say of records from earlier launches what trainer.force would change."""
+    told = Counter(other_code(record.content["provenance"]) for record in done)
+    for line in told.keys() - {""}:
+        _say(f"{told[line]} of them {line}")
+    without = [r for r in done if r.status == "finished" and "model" not in r.content]
+    if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
+        _say(f"{count} of them kept no model; trainer.force=true trains again")
+
+
+def _say_cost(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
+    _say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
+    places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
+    for stack in stacks:
+        device, dataset = resolved[stack[0].run_id]
+        places[device, id(dataset)].append(stack)
+    for (device, _), own in places.items():
+        for line in cost.estimate(own, device, resolved[own[0][0].run_id][1], min(workers, len(own))):
+            _say(line)
 
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
@@ -147,7 +200,7 @@ def _stacks(
         groups[config.stack_key].append(run_id)
     stacks = []
     for group in groups.values():
-        most = members or -(-max(runs, len(fresh)) // workers)
+        most = min(members or -(-max(runs, len(fresh)) // workers), max(1, open_files() - OTHER_FILES))
         if members is None and len(group) > 1:
             most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]], workers))
         count = -(-len(group) // most)
@@ -187,8 +240,30 @@ def _outcome(config: Config, ended: list[Record], seconds: float | None = None) 
     metric = objective_of(config.model).selection_metric
     finals = [r.content["final"].get(f"valid_{metric}") for r in ended if r.status == "finished"]
     if values := [value for value in finals if value is not None]:
-        scale, unit = (100, "%") if metric == "error" else (1, "nats")
-        text += f", validation {metric} {scale * min(values):.2f} {unit}"
+        text += f", validation {metric} {_shown(metric, min(values))}"
         if not alone:
-            text += f" at best, {scale * statistics.median(values):.2f} {unit} in the median"
-    return f"{text}, record {ended[0].folder}" if alone else text
+            text += f" at best, {_shown(metric, statistics.median(values))} in the median"
+    place = again.place_of(ended[0]) if config.trainer.force else ended[0]
+    return f"{text}, record {place.folder}" if alone else text
+
+
+def _say_best(done: list[tuple[Config, Record]]) -> None:
+    """The best learning rate of each norm, by the mean over its seeds, where there is a choice."""
+    sets: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    titles = {}
+    for config, record in done:
+        metric = objective_of(config.model).selection_metric
+        alike = config.model_copy(update={"seed": 0, "optim": config.optim.model_copy(update={"lr": 1.0})})
+        value = record.content["final"].get(f"valid_{metric}") if record.status == "finished" else None
+        sets[alike.run_id][config.optim.lr].append(math.inf if value is None else value)
+        titles[alike.run_id] = f"{config.model.name} {config.norm.label} {config.optim.name}", metric
+    for key, (name, metric) in titles.items():
+        means = {lr: statistics.fmean(values) for lr, values in sets[key].items()}
+        best = min(means, key=means.__getitem__)
+        if len(means) > 1 and means[best] < math.inf and list(titles.values()).count((name, metric)) == 1:
+            seeds = f"mean of {len(sets[key][best])} seeds" if len(sets[key][best]) > 1 else "one seed"
+            _say(f"{name}: best lr {best:g}, validation {metric} {_shown(metric, means[best])} ({seeds})")
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric == "error" else f"{value:.2f} nats"

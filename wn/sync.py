@@ -58,12 +58,16 @@ def _copy_report(folder: Path, to: TrackingConfig, mode: str) -> None:
             ys.append(height)
     xname = f"log10 {x}" if scale is math.log10 else x
     axes = [[drawn[i] for drawn in lines.values()] for i in (0, 1)]
-    chart = wandb.plot.line_series(*axes, keys=list(lines), title=f"{y} over {x}", xname=xname)
-    table = wandb.Table(columns=list(points[0]), data=[list(point.values()) for point in points])
-    images = {f"figures/{Path(name).stem}": wandb.Image(str(report / name)) for name in made["figures"]}
+    shown = {f"figures/{Path(name).stem}": wandb.Image(str(report / name)) for name in made["figures"]}
+    if points:
+        data = [list(point.values()) for point in points]
+        shown["curves"] = wandb.Table(columns=list(points[0]), data=data)
+    if lines:  # none where no run has the measurement: all have diverged
+        title = f"{y} over {x}"
+        shown["robustness"] = wandb.plot.line_series(*axes, keys=list(lines), title=title, xname=xname)
     identity = {"id": f"{folder.name[:56]}-summary", "name": "summary", "group": folder.name}
     run = tracking.init(to, folder, mode, **identity, job_type="summary")
-    run.log({"curves": table, "robustness": chart, **images})
+    run.log(shown)
     run.finish()
 
 
@@ -85,7 +89,9 @@ def _is_online(record: Record) -> bool:
 
 
 def _tracking(record: Record) -> TrackingConfig:
-    return TrackingConfig.model_validate(record.content["config"]["tracking"])
+    config = record.content["config"]
+    taken_over = config["experiment_name"] != record.content["experiment"]  # with its sweep's group
+    return TrackingConfig.model_validate(config["tracking"] | ({"group": None} if taken_over else {}))
 
 
 def main() -> None:

@@ -66,6 +66,11 @@ def _answers(calls: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
     return answers[:]  # what comes later is not seen
 
 
+def trial() -> bool:
+    """Whether ``wandb agent`` started this process: then W&B gives every run in it the trial's id."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
 class Connection:
     """How this process reaches W&B; the mode (online, offline, disabled) only ever degrades.
 
@@ -188,15 +193,11 @@ def load_wandb() -> Any:
 def init(tracking: TrackingConfig, folder: Path, mode: str, **identity: Any) -> Any:
     """A W&B run with its files in ``folder/wandb``; W&B's own variables win over our defaults."""
     default = tracking.project == TrackingConfig().project
-    return load_wandb().init(
-        mode=mode,
-        project=(default and os.environ.get("WANDB_PROJECT")) or tracking.project,
-        entity=tracking.entity or os.environ.get("WANDB_ENTITY"),
-        dir=str(folder),
-        resume="allow",
-        reinit="create_new",
-        **identity,
-    )
+    project = (default and os.environ.get("WANDB_PROJECT")) or tracking.project
+    identity |= {"project": project, "entity": tracking.entity or os.environ.get("WANDB_ENTITY")}
+    if trial():
+        identity |= dict.fromkeys(("id", "project", "entity"))  # the agent's
+    return load_wandb().init(mode=mode, dir=str(folder), resume="allow", reinit="create_new", **identity)
 
 
 def _begin(record: Record, tracking: TrackingConfig, mode: str) -> Any:
@@ -211,7 +212,7 @@ def _begin(record: Record, tracking: TrackingConfig, mode: str) -> Any:
         mode,
         id=f"{experiment[:51]}-{content['run_id']}",  # W&B takes 64 letters
         name=f"{norm} lr={config['optim']['lr']:g} seed={config['seed']}",
-        group=experiment,
+        group=tracking.group or os.environ.get("WANDB_RUN_GROUP") or experiment,
         job_type=norm,
         tags=[config["model"]["name"], config["data"]["name"]],
         config={**shown, "run_id": content["run_id"], "provenance": content.get("provenance")},

@@ -5,8 +5,10 @@ One run, a sweep (``-m``) or an experiment (``+experiment=NAME``: a file of ``ex
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +23,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from wn import experiments, launcher
-from wn.config import Config, UserError, explain_key, nearest
-from wn.config.compose import CONFIGS, set_value
+from wn.config import Config, UserError, explain_key, nearest, places
+from wn.config.compose import CONFIGS, check_presets, set_value
+from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
-from wn.run import RunFailed
 from wn.sync import send_report
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask where an error came from
@@ -34,21 +36,26 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask whe
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> float:
     """Train a run, or an experiment, and return its final validation loss, which a sweeper may minimise."""
-    chosen = HydraConfig.get()
+    chosen, home = HydraConfig.get(), launcher.home == os.getpid()
     try:
         launcher.check_hydra(chosen)
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
+        check_presets(chosen.runtime.choices)
         experiment = chosen.runtime.choices.get("experiment")
         records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
-    except (UserError, OmegaConfBaseException) as error:
-        if launcher.home != os.getpid():
-            raise launcher.JobEnded(f"error: {' '.join(explain(error).split())}", 2) from None
-        refuse(error)  # here, as Hydra would go on to the next job
+    except (UserError, OSError, OmegaConfBaseException) as error:
+        if home:
+            refuse(error)  # here, as Hydra would go on to the next job
+        status = 1 if ends_training(error) else 2
+        raise launcher.JobEnded(f"error: {' '.join(explain(error).split())}", status) from None
     except Preempted as stopped:
-        if launcher.home != os.getpid():
-            raise launcher.JobEnded(str(stopped), stopped.status) from None
-        raise
-    return launcher.summary(records)
+        if home:
+            raise
+        raise launcher.JobEnded(str(stopped), stopped.status) from None
+    loss = launcher.summary(records)
+    if launcher.failed and not home:
+        raise launcher.JobEnded(f"error: {launcher.failed.pop()}", 1)
+    return loss
 
 
 def main() -> int:
@@ -59,25 +66,22 @@ def main() -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in switches)
+    sys.argv[1:] = sorted(map(spelling, sys.argv[1:]), key=lambda word: word not in switches)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     launcher.trained.clear()
+    launcher.failed.clear()
     launcher.home = os.getpid()
-    status = 0
     try:
         register()
+        sys.argv += own_presets()
         with termination():
-            try:
-                job()
-            except RunFailed as error:
+            job()
+            for error in launcher.failed[:1]:
                 print(f"error: {error}", file=sys.stderr)
-                status = 1
             report()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
         refuse(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        refuse(UserError(f"{error.filename}: {error.strerror}; name another folder with runs_dir=..."))
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
             raise
@@ -88,6 +92,7 @@ def main() -> int:
     except launcher.JobEnded as ended:
         line, status = ended.args
         print(line, file=sys.stderr)
+        return int(status)
     except Exception as error:
         if TRACEBACKS or type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
             raise
@@ -97,7 +102,27 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
-    return status
+    return 1 if launcher.failed else 0
+
+
+def spelling(word: str) -> str:
+    """``--optim.lr=0.1``, as ``wandb sweep`` writes it, for ``optim.lr=0.1``."""
+    if word == "--dry-run":
+        return "trainer.dry_run=true"
+    key = word.removeprefix("--").partition("=")[0]
+    ours = "." in key or key in Config.model_fields or key in launcher.GROUPS
+    return word.removeprefix("--") if ours and "=" in word else word
+
+
+def own_presets() -> list[str]:
+    """What makes Hydra find the presets of an installed project's user, in ``configs/`` of this folder."""
+    if len(places.folders(CONFIGS)) == 1:
+        return []
+    for word in sys.argv[1:]:
+        group, _, names = word.partition("=")
+        for name in names.split(",") if group in launcher.GROUPS else []:
+            places.find(CONFIGS, f"{group}/{name}.yaml")  # refuses a name that the project has too
+    return ["hydra.searchpath=[file://configs]"]
 
 
 def report() -> None:
@@ -124,11 +149,15 @@ def register() -> None:
     for model in MODELS:
         defaults = model().model_dump(mode="json")
         store.store(group="model", name=f"_{defaults['name']}", node=defaults)
+    asked = {name for word in sys.argv if "experiment=" in word for name in re.split(r"[^\w.-]+", word)}
     for name in experiments.names():
         try:
-            fixed = experiments.load(name).fixed
+            plan = experiments.load(name)
+            if name in asked:
+                plan.runs()  # the whole file is checked
+            fixed = plan.fixed
         except UserError:
-            if any("experiment=" in word and name in word for word in sys.argv):
+            if name in asked:
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
@@ -139,6 +168,8 @@ def register() -> None:
                 set_value(node, key, value)
         store.store(group="experiment", name=name, node=node, package="_global_")
 
+
+PATHS = ("runs_dir", "data.root", "tracking.project", "tracking.entity")
 
 EXPLANATIONS = {
     r"append to your default list use (\S+)": "no such key without a plus sign; write {}",
@@ -153,10 +184,13 @@ EXPLANATIONS = {
 
 
 def refuse(error: Exception) -> NoReturn:
-    if TRACEBACKS:
+    """End with one line: status 2 for what the user asked for, 1 for a disk that is full."""
+    known = isinstance(error, HydraException) or ends_training(error)  # some of Hydra's are OSErrors
+    if TRACEBACKS or (isinstance(error, OSError) and not error.filename and not known):
         raise error
-    print("error:", *explain(error).split(), file=sys.stderr)
-    sys.exit(2)
+    text = explain(error).encode(errors="backslashreplace").decode()  # a path may hold what is no text
+    print("error:", *(short(word, 300) for word in text.split()), file=sys.stderr)
+    sys.exit(1 if ends_training(error) else 2)
 
 
 def explain(error: Exception) -> str:
@@ -164,14 +198,23 @@ def explain(error: Exception) -> str:
         group, _, name = error.missing_cfg_file.rpartition("/")
         known = [option for option in error.options or [] if not option.startswith("_")]
         return f"{group}={name}: no such preset{nearest(name, known)}"
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return explain_disk(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not well formed; write KEY=VALUE, as in norm=none 'model.widths=[64,64]'"
+        return f"{error.override}: not well formed; write {_well_formed(str(error.override))}"
     text = " ".join(str(error).split())  # Hydra breaks its lines
     for pattern, line in EXPLANATIONS.items():
         if found := re.search(pattern, text):
             return line.format(*found.groups())
     key = re.search(r"Could not override '([^']+)'|not in struct full_key: (\S+)", text)
     return explain_key(Config, key[1] or key[2]) if key else text
+
+
+def _well_formed(override: str) -> str:
+    """Of a value that would be well formed as text, such as a path with = or #: that spelling."""
+    key, _, value = override.partition("=")
+    path = key in PATHS and value and not {*value} & {*"'\"\n"}
+    return shlex.quote(f'{key}="{value}"') if path else "KEY=VALUE, as in norm=none 'model.widths=[64,64]'"
 
 
 if __name__ == "__main__":

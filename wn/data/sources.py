@@ -20,7 +20,7 @@ import numpy as np
 from wn.config import DataConfig, UserError
 from wn.data import formats
 from wn.data.formats import Arrays, Unusable
-from wn.data.whitening import whiten_once
+from wn.data.whitening import Whitening, whiten_once
 
 TIMEOUT = 20.0  # seconds to wait for a silent server: some networks drop packets instead of refusing them
 
@@ -54,6 +54,7 @@ class Official(NamedTuple):
     test: tuple[int, ...]
     layouts: tuple[Layout, ...]  # torchvision's
     archive: str | None = None  # torchvision's download, where it is a single one
+    megabytes: int = 0  # of what is downloaded
     reorder: bool = False  # layouts differ in the order of the images, so a common one is chosen
 
     @property
@@ -68,17 +69,28 @@ class Official(NamedTuple):
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)
+MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)._replace(
+    megabytes=12
+)
 FASHION = Official(
     "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
-)
+)._replace(megabytes=31)
 CIFAR10 = Official(
     "CIFAR10", "cifar-10-batches-py", "plain_text", (3, 32, 32), (5000,) * 10, (1000,) * 10, (BATCHES,)
-)._replace(archive="cifar-10-python.tar.gz", reorder=True)
+)._replace(archive="cifar-10-python.tar.gz", megabytes=170, reorder=True)
 OFFICIAL = {"mnist": MNIST, "fashion_mnist": FASHION, "cifar10": CIFAR10}
 
 
-def official(config: DataConfig) -> tuple[Arrays, Arrays]:
+def megabytes(config: DataConfig) -> int:
+    """What a run would download; 0 where its files are there, or it may not."""
+    official = OFFICIAL.get(config.name)
+    if official is None or not config.download:
+        return 0
+    root = Path(config.root or "data").expanduser()
+    return 0 if (root / (official.archive or "x")).exists() or _find(root, official) else official.megabytes
+
+
+def official(config: DataConfig) -> tuple[Arrays, Arrays, Whitening | None]:
     """Official training and test set, from the first layout that is there; whitened if so configured."""
     official = OFFICIAL[config.name]
     root = Path(config.root or "data").expanduser()
@@ -93,7 +105,7 @@ def official(config: DataConfig) -> tuple[Arrays, Arrays]:
             raise UserError(f"data.root={root}: no complete {official.name} there; {official.ways}")
         read = functools.partial(_read, official, *found)
         if not config.whiten:
-            return read()
+            return *read(), None
         _, train, test = found
         return whiten_once(train[0].parent / f"{official.name}-whitened.npz", train + test, read)
     except (Unusable, OSError) as error:

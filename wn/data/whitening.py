@@ -11,13 +11,14 @@ so that along an eigenvector of eigenvalue s the whitened images have the varian
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,17 +28,28 @@ EPS = 1e-5  # added to each eigenvalue, as in the authors' code
 SCALE = 128  # divides each byte, as in the authors' code: EPS is meant for this scale
 CHUNK = 5000  # images that are floats at a time: all of CIFAR-10 in float64 would be 1.5 GB
 RECIPE = f"ZCA of (byte - 127.5) / {SCALE}, regularisation {EPS}"  # change it when the numbers change
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")  # in the cache
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "centre", "factor")  # in the cache
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 log = logging.getLogger(__name__)
 
 
-def whiten(train: Arrays, test: Arrays) -> tuple[Arrays, Arrays]:
+class Whitening(NamedTuple):
+    """``z = (byte - centre) factor`` of flattened images, in float32."""
+
+    centre: Floats  # [D]
+    factor: Floats  # [D, D]
+
+
+Whitened = tuple[Arrays, Arrays, Whitening]  # training part, test part, and what made them
+
+
+def whiten(train: Arrays, test: Arrays) -> Whitened:
     """Whiten both parts with the statistics of the first: float32 images, the same labels."""
-    fitted = fit(train.images)
-    return Arrays(apply(train.images, *fitted), train.labels), Arrays(
-        apply(test.images, *fitted), test.labels
-    )
+    mean, matrix = fit(train.images)
+    # x - m is (byte - mean) / SCALE: the authors' 127.5 cancels
+    made = Whitening(mean.astype(np.float32), (matrix / SCALE).astype(np.float32))
+    train, test = (Arrays(apply(part.images, made), part.labels) for part in (train, test))
+    return train, test, made
 
 
 def fit(images: Bytes) -> tuple[Floats, Floats]:
@@ -58,12 +70,11 @@ def fit(images: Bytes) -> tuple[Floats, Floats]:
     return mean, (vectors / np.sqrt(values + EPS)) @ vectors.T
 
 
-def apply(images: Bytes, mean: Floats, matrix: Floats) -> Floats:
-    """Whitened images, float32, of the shape of ``images``; x - m is (byte - mean) / 128, without 127.5."""
+def apply(images: Bytes, whitening: Whitening) -> Floats:
+    """Whitened images, float32, of the shape of ``images``."""
     whitened = np.empty(images.shape, dtype=np.float32)
-    centre, factor = mean.astype(np.float32), (matrix / SCALE).astype(np.float32)
     for chunk, out in zip(_chunks(images), _chunks(whitened), strict=True):
-        np.matmul(chunk.astype(np.float32) - centre, factor, out=out)
+        np.matmul(chunk.astype(np.float32) - whitening.centre, whitening.factor, out=out)
     return whitened
 
 
@@ -72,9 +83,7 @@ def _chunks(images: np.ndarray[Any, np.dtype[Any]]) -> Iterator[np.ndarray[Any, 
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def whiten_once(
-    cache: Path, files: Sequence[Path], read: Callable[[], tuple[Arrays, Arrays]]
-) -> tuple[Arrays, Arrays]:
+def whiten_once(cache: Path, files: Sequence[Path], read: Callable[[], tuple[Arrays, Arrays]]) -> Whitened:
     """The cached images if they were made from these files, else those that ``read`` returns, whitened.
 
     A cache that is damaged or of other files is made anew. Where it cannot be written, a warning says so.
@@ -90,13 +99,13 @@ def whiten_once(
     return parts
 
 
-def _load(cache: Path, made_from: str) -> tuple[Arrays, Arrays] | None:
+def _load(cache: Path, made_from: str) -> Whitened | None:
     """None where the cache is of no use. NumPy verifies a checksum of each array in it."""
     try:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            if kept["made_from"] == made_from:
+            if kept["made_from"] == made_from and {*ARRAYS} <= {*kept.files}:
                 arrays = [kept[name] for name in ARRAYS]
-                return Arrays(*arrays[:2]), Arrays(*arrays[2:])
+                return Arrays(*arrays[:2]), Arrays(*arrays[2:4]), Whitening(*arrays[4:])
     except FileNotFoundError:
         pass
     except Exception as error:  # what a damaged archive raises has no common base
@@ -104,9 +113,9 @@ def _load(cache: Path, made_from: str) -> tuple[Arrays, Arrays] | None:
     return None
 
 
-def _save(cache: Path, made_from: str, parts: tuple[Arrays, Arrays]) -> None:
+def _save(cache: Path, made_from: str, parts: Whitened) -> None:
     """Atomic: another process sees a whole cache or none."""
-    arrays: dict[str, Any] = dict(zip(ARRAYS, (*parts[0], *parts[1]), strict=True))
+    arrays: dict[str, Any] = dict(zip(ARRAYS, itertools.chain(*parts), strict=True))
     try:
         with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".whitening-") as scratch:
             np.savez(Path(scratch) / "whole.npz", made_from=np.array(made_from), **arrays)

@@ -13,6 +13,7 @@ Salimans & Kingma (2016), arXiv 1602.07868. ::
 
 from wn.grammar import properties
 from wn.norm.convert import fold, normalize, parameter_groups
+from wn.norm.coverage import summary
 from wn.norm.direction import held_layers, project_
 from wn.norm.initialization import data_dependent_init, initializing
 from wn.norm.layer import NormalizedLayer, normalized_layers
@@ -32,5 +33,6 @@ __all__ = [
     "parameter_groups",
     "project_",
     "properties",
+    "summary",
     "weight_norm",
 ]

@@ -1,62 +1,104 @@
-"""Whole models: normalise every layer, fold the normalisation away, load foreign state dicts."""
+"""Whole models: normalise every layer, fold the normalisation away, group the parameters."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wn.grammar import SCALING, TRACKED
-from wn.norm.kinds import KINDS, kind_of
+from wn.grammar import DEFAULTS, SCALING, TRACKED
+from wn.norm.coverage import Names, chosen, left_out, readers_of_weights
+from wn.norm.kinds import KINDS, kind_of, kind_to_normalize
 from wn.norm.layer import NormalizedLayer, normalized_layers
+from wn.norm.loading import accept_foreign_weight, empty_layer
 from wn.norm.statistics import Activations, NormalizedSite, NormSite
-from wn.norm.weight import normalized
+from wn.presets import PRESETS
 
 
-def normalize(model: nn.Module, **choices: Any) -> nn.Module:
+def normalize(
+    model: nn.Module, norm: str = "weight_norm", *, only: Names = None, skip: Names = (), **choices: Any
+) -> nn.Module:
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
     State dicts of the plain model, and of one under either of torch's weight normalisations, load into the
-    result. Parameters stay the same objects, under new names. ``choices`` are those of
-    :class:`NormalizedLayer`. If the model is itself such a layer, its replacement is returned.
+    result. Parameters stay the same objects, under new names; hooks stay. If the model is itself such a
+    layer, its replacement is returned. After an error no layer is replaced.
+
+    :func:`wn.norm.summary` shows what was normalised and what was not. A warning names matrices that are in
+    no layer of their own (LSTM, attention) and subclasses of the layers.
 
     Where the model has places of type :class:`wn.norm.NormSite`, statistics are taken there, and its layers
     get the choices of the weight alone. With ``output_layers=False``, layers with an attribute ``is_output``
     stay plain.
 
-    Raises:
-        TypeError: a layer pads with anything but zeros, or is reparameterised already.
+    Code that reads a layer's ``weight``, and does not call the layer, gets w. It passes over statistics, and
+    over the gain of a plain direction. So with these the fast path of ``nn.TransformerEncoder`` is switched
+    off, and layers that their module reads so (as its source shows; Swin's attention is one) stay plain.
 
-    >>> normalize(nn.Sequential(nn.Linear(3, 2)), direction="row")
+    Args:
+        model: a model that is not yet wrapped for data-parallel training.
+        norm: a name in :data:`wn.presets.PRESETS`.
+        only, skip: names of layers or of the blocks that hold them, with ``*`` for anything:
+            ``skip="fc"``, ``only=["layer?.*", "stem"]``.
+        choices: of :class:`NormalizedLayer`, instead of the preset's.
+
+    Raises:
+        TypeError: a layer pads with anything but zeros, or is reparameterised already; the model is wrapped.
+        ValueError: an unknown preset or choice, a combination without meaning, a name that no layer has.
+
+    >>> normalize(nn.Sequential(nn.Linear(3, 2)), "weight_norm")
     Sequential(
       (0): NormalizedLayer(Linear 2x3, direction=row, gain=free, statistics=none, init=default)
     )
     """
-
+    if norm not in PRESETS:
+        raise ValueError(f"norm={norm!r}: expected one of {', '.join(PRESETS)}")
+    for module in model.modules():
+        if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            raise TypeError(f"normalise the model before wrapping it in {type(module).__name__}")
+    choices = {**DEFAULTS, **PRESETS[norm], **choices}
     has_sites = any(isinstance(module, NormSite) for module in model.modules())
-    outputs = choices.pop("output_layers", True)
+    outputs = choices.pop("output_layers")
     of_sites = {**SITE_DEFAULTS, **choices}
     of_layers = _without_statistics(choices) if has_sites else choices
+
+    def wanted(module: nn.Module) -> bool:
+        # torch's weight_norm changes a layer's type; it is included so that it can be refused.
+        reparameterised = isinstance(module, KINDS) and nn.utils.parametrize.is_parametrized(module)
+        is_site = isinstance(module, NormSite) and of_sites["statistics"] != "none"
+        return kind_of(module) is not None or reparameterised or is_site
+
+    layers = chosen(model, wanted, only, skip)
+    past = {} if _weight_is_all(of_layers) else readers_of_weights(model, layers)
+    layers = [layer for layer in layers if layer not in past]
+    for name, module in model.named_modules():
+        if module in layers and not isinstance(module, NormSite):
+            kind_to_normalize(module, name)
 
     def make(layer: nn.Module) -> nn.Module:
         if isinstance(layer, NormSite):
             return NormalizedSite(layer, next(model.parameters()), of_sites)
         stays_plain = getattr(layer, "is_output", False) and not outputs
         wrapped = NormalizedLayer(layer, **(_plain(choices) if stays_plain else of_layers))
-        wrapped.register_load_state_dict_pre_hook(_accept_foreign_weight)  # type: ignore[no-untyped-call]
+        wrapped.register_load_state_dict_pre_hook(accept_foreign_weight)  # type: ignore[no-untyped-call]
         return wrapped
 
-    def wanted(layer: nn.Module) -> bool:
-        # torch's weight_norm changes a layer's type; it is included so that NormalizedLayer can refuse it.
-        reparameterised = isinstance(layer, KINDS) and nn.utils.parametrize.is_parametrized(layer)
-        is_site = isinstance(layer, NormSite) and of_sites["statistics"] != "none"
-        return kind_of(layer) is not None or reparameterised or is_site
-
-    return _replace(model, wanted, make)
+    if not layers:
+        warnings.warn("normalize found no layer to normalise in this model", stacklevel=2)
+    with _tied_kept(model, layers):
+        made = {layer: make(layer) for layer in layers}
+    model = _replace(model, made)
+    if not _weight_is_all(of_layers):
+        _switch_fast_paths_off(model)
+    if told := left_out(model, past, only, skip):
+        warnings.warn(told, stacklevel=2)
+    return model
 
 
 SITE_DEFAULTS: dict[str, Any] = {
@@ -73,18 +115,44 @@ def _plain(choices: dict[str, Any]) -> dict[str, Any]:
 def _without_statistics(choices: dict[str, Any]) -> dict[str, Any]:
     """The choices of a layer whose statistics are taken elsewhere, with the gain that belongs to them."""
     kept = {**choices, "statistics": "none"}
-    if choices.get("statistics", "none") not in SCALING:
+    if choices["statistics"] not in SCALING:
         return kept
-    normalized_direction = choices.get("direction", SITE_DEFAULTS["direction"]) != "plain"
-    if normalized_direction:
+    if choices["direction"] != "plain":
         kept["init"] = "default"  # without a gain there is nothing for data to set
-        kept["scale"] = "one" if choices.get("scale", "none") == "none" else choices["scale"]
+        kept["scale"] = "one" if choices["scale"] == "none" else choices["scale"]
     return {**kept, "gain": "none"}
+
+
+def _weight_is_all(choices: dict[str, Any]) -> bool:
+    """Whether code that multiplies by ``layer.weight`` computes what the layer does."""
+    plain_with_gain = choices["direction"] == "plain" and choices["gain"] != "none"
+    return choices["statistics"] == "none" and not plain_with_gain
+
+
+def _switch_fast_paths_off(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and normalized_layers(module):
+            module.activation_relu_or_gelu = 0  # torch's own mark of a layer without a fast path
+        elif isinstance(module, nn.TransformerEncoder) and normalized_layers(module):
+            module.use_nested_tensor = False
+
+
+@contextmanager
+def _tied_kept(model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
+    """Put back weights that other modules share: an embedding's row of zeros is for padding."""
+    others = {p for m in model.modules() if m not in layers for p in m.parameters(recurse=False)}
+    tied = {p: p.detach().clone() for layer in layers for p in layer.parameters(recurse=False) if p in others}
+    yield
+    with torch.no_grad():
+        for parameter, value in tied.items():
+            parameter.copy_(value)
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """A copy with ordinary layers and the same outputs in evaluation mode, running averages folded in.
+
+    A weight of the result is trainable where v or the gain was.
 
     Raises:
         ValueError: statistics are of each image, so no plain layer is the same function.
@@ -93,7 +161,8 @@ def fold(model: nn.Module) -> nn.Module:
         if layer.statistics not in TRACKED | {"none"}:
             statistics = f"{name or 'the layer'} has statistics={layer.statistics}"
             raise ValueError(f"{statistics}, taken of each image: no plain layer is the same function")
-    return _replace(copy.deepcopy(model), lambda layer: isinstance(layer, NormalizedLayer), _fold_layer)
+    model = copy.deepcopy(model)
+    return _replace(model, {layer: _fold_layer(layer) for layer in normalized_layers(model).values()})
 
 
 def _fold_layer(layer: NormalizedLayer) -> nn.Module:
@@ -106,83 +175,46 @@ def _fold_layer(layer: NormalizedLayer) -> nn.Module:
             layer.scale_units(weight, scale)
             shift = shift * scale
         bias = shift if bias is None else bias + shift
-    plain = _empty_layer(layer, bias is not None)
-    plain.weight = nn.Parameter(weight)
+    plain = empty_layer(layer, bias is not None)
+    trained = {name: p.requires_grad for name, p in layer.named_parameters()}
+    weight_trained = any(trained.get(name, False) for name in (layer.raw_name, "g", "s"))
+    plain.weight = nn.Parameter(weight, weight_trained)
     if bias is not None:
-        plain.bias = nn.Parameter(bias)
-    return plain.train(layer.training)
-
-
-def _empty_layer(layer: NormalizedLayer, bias: bool) -> nn.Module:
-    # On the meta device no initial weights are drawn, so the global generator stays where it was.
-    first, second, *kernel = layer.raw_weight.shape
-    groups = layer.options.get("groups", 1)
-    inputs, outputs = (first, second * groups) if layer.transposed else (second * groups, first)
-    size = [tuple(kernel)] if kernel else []
-    return layer.kind(inputs, outputs, *size, bias=bias, device="meta", **layer.options)
+        plain.bias = nn.Parameter(bias, trained.get("bias", weight_trained))
+    return plain
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by role: ``weight`` (v or plain), ``g`` (g, s, alpha), ``bias``, ``other`` (other modules').
+    """Parameters by role: ``weight`` (v or plain), ``g`` (gains, s, alpha), ``bias``, ``other``.
+
+    ``other`` are those of other modules. Each is there once: a tied one as what it is in a normalised layer.
 
     >>> {k: len(p) for k, p in parameter_groups(normalize(nn.Linear(3, 2))).items()}
     {'weight': 1, 'g': 1, 'bias': 1, 'other': 0}
     """
     kinds = {"v": "weight", "weight": "weight", "g": "g", "s": "g", "alpha": "g", "bias": "bias"}
     groups: dict[str, list[nn.Parameter]] = {"weight": [], "g": [], "bias": [], "other": []}
+    role: dict[nn.Parameter, str] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            groups[kinds[name] if isinstance(module, Activations) else "other"].append(parameter)
+            if isinstance(module, Activations):
+                role[parameter] = kinds[name]
+            role.setdefault(parameter, "other")
+    for parameter, kind in role.items():
+        groups[kind].append(parameter)
     return groups
 
 
-def _replace(
-    model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
-) -> nn.Module:
-    made = {module: make(module) for module in model.modules() if wanted(module)}
+def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    for old, new in made.items():
+        new.train(old.training)
+        for name, value in vars(old).items():
+            if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
+                setattr(
+                    new, name, value
+                )  # hooks: the same dicts, so that their handles can still remove them
     for parent in model.modules():
         for name, child in parent._modules.items():  # named_children skips a layer's second occurrence
             if child in made:
                 setattr(parent, name, made[child])
     return made.get(model, model)
-
-
-def _accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Translate the state of a plain layer, or of torch's weight normalisations, to this layer's keys.
-
-    v and g are kept if the source has one gain per output unit. Otherwise (torch normalises a transposed
-    convolution over its input channels) v is the source's effective weight. Missing entries get the values
-    of a new layer, and the layer counts as initialised.
-    """
-    assert isinstance(layer, NormalizedLayer)
-    if layer.init != "data":
-        state.pop(prefix + "initialized", None)  # saved with init="data"; here nothing waits for data
-    source = _take_weight(state, prefix)
-    if source is None:
-        return
-    v, g, w = source
-    if layer.direction == "plain":
-        state[prefix + "weight"] = w
-        if layer.gain_on_weight:
-            state[prefix + "g"] = torch.ones_like(layer.g)
-    elif g is not None and g.numel() == layer.g.numel() == g.shape[1 if layer.transposed else 0]:
-        state[prefix + "v"], state[prefix + "g"] = v, g.flatten()
-    else:
-        state[prefix + "v"], state[prefix + "g"] = w, layer.unit_norm(layer.masked(w))
-    for name, own in layer.state_dict().items():
-        if name != "bias":
-            state.setdefault(prefix + name, torch.ones_like(own) if name == "initialized" else own)
-
-
-def _take_weight(state: dict[str, Any], prefix: str) -> tuple[Tensor, Tensor | None, Tensor] | None:
-    """Pop a foreign weight from ``state``: v, g (None if plain), and the effective weight."""
-    parametrized = "parametrizations.weight.original"
-    for v_name, g_name in (("weight_v", "weight_g"), (parametrized + "1", parametrized + "0")):
-        if prefix + v_name in state:
-            v, g = state.pop(prefix + v_name), state.pop(prefix + g_name)
-            dims = [d for d in range(v.dim()) if g.dim() == 0 or g.shape[d] == 1]
-            return v, g, normalized(v, dims, g)
-    if prefix + "weight" in state and prefix + "g" not in state:
-        w = state.pop(prefix + "weight")
-        return w, None, w
-    return None

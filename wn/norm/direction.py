@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wn.norm.statistics import Activations
-from wn.norm.weight import largest, nonzero, normalized
+from wn.norm.weight import largest, nonzero, normalized, wide
 
 
 class Reparameterized(Activations):
     """Base of a layer whose weight is a direction with a gain."""
 
     v: nn.Parameter
-    weight: nn.Parameter
     mask: Tensor | None
     held: Tensor
     u: Tensor
@@ -30,7 +29,21 @@ class Reparameterized(Activations):
     @property
     def raw_weight(self) -> nn.Parameter:
         """``v``, or the plain ``weight``: the trained tensor."""
-        return self.weight if self.direction == "plain" else self.v
+        return self._parameters[self.raw_name]  # type: ignore[return-value]
+
+    @property
+    def weight(self) -> Tensor:
+        """The trained tensor if the direction is plain; else w, for code that reads a layer's weight.
+
+        Where it is w it is computed anew each time: write to v and the gain instead.
+        """
+        if self.direction == "plain":
+            return self.raw_weight
+        if isinstance(self.v, fx.Proxy):  # type: ignore[unreachable]
+            raise TypeError(
+                "code that reads the weight of a NormalizedLayer cannot be traced: trace fold(model)"
+            )
+        return self.effective_weight()
 
     @property
     def raw_name(self) -> str:
@@ -167,8 +180,28 @@ class Reparameterized(Activations):
         """``||w||`` per output unit, ``[units]``, without overflow."""
         grouped, dims = self._units(w)
         scale = largest(grouped, dims)
-        norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, keepdim=True) * scale
-        return norm.flatten()
+        norm: Tensor = torch.linalg.vector_norm(grouped / scale, 2, dims, True, dtype=wide(w)) * scale
+        return norm.flatten().to(w.dtype)
+
+    @torch.no_grad()
+    def _draw_zero_units(self) -> Tensor:
+        """Give units that start at zero a random direction; which they are, ``[units]``.
+
+        The head of a ViT starts so, and the last layer of a residual branch. With v = 0 and g = 0 neither
+        would get a gradient, ever. So v is drawn from N(0, 1/fan_in): the same function, and g learns.
+        """
+        v = self.raw_weight
+        grouped, dims = self._units(v)
+        size = (self._centered(grouped, dims) if self.direction == "centered" else grouped).abs()
+        zero = size.amax(dims, keepdim=True) == 0
+        if self.direction in ("layer", "spectral"):
+            zero = zero.all().expand_as(zero)
+        if self.mask is not None:  # what is masked as a whole stays zero
+            zero = zero & (self._units(self.mask)[0].amax(dims, keepdim=True) > 0)
+        if not v.is_meta and bool(zero.any()):
+            drawn = torch.randn_like(v) / math.sqrt(self.fan_in)
+            grouped.copy_(torch.where(zero, self._units(drawn)[0], grouped))
+        return zero.flatten()
 
 
 @torch.no_grad()

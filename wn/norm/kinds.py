@@ -22,6 +22,7 @@ OPERATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]]
 }
 
 KINDS = tuple(OPERATIONS)
+ATTRIBUTES = sorted({name for kind in KINDS for name in getattr(kind, "__constants__", ())})
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
@@ -45,11 +46,18 @@ def check_choices(
         raise ValueError(mistake.replace("norm.", ""))
 
 
-def kind_to_normalize(layer: nn.Module) -> type[nn.Module]:
-    """:func:`kind_of`, or TypeError if the layer cannot be normalised."""
-    if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
-        raise TypeError(f"{layer} is reparameterised already: normalise the plain layer and load its state")
-    kind = kind_of(layer)
+def kind_to_normalize(layer: nn.Module, name: str = "") -> type[nn.Module]:
+    """:func:`kind_of`, or TypeError if the layer, in a model of that ``name``, cannot be normalised."""
+    place, leave = (f"{name}: ", f", or leave it plain with skip={name!r}") if name else ("", "")
+    kind, is_one = kind_of(layer), isinstance(layer, KINDS)
+    if is_one and (nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters):
+        raise TypeError(
+            f"{place}{type(layer).__name__} is reparameterised already: "
+            f"normalise the plain layer and load its state{leave}"
+        )
     if kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
-        raise TypeError(f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros")
+        raise TypeError(
+            f"{place}cannot normalise {layer}: "
+            f"expected Linear, Conv or ConvTranspose padded with zeros{leave}"
+        )
     return kind

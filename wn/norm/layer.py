@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from wn.grammar import DEFAULTS, SCALING, Correction, Direction, Gain, Hold, Init, Scale, Statistics
 from wn.norm.direction import Reparameterized, project_
-from wn.norm.kinds import OPERATIONS, check_choices, kind_to_normalize
+from wn.norm.kinds import ATTRIBUTES, OPERATIONS, check_choices, kind_to_normalize
 from wn.norm.statistics import groups_of
-from wn.norm.weight import activation_gain
+from wn.norm.weight import activation_gain, nonzero, wide
 
 
 def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
@@ -86,9 +86,12 @@ class NormalizedLayer(Reparameterized):
         momentum: float = 0.1,
         correction: Correction = "images",
     ) -> None:
+        choices = {
+            name: value for name, value in locals().items() if name not in ("self", "layer", "__class__")
+        }
         super().__init__()
         check_choices(direction, scale, gain, hold, statistics, init, correction)
-        self.kind = kind_to_normalize(layer)
+        self.kind, self.choices = kind_to_normalize(layer), choices
         self.direction, self.scale, self.gain, self.hold = direction, scale, gain, hold
         self.statistics, self.init = statistics, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
@@ -96,20 +99,28 @@ class NormalizedLayer(Reparameterized):
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
         self.dense, self.phase = self.kind is nn.Linear, "normal"
         self.gain_on_weight = gain != "none" and statistics not in SCALING
-        self.register_parameter(self.raw_name, layer.weight)  # type: ignore[arg-type]
+        for name in ATTRIBUTES:  # in_features, stride, ...: what other code may ask a layer
+            if hasattr(layer, name):
+                setattr(self, name, getattr(layer, name))
+        self._parameters[self.raw_name] = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
-        self.groups = groups_of(self.units, groups, self.dense)
+        self.group_count = groups_of(self.units, groups, self.dense)
         self.constant = math.sqrt(self.fan_in) if scale == "sqrt_fan_in" else 1.0
         if scale == "activation":
             self.constant = activation_gain(activation)
+        zero = self._draw_zero_units() if self.starts_alike and gain == "free" and init != "arpit" else None
         if direction == "spectral":
             matrix = self.unit_rows(self.masked(self.raw_weight.detach()))
             self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
         if init == "arpit":
             self._set_root_mean_square()
-        self._register(self._first_gains(getattr(layer, "residual_branches", 1)))
+        gains = self._first_gains(getattr(layer, "residual_branches", 1))
+        self._register(gains if zero is None else gains.masked_fill(zero, 0))
+        for parameter in (self._parameters.get(name) for name in ("g", "s", "alpha")):
+            if parameter is not None:  # a frozen layer stays frozen
+                parameter.requires_grad_(self.raw_weight.requires_grad)
         if hold == "start":
             self.register_buffer("held", self.held_norm())
         project_(self)
@@ -120,9 +131,14 @@ class NormalizedLayer(Reparameterized):
     def _set_root_mean_square(self) -> None:
         """Arpit et al. draw v from N(0, 1/fan_in) and set b to 0; here the source's own draw is rescaled."""
         v = self.raw_weight
-        v.div_(v.square().mean().sqrt() * math.sqrt(self.fan_in))
+        v.div_(nonzero(v.square().mean().sqrt()) * math.sqrt(self.fan_in))
         if self.bias is not None:
             self.bias.zero_()
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether the gain starts at the norm of v, so that the layer is the function that it replaces."""
+        return self.direction != "plain" and self.scale == "none" and self.gain_on_weight
 
     def _first_gains(self, residual_branches: int) -> Tensor:
         norm = self.direction_norm()
@@ -131,11 +147,15 @@ class NormalizedLayer(Reparameterized):
             gain = math.sqrt(2 * self.fan_in / (self.units * positions)) / residual_branches
             return torch.full_like(norm, gain)
         if self.gain == "fixed_layer":
-            return self.frobenius_norm() / math.sqrt(self.units)
-        as_it_was = self.direction != "plain" and self.scale == "none" and self.gain_on_weight
-        return norm if as_it_was else torch.ones_like(norm)
+            return nonzero(self.frobenius_norm()) / math.sqrt(self.units)
+        if not self.starts_alike:
+            return torch.ones_like(norm)
+        return nonzero(norm) if self.gain == "fixed" else norm  # a fixed gain of 0 would stay there
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):  # type: ignore[unreachable]
+            # Traced as one node, as torch's own layers are.
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})  # type: ignore[unreachable]
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
             return self.forward(x[None])[0]
         if self.direction == "spectral" and self.training and self.phase == "normal":
@@ -160,17 +180,22 @@ class NormalizedLayer(Reparameterized):
         Without a gain the weight itself is scaled. With mean-only statistics the bias is left alone: the
         mean is subtracted already. A unit without variance keeps its scale.
         """
-        t, y = self._product(x), self._forward(x, track=False)
-        dims, dtype = self._sample_dims(t), self.raw_weight.dtype
+        if x.numel() == 0:
+            raise ValueError("an empty batch has no mean and variance to initialise by")
+        # In bfloat16 a mean much larger than the deviation would leave of the deviation only rounding.
+        with torch.autocast(x.device.type, enabled=False):
+            in_full = x.to(self.raw_weight.dtype)
+            t, y = self._product(in_full), self._forward(in_full, track=False)
+        dims, dtype = self._sample_dims(t), wide(self.raw_weight)
         sigma, mu = torch.std_mean(y.to(dtype), dims, correction=0)
         # Dividing by a sigma that is mere rounding would blow noise up to variance 1.
         rounding = 8 * torch.finfo(t.dtype).eps * t.abs().amax(dims)
         varies = t.to(dtype).std(dims, correction=0) > rounding
-        sigma = torch.where(varies, sigma, torch.ones_like(sigma))
+        sigma = torch.where(varies, sigma, torch.ones_like(sigma)).to(t.dtype)
         if self.has_gain:
             self.divide_gains(sigma)
         else:
-            self.scale_units(self.weight, 1 / sigma)
+            self.scale_units(self.raw_weight, 1 / sigma)
             if self.hold == "start":
                 self.held.copy_(self.held_norm())
         if self.bias is not None and self.statistics != "mean_only":

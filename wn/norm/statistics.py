@@ -38,7 +38,7 @@ class Activations(nn.Module):
 
     statistics: str
     gain: str
-    groups: int
+    group_count: int
     eps: float
     momentum: float
     correction: str
@@ -55,7 +55,7 @@ class Activations(nn.Module):
     def _register(self, start: Tensor) -> None:
         """Gain and buffers of these choices; ``start``: the gains ``[units]`` to start from."""
         if self.gain in ("exp", "exp3"):
-            self.s = nn.Parameter(start.masked_fill(start == 0, 1).log() / (3 if self.gain == "exp3" else 1))
+            self.s = nn.Parameter(self._exponent(start.masked_fill(start == 0, 1)))
         elif self.gain == "free":
             self.g = nn.Parameter(start)
         elif self.gain != "none":
@@ -82,15 +82,28 @@ class Activations(nn.Module):
     @torch.no_grad()
     def divide_gains(self, sigma: Tensor) -> None:
         if self.gain in ("exp", "exp3"):
-            self.s.sub_(sigma.log() / (3 if self.gain == "exp3" else 1))
+            self.s.sub_(self._exponent(sigma))
         else:
             self.g.div_(sigma)
 
+    @torch.no_grad()
+    def set_gains(self, gains: Tensor) -> None:
+        """Put the gains ``[units]`` there; an exponential one cannot be 0 and becomes 1."""
+        if self.gain in ("exp", "exp3"):
+            self.s.copy_(self._exponent(gains.masked_fill(gains == 0, 1)))
+        else:
+            self.g.copy_(gains)
+
+    def _exponent(self, gains: Tensor) -> Tensor:
+        return gains.log() / (3 if self.gain == "exp3" else 1)
+
     def normalize_activations(self, t: Tensor, track: bool) -> Tensor:
         """The table above; ``track``: whether running averages take in this batch."""
+        if self.statistics == "none":
+            return t
+        if t.numel() == 0:  # nothing to take statistics of; gain and bias still get a gradient, of zeros
+            return self._affine(t)
         match self.statistics:
-            case "none":
-                return t
             case "mean_only":
                 return self._center(t, track)
             case "batch":
@@ -162,7 +175,9 @@ class Activations(nn.Module):
         """Layer, group and instance normalisation by torch's kernel for groups of units."""
         samples = t.flatten(0, -2) if self.dense else t
         units = samples.shape[1]
-        groups = {"layer": 1, "group": self.groups, "instance": 1 if self.dense else units}[self.statistics]
+        groups = {"layer": 1, "group": self.group_count, "instance": 1 if self.dense else units}[
+            self.statistics
+        ]
         if self.statistics == "instance":
             self._needs_places(t)
         wide = samples.to(self.gains().dtype)
@@ -187,7 +202,8 @@ class Activations(nn.Module):
             )
 
     def _affine(self, y: Tensor) -> Tensor:
-        y = y * self._broadcast(self.gains(), y).to(y.dtype)
+        if self.statistics in SCALING:
+            y = y * self._broadcast(self.gains(), y).to(y.dtype)
         return y if self.bias is None else y + self._broadcast(self.bias, y).to(y.dtype)
 
     def _track(self, t: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -242,7 +258,7 @@ class NormalizedSite(Activations):
         self.statistics, self.features = choices["statistics"], site.features
         self.gain = choices["gain"] if self.statistics in SCALING else "none"
         self.eps, self.momentum, self.correction = (choices[k] for k in ("eps", "momentum", "correction"))
-        self.groups = groups_of(site.features, choices["groups"], dense=True)
+        self.group_count = groups_of(site.features, choices["groups"], dense=True)
         self.dense, self.phase = True, "normal"
         self.bias = nn.Parameter(like.new_zeros(site.features))
         self._register(like.new_ones(site.features))

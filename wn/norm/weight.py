@@ -45,7 +45,13 @@ def normalized(v: Tensor, dims: list[int], gain: Tensor | float = 1.0) -> Tensor
     # Squares of entries beyond 1e19 overflow float32, so each row is first divided by its largest entry.
     # That scale may be detached: the result does not depend on it, so its gradient, of any order, is zero.
     u = v / largest(v, dims)
-    return u * (gain * torch.rsqrt(nonzero((u * u).sum(dims, keepdim=True))))
+    square = (u * u).sum(dims, keepdim=True, dtype=wide(v))
+    return u * (gain * torch.rsqrt(nonzero(square))).to(v.dtype)
+
+
+def wide(t: Tensor) -> torch.dtype:
+    """The type to sum a tensor in: float32 for bfloat16, whose sums are half a percent off."""
+    return torch.promote_types(t.dtype, torch.float32)
 
 
 def largest(v: Tensor, dims: list[int]) -> Tensor:

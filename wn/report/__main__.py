@@ -15,7 +15,8 @@ from pathlib import Path
 
 from wn import experiments
 from wn.config import UserError, nearest
-from wn.report.status import left_out, records_in, status
+from wn.config.errors import ends_training, explain_disk
+from wn.report.status import left_out, reason, records_in, status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; or the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        print(f"error: {explain_disk(error, '')}", file=sys.stderr)
+        return 1 if ends_training(error) else 2
     return 0
 
 
@@ -64,7 +65,12 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
         print("\n" * bool(i) + name)
         if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
-        _one(name, folder, results_dir, publish)
+        try:
+            _one(name, folder, results_dir, publish)
+        except UserError as error:
+            if what or publish:
+                raise
+            print(f"left out: {error}")  # nobody has named it
     if publish:
         from wn.report import page
 
@@ -95,7 +101,7 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
     notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
     mine = {run_id: record for run_id, record in records.items() if run_id in plan.group_of}
     failed, running = ([i for i, r in mine.items() if r.status == word] for word in ("failed", "running"))
-    notes += left_out(failed, "run{} failed", f": {mine[failed[0]].content.get('error')}" if failed else "")
+    notes += left_out(failed, "run{} failed", f": {reason(mine[failed[0]])}" if failed else "")
     notes += left_out(running, "run{} in training or cut short: the same command goes on")
     new = collect.of_records(plan, mine)
     old, stale = collect.committed(plan, results_dir / name)

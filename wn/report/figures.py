@@ -37,11 +37,26 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "mean_only_bn_init": ("#F0E442", "d", "--"),
     "weight_norm_mean_only_bn": ("#009E73", "P", "-."),
     "weight_norm_mean_only_bn_init": ("#66C2A5", "*", "--"),
+    "exp_weight_norm": ("#332288", "<", "-"),
+    "centered_weight_norm": ("#6699CC", ">", "-"),
+    "arpit_weight_norm": ("#4477AA", "8", "--"),
+    "bounded_weight_norm": ("#882255", "H", "-."),
+    "forced_weight_norm": ("#AA4499", "X", "-"),
+    "spectral_norm": ("#CC6677", "<", "--"),
+    "scaled_weight_standardization": ("#999933", ">", "--"),
+    "batch_renorm": ("#A05000", "s", "--"),
+    "layer_norm": ("#117733", "8", "-"),
+    "group_norm": ("#44AA99", "H", "-"),
+    "instance_norm": ("#7FBF7B", "<", ":"),
+    "rms_norm": ("#CC79A7", "X", "--"),
+    "instance_rms_norm": ("#E7B0D0", ">", ":"),
+    "dyt": ("#661100", "8", ":"),
+    "weight_standardization": ("#DDCC77", "H", "--"),
 }
 """Colour, marker and line of a norm, in every figure: Okabe and Ito's colours, which colour-blind readers can
 tell apart, and paler ones beside them; marker and line tell them apart in grey."""
 
-OTHERS = ("#CC79A7", "#882255", "#44AA99", "#999933", "#332288", "#AA4499")
+OTHERS = ("#C06000", "#4B0082", "#008080", "#808000", "#B22222", "#2F4F4F")
 DASHES = ("-", "--", ":", "-.")
 """Of facets, and of a row's learning rates."""
 

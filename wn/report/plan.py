@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -68,12 +68,17 @@ class Group:
     """A row of the table: its runs by run_id, and where each stands."""
 
     def __init__(
-        self, facet: tuple[str, ...], configs: list[Config], name: str, row: experiments.Row | None = None
+        self,
+        facet: tuple[str, ...],
+        configs: list[Config],
+        name: str,
+        row: experiments.Row | None = None,
+        norm: str | None = None,
     ) -> None:
         self.facet, self.name, self.row = facet, name, row
         self.configs = {config.run_id: config for config in configs}
         self.ids = {(config.optim.lr, config.seed): run_id for run_id, config in self.configs.items()}
-        self.first, self.norm = configs[0], configs[0].norm.label
+        self.first, self.norm = configs[0], norm or configs[0].norm.label
         self.lrs = sorted({lr for lr, _ in self.ids})
         self.seeds = list(dict.fromkeys(seed for _, seed in self.ids))
 
@@ -115,7 +120,8 @@ def of_experiment(name: str) -> Plan:
     experiment = experiments.load(name)
     runs = experiment.runs()
     if not experiment.rows:
-        groups, facets = _grouped([run.config for run in runs])
+        names = [str(run.cell.get("norm", run.config.norm.label)) for run in runs]
+        groups, facets = _grouped([run.config for run in runs], names, experiment.variants)
         return Plan(name, groups, facets, experiment)
     own = {row.name: [run.config for run in runs if run.row == row.name] for row in experiment.rows}
     return Plan(name, [Group((), own[row.name], row.name, row) for row in experiment.rows], (), experiment)
@@ -135,16 +141,21 @@ def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
     return Plan(name, groups, facets), [note] * bool(fewer)
 
 
-def _grouped(configs: list[Config]) -> tuple[list[Group], tuple[str, ...]]:
+def _grouped(
+    configs: list[Config], norms: Sequence[str] = (), named: Collection[str] = ()
+) -> tuple[list[Group], tuple[str, ...]]:
+    """Groups of runs, under names of ``norms`` that say which values the ``named`` settings have."""
     every = [_settings(config) for config in configs]
-    facets = facets_of(every)
+    for own, norm in zip(every, norms, strict=False):
+        own["norm"] = norm
+    facets = facets_of([{key: own[key] for key in own if key not in named} for own in every])
     found: dict[tuple[str, ...], list[Config]] = {}
     for config, own in zip(configs, every, strict=True):
         found.setdefault(tuple(own.get(key, "–") for key in (*facets, "norm")), []).append(config)
     groups = []
     for (*facet, norm), alike in found.items():
         names = [f"{key}={value}" for key, value in zip(facets, facet, strict=True)]
-        groups.append(Group(tuple(facet), alike, ", ".join([*names, norm])))
+        groups.append(Group(tuple(facet), alike, ", ".join([*names, norm]), norm=norm))
     return groups, facets
 
 

@@ -6,6 +6,7 @@ Each record is read once, and pandas is not imported: a status takes half a mill
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from statistics import fmean
 
 from wn import experiments
 from wn.config import UserError
+from wn.config.errors import short
 from wn.experiments import Experiment
 from wn.records import DONE, Record
 from wn.report.columns import aligned
+from wn.timings import Timings, spoken
 
-HEADINGS = ("experiment", "runs", "done", "diverged", "running", "failed", "missing", "rest")
+HEADINGS = ("experiment", "runs", "done", "diverged", "running", "failed", "missing", "GB", "rest")
 
 
 def records_in(folder: Path) -> tuple[dict[str, Record], list[str]]:
@@ -36,8 +39,14 @@ def left_out(run_ids: Sequence[str], what: str, why: str = "") -> list[str]:
     """One line about what does not count; none where there is nothing."""
     if not run_ids:
         return []
-    words = what.format("s" * (len(run_ids) > 1), be="are" if len(run_ids) > 1 else "is")
+    many = len(run_ids) > 1
+    words = what.format("s" * many, be="are" if many else "is", it="them" if many else "it")
     return [f"{len(run_ids)} {words} (first: {run_ids[0]}{why})"]
+
+
+def reason(record: Record) -> str:
+    """Why a run failed; the lines before the last one are the traceback."""
+    return short((str(record.content.get("error")).splitlines() or ["unknown"])[-1], 200)
 
 
 def damaged(path: Path) -> UserError:
@@ -48,37 +57,66 @@ def status(runs_dir: Path, results_dir: Path) -> str:
     """A line per experiment. Runs are done, running, failed or missing; diverged ones are among the done.
 
     A run is ``running`` that began and has no result: it is trained now, or was when its process died. The
-    rest is what the other runs will take, each the mean of the finished runs of its norm, else of all.
+    rest is what the other runs will take, by finished runs of the experiment, else by others that are like
+    them; GB is the size of their records.
     """
+    found = {path.name: records_in(path) for path in sorted(runs_dir.glob("*")) if path.is_dir()}
+    timings = Timings(record for records, _ in found.values() for record in records.values())
     notes: list[str] = []
     lines = []
     for name in experiments.names():
         try:
-            lines.append(_line(experiments.load(name), runs_dir, results_dir, notes))
+            own = found.get(name, ({}, []))
+            lines.append(_line(experiments.load(name), *own, results_dir, timings, notes))
         except UserError as error:  # one bad file changes nothing for the others
             notes.append(str(error))
+    if any(line[-1] == "unknown" for line in lines):
+        notes.append("unknown: python -m wn.train +experiment=NAME trainer.dry_run=true measures a step")
     return "\n".join([aligned([HEADINGS, *lines]), *notes])
 
 
-def _line(experiment: Experiment, runs_dir: Path, results_dir: Path, notes: list[str]) -> list[str]:
-    norms = {config.run_id: config.norm.label for config in experiment.configs()}
-    records, unreadable = records_in(runs_dir / experiment.name)
+def _line(
+    experiment: Experiment,
+    records: dict[str, Record],
+    unreadable: list[str],
+    results_dir: Path,
+    timings: Timings,
+    notes: list[str],
+) -> list[str]:
+    configs = {config.run_id: config for config in experiment.configs()}
     local = {i: (record.status, record.content.get("seconds")) for i, record in records.items()}
     known = local | _committed(results_dir / experiment.name / "runs.csv")
     known |= {run_id: own for run_id, own in local.items() if own[0] in DONE}
-    others = [run_id for run_id in known if run_id not in norms]
+    others = [run_id for run_id in known if run_id not in configs]
     notes += unreadable
     notes += left_out(others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now")
-    found = {run_id: known[run_id] for run_id in norms if run_id in known}
+    found = {run_id: known[run_id] for run_id in configs if run_id in known}
     counts = Counter(word for word, _ in found.values())
+    failures = [run_id for run_id, (word, _) in found.items() if word == "failed"]
+    why = f": {reason(records[failures[0]])}" if failures else ""
+    notes += left_out(
+        failures, f"run{{}} of {experiment.name} failed; the same command trains {{it}} again", why
+    )
     seconds: dict[str, list[float]] = {}
     for run_id, (word, took) in found.items():
         if word == "finished" and took is not None:
-            seconds.setdefault(norms[run_id], []).append(took)
-    rest = expected_seconds(seconds, [norms[i] for i in norms if i not in found or found[i][0] not in DONE])
+            seconds.setdefault(configs[run_id].norm.label, []).append(took)
+    left = [
+        config for run_id, config in configs.items() if run_id not in found or found[run_id][0] not in DONE
+    ]
+    rest = expected_seconds(seconds, [config.norm.label for config in left])
+    if rest is None:
+        rest = _total([timings.seconds(config) for config in left])
+    space = _total([timings.bytes(config) for config in left])
     done, diverged, failed = counts["finished"] + counts["diverged"], counts["diverged"], counts["failed"]
-    numbers = (len(norms), done, diverged, len(found) - done - failed, failed, len(norms) - len(found))
-    return [experiment.name, *map(str, numbers), "unknown" if rest is None else f"{rest / 3600:.2f} h"]
+    numbers = (len(configs), done, diverged, len(found) - done - failed, failed, len(configs) - len(found))
+    size = "unknown" if space is None else f"{space / 1e9:.2g}"
+    return [experiment.name, *map(str, numbers), size, spoken(rest) if left else "none"]
+
+
+def _total(each: Sequence[float | None]) -> float | None:
+    known = [one for one in each if one is not None]
+    return math.fsum(known) if len(known) == len(each) else None
 
 
 def _committed(path: Path) -> dict[str, tuple[str, float | None]]:

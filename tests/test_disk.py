@@ -1,0 +1,128 @@
+"""A disk that is full, or files that cannot be opened: one line, nothing lost, the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_cases import outcome
+from train_cases import NO_REPORT, REPOSITORY, SHORT, Call
+
+from wn import resources, sweep
+from wn.checkpoints import Checkpoints
+from wn.records import Record
+from wn.report.__main__ import main as report
+
+ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE]
+PLACES = [(Record, "append"), (Record, "save"), (Checkpoints, "save")]
+TRAINED = "trainer.epochs=5 trainer.checkpoint_every=2"
+
+
+def failing_after(calls: int, function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    left = [calls]
+
+    def failing(*words: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(number, os.strerror(number))
+        return function(*words, **options)
+
+    return failing
+
+
+@pytest.mark.parametrize(("owner", "name"), PLACES)
+@pytest.mark.parametrize("words", ["norm=none", "-m norm=none seed=0,1 optim.lr=0.1,0.2"])
+def test_it_is_one_line_and_the_same_command_goes_on(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, words: str
+) -> None:
+    assert call(f"{words} {TRAINED} runs_dir=whole").status == 0
+    for calls, number in enumerate(ERRORS):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing_after(calls % 4, getattr(owner, name), number))
+            result = call(f"{words} {TRAINED}")
+        if result.status:
+            assert result.status == 1
+            assert result.err.count("\n") == 1
+            assert os.strerror(number) in result.err
+            assert "Traceback" not in result.err
+        else:
+            assert calls, "nothing failed"
+    assert call(f"{words} {TRAINED}").status == 0
+    assert outcome(tmp_path / "runs") == outcome(tmp_path / "whole")
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_file_that_may_not_grow(tmp_path: Path, call: Call) -> None:
+    words = f"{SHORT} norm=none trainer.epochs=60 trainer.checkpoint_every=2"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED + NO_REPORT, *words.split(), f"runs_dir={tmp_path / 'runs'}"],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"{os.strerror(errno.EFBIG)}; the same command goes on from here when there is space\n"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_report_says_which_file(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert call("-m norm=none seed=0,1").status == 0
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert report(["adhoc"]) == 1
+    assert "report/runs.csv: No space left on device; " in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+# Open files
+
+
+@pytest.mark.parametrize(("limit", "size"), [(256, 100), (10_000, 300)])
+def test_a_stack_opens_no_more_files_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, size: int
+) -> None:
+    from sweep_cases import tiny
+
+    monkeypatch.setattr(sweep, "open_files", lambda: limit)
+    monkeypatch.setattr(sweep, "largest_stack", lambda *_: 1000)
+    configs = {c.run_id: c for c in (tiny(tmp_path, seed=seed) for seed in range(300))}
+    resolved = dict.fromkeys(configs, (None, None))
+    for members in (None, 300):
+        stacks = sweep._stacks(configs, resolved, members)  # type: ignore[arg-type]
+        assert max(map(len, stacks)) == size
+        assert size <= limit - resources.OTHER_FILES
+
+
+def test_the_limit_is_raised_as_far_as_it_may() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+        allowed = resources.open_files()
+        assert allowed == resource.getrlimit(resource.RLIMIT_NOFILE)[0] or allowed == resources.ENOUGH_FILES
+        assert allowed >= min(200, resources.ENOUGH_FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

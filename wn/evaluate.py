@@ -1,0 +1,99 @@
+"""``python -m wn.evaluate RUN [data=NAME] [data.KEY=VALUE ...]``: the metrics of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from wn import data, metrics
+from wn.config import DataConfig, UserError, parse
+from wn.config.compose import compose
+from wn.data import Dataset
+from wn.metrics import ELBO, objective_of
+from wn.resources import configure_torch
+from wn.run import title
+from wn.stack import Stack
+from wn.trained import TrainedModel, load
+from wn.trainer import DTYPES
+
+SETTABLE = ("name", "root", "download", "train_fraction", "valid_fraction")
+"""Of other data than the run's. How images are prepared is the run's own."""
+
+
+def evaluate(run: TrainedModel, dataset: Dataset | None = None) -> dict[str, float]:
+    """Metrics of a model on the validation and test images of its own data, or of another data set.
+
+    On the machine that trained the run they are those of its record, if it was trained alone; members of a
+    stack differ in rounding.
+    """
+    settings, device = run.config.trainer, next(run.model.parameters()).device
+    configure_torch(settings, device)
+    dataset = dataset or dataset_of(run, run.config.data)
+    stack, objective = Stack([run.model]), objective_of(run.config.model)
+    found: dict[str, float] = {}
+    for part, split in (("valid", dataset.valid), ("test", dataset.test)):
+        if len(split.x):
+            means = metrics.means(stack, objective, split, run.autocast)
+            found |= {f"{part}_{name}": value for name, (value,) in means.items()}
+    if objective is ELBO:
+        x = dataset.test.x[: settings.iwae_images]
+        (bound,) = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
+        found["test_nll"] = -bound
+    return found
+
+
+def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
+    """Images and labels on the model's device, prepared as the run's own were."""
+    device, dtype = next(run.model.parameters()).device, DTYPES[run.config.trainer.precision]
+    # A whitened data set of the run's own comes from the cache.
+    pipeline = None if config.name == run.config.data.name and config.whiten else run.pipeline
+    dataset = data.load(config, device, dtype, pipeline=pipeline)
+    if dataset.classes > (known := run.record.content["model"]["classes"]):
+        raise UserError(f"data={config.name}: {dataset.classes} classes, and the model knows {known}")
+    return dataset
+
+
+def with_overrides(config: DataConfig, overrides: Sequence[str]) -> DataConfig:
+    """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``."""
+    tree = config.model_dump()
+    for text in overrides:
+        key, given, value = text.partition("=")
+        if key == "data" and given:
+            tree |= compose({"data": value}).data.model_dump(include={"name", "root"})
+        elif key.startswith("data.") and key[5:] in SETTABLE and given:
+            tree[key[5:]] = yaml.safe_load(value)
+        else:
+            raise UserError(f"{text}: give data=NAME, or data.KEY=VALUE with one of {', '.join(SETTABLE)}")
+    return parse({"data": tree}).data
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0, or 2 after an error that the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m wn.evaluate", description="Evaluate a trained model.")
+    parser.add_argument("run", help="a run's folder, or its run_id")
+    parser.add_argument("overrides", nargs="*", help="other data: data=NAME, data.KEY=VALUE")
+    parser.add_argument("--plugin", action="append", default=[], help="code that the run was trained with")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    options = parser.parse_args(arguments)
+    try:
+        run = load(options.run, plugins=options.plugin, device=options.device, runs_dir=options.runs_dir)
+        config = with_overrides(run.config.data, options.overrides)
+        found = evaluate(run, dataset_of(run, config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{run.record.folder}: {title([run.config])}, on {config.name}")
+    final = run.record.content["final"]
+    same = run.config.data.model_copy(update={"root": config.root, "download": config.download}) == config
+    for name, value in found.items():
+        print(f"{name} {value!r}" + (f" (record: {final[name]!r})" if same and name in final else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
