@@ -26,14 +26,14 @@ BASIC = "-m norm=none,weight_norm hydra/launcher=basic"
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hydra's basic launcher as one whose jobs find themselves in another process than main()."""
-    check = launcher.check_hydra
+    """Hydra's basic launcher as one whose jobs are in a process where main() has not run."""
 
-    def leave_home(hydra: Any) -> None:
+    @contextlib.contextmanager
+    def leave_home() -> Iterator[None]:
         launcher.home = -1
-        check(hydra)
+        yield
 
-    monkeypatch.setattr(launcher, "check_hydra", leave_home)
+    monkeypatch.setattr(train, "termination", leave_home)
 
 
 def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
@@ -149,7 +149,6 @@ def test_a_requeued_job_goes_on_from_the_step(
 def test_a_job_that_is_not_requeued_says_why_and_is_no_failure(
     call: Call, tmp_path: Path, scheduler: list[Any], elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "termination", contextlib.nullcontext)
     scheduler.append(RuntimeError("timed-out too many times"))
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR2))
     result = call(BASIC)
