@@ -18,9 +18,9 @@ MODELS = ("resnet18", "vit_b_16", "swin_t", "convnext_tiny", "densenet121")
 def losses(name: str, norm: str = "weight_norm_init", images: int = 8, steps: int = 3) -> list[float]:
     """The losses of a model from torchvision, randomly initialised, before each step and after the last."""
     torch.manual_seed(0)
-    side = 224 if name.startswith("vit") else 64
-    x, labels = torch.randn(images, 3, side, side), torch.randint(0, 1000, (images,))
-    model = normalize(torchvision.models.get_model(name, weights=None), norm)
+    x, labels = torch.randn(images, 3, 64, 64), torch.randint(0, 1000, (images,))
+    options = {"image_size": 64} if name.startswith("vit") else {}
+    model = normalize(torchvision.models.get_model(name, weights=None, **options), norm)
     print(f"\n{name}\n{summary(model)}")
     data_dependent_init(model, x)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from wn.config import MLPVAEConfig, NormConfig, ResNetVAEConfig
+from wn.grammar import PER_IMAGE
+from wn.models import with_norm
 from wn.models.flow import AutoregressiveStep, Posterior
-from wn.norm import data_dependent_init, normalize
+from wn.norm import data_dependent_init
 from wn.presets import PRESETS
 
 NORMS = [NormConfig.model_validate(preset) for preset in PRESETS.values()]
+NORMS = [norm for norm in NORMS if norm.statistics not in PER_IMAGE]
 CONTEXT = 3
 SHAPES: dict[bool, tuple[int, ...]] = {False: (4,), True: (3, 2, 3)}
 """Of z, by whether it is spatial."""
@@ -37,7 +40,7 @@ def inputs(spatial: bool, batch: int = 5) -> tuple[Tensor, Tensor]:
 def prepared(module: nn.Module, norm: NormConfig, *args: Tensor) -> nn.Module:
     """Normalised, initialised where the norm asks for it, and with averages that are not at their start."""
     torch.manual_seed(1)
-    module = normalize(module.double(), **norm.model_dump())
+    module = with_norm(module.double(), norm)
     data_dependent_init(module, *args)
     module.train()
     module(*args)

@@ -164,6 +164,7 @@ QUIET = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:not normalised")
 @pytest.mark.parametrize("layer", DRAWING + QUIET, ids=lambda layer: type(layer).__name__)
 def test_a_model_that_draws_from_torch_s_generator_is_refused(
     monkeypatch: pytest.MonkeyPatch, layer: nn.Module

@@ -9,6 +9,8 @@ import torch
 from norm_cases import NORMS
 from torch import Tensor, nn
 
+from wn.config import UserError, parse
+from wn.grammar import PER_IMAGE
 from wn.models.flow import MaskedConv2d, MaskedLinear
 from wn.norm import NormalizedLayer, data_dependent_init, fold, normalize, properties
 
@@ -38,7 +40,8 @@ def inputs(kind: str) -> Tensor:
     return torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-AS_ZEROS = [n for n, c in NORMS.items() if c["direction"] != "centered" and c["init"] != "arpit"]
+UNMIXED = {n: c for n, c in NORMS.items() if c["statistics"] not in PER_IMAGE}
+AS_ZEROS = [n for n, c in UNMIXED.items() if c["direction"] != "centered" and c["init"] != "arpit"]
 """Norms that cannot tell what is hidden from a zero: the others take a mean over what is not."""
 
 
@@ -72,7 +75,18 @@ def test_centred_weights_are_centred_over_what_is_seen(kind: str) -> None:
     assert (w[mask == 0] == 0).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+def test_statistics_that_would_mix_what_a_mask_keeps_apart_are_refused() -> None:
+    for statistics in sorted(PER_IMAGE):
+        norm: Any = {"gain": "free", "statistics": statistics}
+        with pytest.raises(ValueError, match=f"^statistics={statistics} mix what the layer's mask keeps"):
+            normalize(masked("linear"), direction="plain", **norm)
+        with pytest.raises(
+            UserError, match=rf"^norm\.statistics={statistics} .*write model\.posterior=diagonal$"
+        ):
+            parse({"model": {"name": "mlp_vae", "posterior": "iaf"}, "norm": norm})
+
+
+@pytest.mark.parametrize("norm", UNMIXED)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_what_is_hidden_never_moves(kind: str, norm: str) -> None:
     layer: Any = normalize(masked(kind), **NORMS[norm])

@@ -118,6 +118,27 @@ def test_configs_and_experiments_are_yaml(folder: str):
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, dict), path
 
 
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in [*pages, ROOT / "results" / "README.md"]:
+        text = page.read_text(encoding="utf-8")
+        links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link}
+        missing = {link for link in links if not (page.parent / link).exists()}
+        assert missing == set(), page
+
+
+def test_checks_before_a_commit_need_no_network():
+    """They are commands of the project's own environment, on files that exist."""
+    tree = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    dev = bounds(PROJECT["optional-dependencies"]["dev"])
+    for hook in (hook for repo in tree["repos"] for hook in repo["hooks"]):
+        assert (tree["repos"][0]["repo"], len(tree["repos"]), hook["language"]) == ("local", 1, "system")
+        python, dash_m, tool, *words = hook["entry"].split()
+        assert ([python, dash_m], tool in dev) == ([".venv/bin/python", "-m"], True)
+        files = [word.partition("::")[0] for word in words if word.startswith("tests/")]
+        assert all((ROOT / file).exists() for file in files), hook["id"]
+
+
 def test_license_and_citation():
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n\nCopyright (c) 2026 ")
     assert PROJECT["license"] == "MIT"
@@ -163,11 +184,14 @@ def test_the_wheel_holds_every_module_and_every_file_of_data(site: Path):
         for p in (ROOT / d).rglob("*.yaml")
     }
     found = {p.relative_to(site) for p in site.rglob("*") if p.is_file() and "dist-info" not in str(p)}
-    assert found == modules | data
+    assert found == modules | data | {Path("wn/report/web.html")}
 
 
 def test_the_commands_are_the_modules_main_functions():
-    assert PROJECT["scripts"].keys() == {"wn-train", "wn-report", "wn-evaluate", "wn-sync"}
+    assert PROJECT["scripts"].keys() == {
+        *("wn-train", "wn-report", "wn-evaluate", "wn-sync"),
+        *("wn-check", "wn-compare"),
+    }
     for command, place in PROJECT["scripts"].items():
         module, _, function = place.partition(":")
         assert command == module.removesuffix(".__main__").replace(".", "-")
@@ -293,11 +317,12 @@ KNOWS = {
     "wn.config": "grammar presets",
     "wn.norm": "grammar presets torch",
     "wn.optim": "config torch",
-    "wn.data": "config torch torchvision",
+    "wn.plugins": "config",
+    "wn.data": "config plugins torch torchvision",
     "wn.provenance": "",
     "wn.records": "config provenance",
     "wn.timings": "config records",
-    "wn.models": "config norm torch",
+    "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.report": "config grammar presets records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk

@@ -24,6 +24,7 @@ from report_cases import (
     TABLE,
     config,
     contents,
+    data_in,
     declare,
     publish_curve,
     run_of,
@@ -36,7 +37,7 @@ from report_cases import (
 from wn import experiments
 from wn.presets import PRESETS
 from wn.records import Record
-from wn.report import collect, curves, figures
+from wn.report import charts, collect, curves, figures
 from wn.report.__main__ import main
 from wn.report.plan import Plan, of_experiment
 from wn.report.status import expected_seconds, status
@@ -227,7 +228,9 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, plan: Plan, told: Any, 
     collect.write(plan, rows, again)
     for name in ("runs.csv", "curves.csv"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
-    assert set(rows.curves["layer"]) == {"hidden1"}, "the middle one"
+    assert list(rows.curves["layer"].unique()) == ["hidden0", "hidden1", "output"], "in the model's order"
+    drawn = figures.trajectory_figure(plan, rows)
+    assert "layer hidden1," in drawn.get_supxlabel(), "the middle one"
     assert set(rows.runs.loc[rows.curves["run_id"], "seed"]) == {0}
     assert 0.0033333 in set(rows.curves["value"]), "five digits"
 
@@ -336,6 +339,7 @@ def test_a_list_of_rows_is_drawn_and_published(
 def test_every_preset_has_its_own_look() -> None:
     assert set(figures.STYLE) == set(PRESETS)
     looks = list(figures.STYLE.values())
+    assert {marker for _, marker, _ in looks} <= set(charts.SHAPES), "in a browser too"
     assert len({color for color, *_ in looks}) == len(looks)
     assert len({(marker, line) for _, marker, line in looks}) == len(looks), "in grey"
 
@@ -359,7 +363,13 @@ def test_committed_results_are_those_of_the_committed_rows(
         for path in (ROOT / "results").glob(f"{name}/*" if name in names else name):
             if path.is_file() and path.suffix != ".png":
                 again = tmp_path / "results" / path.relative_to(ROOT / "results")
-                assert again.read_bytes() == path.read_bytes(), f"{path}: stale"
+                shown, fresh = (
+                    data_in(page.read_text(encoding="utf-8")) if page.suffix == ".html" else page.read_bytes()
+                    for page in (path, again)
+                )
+                if isinstance(shown, dict) and isinstance(fresh, dict):
+                    del shown["settings"], fresh["settings"]  # a new setting is no reason to publish again
+                assert fresh == shown, f"{path}: stale"
 
 
 # The command line ------------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ class Experiment(Part):
         found: dict[str, Run] = {}
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
-            own = {**self.fixed, **(row.set if row else {}), "experiment_name": self.name}
+            named = {"experiment_name": self.name.rpartition("/")[2], "plugins": self.plugins}
+            own = {**self.fixed, **(row.set if row else {}), **named}
             for key, value in cell.items():
                 own |= settings_of(key, value)
             try:
@@ -181,6 +182,14 @@ class Experiment(Part):
                     f"experiments/{self.name}.yaml: {same} are the same run; leave out one of them"
                 )
         return list(found.values())
+
+    @property
+    def plugins(self) -> list[str]:
+        """The files of code that it names; a path is seen from the folder that holds ``experiments/``."""
+        named = self.fixed.get("plugins", [])
+        mine = (folder for folder in places.folders(FOLDER) if (folder / f"{self.name}.yaml").is_file())
+        root = next(mine, FOLDER).parent
+        return [str(root / str(path)) for path in (named if isinstance(named, list) else [named])]
 
     def configs(self) -> list[Config]:
         return [run.config for run in self.runs()]

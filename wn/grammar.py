@@ -47,6 +47,9 @@ SCALING = frozenset(get_args(Statistics)) - {"none", "mean_only"}
 TRACKED = frozenset({"batch", "batch_renorm", "mean_only"})
 """Statistics over the batch, which evaluation replaces by running averages."""
 
+PER_IMAGE = SCALING - TRACKED - {"dyt"}
+"""Statistics of each image, which mix its units or places."""
+
 
 def mistake(choices: Mapping[str, Any]) -> str | None:
     """Why a combination makes no sense, in one line that says what would; None where it does."""
@@ -114,6 +117,8 @@ def properties(choices: Mapping[str, Any], dense: bool = False) -> Properties:
         invariant,
         norm_grows=orthogonal and hold == "free",
         foldable=statistics in TRACKED | {"none"},
-        batch_of_one=statistics not in ("batch", "batch_renorm"),
+        # A dense layer's output less the mean of one image is nothing.
+        batch_of_one=statistics not in ("batch", "batch_renorm")
+        and not (dense and statistics == "mean_only"),
         deterministic=statistics not in TRACKED,
     )

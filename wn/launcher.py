@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -165,6 +167,22 @@ def _sets_a_number(override: Override) -> bool:
     is_field = "." in override.key_or_group or override.key_or_group == "seed"
     changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
     return is_field and not changes_keys and type(override.value()) in (int, float)
+
+
+def named_plugins(words: Sequence[str]) -> list[str]:
+    """The files of code that a command line names, itself or by the experiments that it chooses."""
+    files: list[str] = []
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        if key not in ("plugins", "experiment"):
+            continue
+        with contextlib.suppress(HydraException):  # which Hydra itself will tell
+            override = OverridesParser.create().parse_overrides([word])[0]
+            value = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+            values = [str(one) for one in (value if isinstance(value, list) else [value])]
+            chosen = [experiments.load(name) for name in values if name in experiments.names()]
+            files += values if key == "plugins" else [file for one in chosen for file in one.plugins]
+    return files
 
 
 def check_hydra(hydra: Any) -> None:

@@ -7,16 +7,18 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
-from wn import data, models, processes
+from wn import data, models, plugins, processes
 from wn.config import Config, TrainerConfig, UserError, VAEConfig
 from wn.data import Dataset
 from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
 
-MEMBERS = {"mlp": 64, "mlp_vae": 16, "transformer": 8}
+MEMBERS = {"mlp": 64, "mlp_vae": 16, "transformer": 8, "plugin": 16}
 """Largest stack on a CPU by architecture: up to it a member costs less the larger its stack, at up to 5 MiB
 (mlp), 25 (transformer, digits) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and
 cost 1.6 to 1.8 times as much (measured: docs/LOG.md)."""
@@ -55,15 +57,21 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-_load = functools.lru_cache(maxsize=2)(data.load)  # the stacks of a sweep share their data
+@functools.lru_cache(maxsize=2)  # the stacks of a sweep share their data
+def _load(plugins: tuple[str, ...], *what: Any) -> Dataset:
+    return data.load(*what)
 
 
 def resolve(config: Config) -> tuple[torch.device, Dataset]:
     """Device and data of a run; a UserError where it cannot be trained on them. Sets no switch of torch."""
     device = pick_device(config.trainer.device)
+    plugins.check(config)
     unit = isinstance(config.model, VAEConfig)
-    dataset = _load(config.data, device, DTYPES[config.trainer.precision], unit)
+    own = tuple(config.plugins.values()) if config.data.plugin else ()
+    dataset = _load(own, config.data, device, DTYPES[config.trainer.precision], unit)
     models.check(config.model, dataset.shape)
+    if config.own:  # mistakes of the user's code show before anything is trained
+        models.build(config.model, config.norm, dataset.shape, dataset.classes, config.seed)
     steps_per_epoch(config, dataset)
     return device, dataset
 
@@ -121,6 +129,8 @@ def largest_stack(config: Config, device: torch.device, dataset: Dataset, worker
     ``device`` is this process's; whichever GPU the stack comes to, it fits there beside the other workers.
     """
     largest = MEMBERS.get(config.model.name, 1)
+    if config.own and largest > 1 and not stacks(config, device, dataset):
+        return 1
     if largest == 1 or device.type != "cuda":
         return largest
     each = bytes_per_member(config, device, dataset)
@@ -140,6 +150,15 @@ def fitting(free: Sequence[int], each: int, workers: int) -> int:
     return max(1, int(MEMORY_SHARE * min(used)) // (each * sharing))
 
 
+def stacks(config: Config, device: torch.device, dataset: Dataset) -> bool:
+    """Whether the user's own code can be stacked: two take a step under vmap, and have no convolutions."""
+    try:
+        trainer = _step_of_two(config, device, dataset)
+    except Exception:  # theirs, or vmap's: it shows where they train alone
+        return False
+    return not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in trainer.stack.template.modules())
+
+
 def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> int:
     """Peak memory of a two-member step and evaluation on a GPU, per member, the data set not included.
 
@@ -147,14 +166,18 @@ def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> 
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    # Neither compiled nor captured: a prediction is not worth that time.
-    settings = config.trainer.model_copy(update={"compile": False, "cuda_graph": False})
-    pair = [config.model_copy(update={"trainer": settings})] * 2
-    trainer = Trainer(pair, dataset, device, Observer())
-    trainer.stack.train()
-    trainer.update(trainer.batches(1)[0])
+    trainer = _step_of_two(config, device, dataset)
     trainer.evaluate("valid" if len(dataset.valid.x) else "test")
     return max(1, (torch.cuda.max_memory_allocated(device) - before) // 2)
+
+
+def _step_of_two(config: Config, device: torch.device, dataset: Dataset) -> Trainer:
+    # Neither compiled nor captured: a prediction is not worth that time.
+    settings = config.trainer.model_copy(update={"compile": False, "cuda_graph": False})
+    trainer = Trainer([config.model_copy(update={"trainer": settings})] * 2, dataset, device, Observer())
+    trainer.stack.train()
+    trainer.update(trainer.batches(1)[0])
+    return trainer
 
 
 def device_name(device: torch.device) -> str:

@@ -256,4 +256,4 @@ def png(images: Tensor) -> bytes:
 def title(configs: Sequence[Config]) -> str:
     one = configs[0]
     what = f"lr={one.optim.lr:g} seed={one.seed}" if len(configs) == 1 else f"({len(configs)} runs)"
-    return f"{one.model.name} {one.norm.label} {one.optim.name} {what}"
+    return f"{one.own.get('model', one.model.name)} {one.norm.label} {one.optim.name} {what}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from wn import again, cost, tracking
+from wn import again, cost, plugins, tracking
 from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
@@ -92,13 +94,11 @@ def train_sweep(
     if dry:
         _say_cost([[runs[key] for key in stack] for stack in plan(set())], resolved, workers)
         return [records[run_id] for run_id in ids]
-    begun, held = (
-        bool(todo),
-        set[str](),
-    )  # nobody's at first: the same command elsewhere plans the same stacks
+    begun, train = bool(todo), functools.partial(_train, plugins.loaded())
+    held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
     while todo:
         stacks = [[runs[run_id] for run_id in stack] for stack in plan(held)]
-        for stack, death in map_workers(_train, stacks, workers):
+        for stack, death in map_workers(train, stacks, workers):
             _fail(stack, death)
         if todo := [run_id for run_id in left() if run_id not in forced]:
             _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
@@ -157,7 +157,7 @@ def _say_cost(stacks: list[list[Config]], resolved: Resolved, workers: int) -> N
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
     """Device and data of every run; looked up once for all that share them."""
-    shared = {run_id: (c.model, c.data, c.trainer) for run_id, c in runs.items()}
+    shared = {run_id: (c.model, c.norm, c.data, c.trainer) for run_id, c in runs.items()}
     known = {shared[run_id]: config for run_id, config in runs.items()}
     resolved = {key: resolve(config) for key, config in known.items()}
     return {run_id: resolved[key] for run_id, key in shared.items()}
@@ -209,8 +209,12 @@ def _stacks(
     return sorted(stacks, key=lambda stack: place[stack[0]])
 
 
-def _train(stack: list[Config]) -> None:
-    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it."""
+def _train(own: list[tuple[Path, str]], stack: list[Config]) -> None:
+    """Train one stack, copy it to W&B (a run alone is copied while it trains), and say what came of it.
+
+    ``own``: the user's files, which a worker process has to run as the parent did.
+    """
+    plugins.load_again(own)
     started = time.monotonic()
     if not train_stack(stack):  # another process was quicker
         return

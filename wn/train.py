@@ -19,12 +19,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from wn import experiments, launcher
+from wn import experiments, launcher, plugins
 from wn.config import Config, UserError, explain_key, nearest, places
-from wn.config.compose import CONFIGS, check_presets, set_value
+from wn.config.compose import CONFIGS, OWN, check_presets, set_value
 from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
 from wn.processes import Preempted, termination
@@ -39,6 +39,10 @@ def job(tree: DictConfig) -> float:
     chosen, home = HydraConfig.get(), launcher.home == os.getpid()
     try:
         launcher.check_hydra(chosen)
+        if not home:  # where main() has run them
+            plugins.load(launcher.named_plugins(chosen.overrides.task))
+        # Again, for launchers that run this in a process of its own.
+        plugins.load(launcher.named_plugins(chosen.overrides.task))
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
         check_presets(chosen.runtime.choices)
         experiment = chosen.runtime.choices.get("experiment")
@@ -145,7 +149,12 @@ def make_report(folder: Path) -> bool:
 def register() -> None:
     """Tell Hydra what lies outside ``configs/``: the defaults, and every experiment as a preset."""
     store = ConfigStore.instance()
-    store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model"}))
+    plugins.load(launcher.named_plugins(sys.argv[1:]))
+    for group, choice in OWN.items():
+        for name in plugins.names(group):
+            own = OmegaConf.create({**choice, "plugin": name}, flags={"struct": group != "model"})
+            store.store(group=group, name=name, node=own)  # a model's numbers are known to its file alone
+    store.store(name="_defaults", node=Config().model_dump(mode="json", exclude={"model", "plugins"}))
     for model in MODELS:
         defaults = model().model_dump(mode="json")
         store.store(group="model", name=f"_{defaults['name']}", node=defaults)
@@ -161,10 +170,10 @@ def register() -> None:
                 raise
             continue  # a broken file stops those alone who ask for it
         # Presets and values as the file fixes them, so that Hydra knows which keys may be overridden.
-        presets = [{f"override /{key}": value} for key, value in fixed.items() if "." not in key]
+        presets = [{f"override /{key}": value} for key, value in fixed.items() if key in launcher.GROUPS]
         node: dict[str, Any] = {"defaults": [*presets, "_self_"], "experiment_name": name}
         for key, value in fixed.items():
-            if "." in key:
+            if key not in launcher.GROUPS:
                 set_value(node, key, value)
         store.store(group="experiment", name=name, node=node, package="_global_")
 

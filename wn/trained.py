@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from wn import models
-from wn.config import Config, UserError, nearest, parse
+from wn import plugins as own_code
+from wn.config import Config, UserError, hashes, nearest, parse
 from wn.data import Dataset
 from wn.data.pipeline import Pipeline
 from wn.data.whitening import Whitening
@@ -125,6 +126,9 @@ def load(
         raise UserError(f"{record.folder}: kept no model ({record.status}); {again}")
     check_plugins(record, plugins)
     config = parse(record.content["config"])
+    if config.own:
+        own_code.load(map(str, plugins))
+        own_code.check(config)
     try:
         saved = Saved.model_validate(record.content["model"])
         content = path.read_bytes()
@@ -162,7 +166,7 @@ def find(run: str | Path, runs_dir: Path) -> Record:
 
 def check_plugins(record: Record, plugins: Sequence[str | Path]) -> None:
     """Raise UserError unless the files are those that the run was trained with."""
-    named = {hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in plugins}
+    named = hashes([str(file) for file in plugins]).values()
     for file, sha256 in record.content["config"].get("plugins", {}).items():
         if sha256 not in named:
             raise UserError(f"{record.folder}: trained with code in {file}; name that very file in plugins=")

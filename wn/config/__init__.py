@@ -13,84 +13,29 @@ from typing import Any, Literal, Self
 
 import pydantic
 
-from wn import grammar, presets
+from wn import grammar
 from wn.config import errors
+from wn.config.data import DataConfig as DataConfig
 from wn.config.errors import UserError as UserError
 from wn.config.errors import explain_key as explain_key
 from wn.config.errors import nearest as nearest
+from wn.config.files import hashes as hashes
 from wn.config.models import ConvNetConfig as ConvNetConfig
 from wn.config.models import ConvVAEConfig as ConvVAEConfig
 from wn.config.models import MLPConfig as MLPConfig
 from wn.config.models import MLPVAEConfig as MLPVAEConfig
 from wn.config.models import Model as Model
+from wn.config.models import PluginModelConfig as PluginModelConfig
 from wn.config.models import ResNetVAEConfig as ResNetVAEConfig
 from wn.config.models import Section
 from wn.config.models import TransformerConfig as TransformerConfig
 from wn.config.models import VAEConfig as VAEConfig
 from wn.config.models import WeightInit as WeightInit
+from wn.config.norm import NormConfig as NormConfig
 
 SCHEMA = 2
 """Version of what a configuration means. Raise it when the same settings lead to other numbers, and when a
 default changes: a field at its default is no part of a run's identity."""
-
-
-class NormConfig(Section):
-    """Independent choices: ``w = scale * gain * direction(v)``, statistics of activations, initialisation.
-
-    Formulas and sources: docs/NORMS.md.
-    """
-
-    direction: grammar.Direction = "plain"
-    """The weight as it is; each unit's v/||v|| (equation 2), or that of v without its mean; V over its
-    spectral or its Frobenius norm."""
-    scale: grammar.Scale = "none"
-    """A constant factor of the direction; none: the gain starts at v's norm instead."""
-    gain: grammar.Gain = "none"
-    """Per output unit: none, trained (g, e^s or e^{3s}), or left where it starts. With statistics that fix an
-    output's scale it acts after them (gamma)."""
-    hold: grammar.Hold = "free"
-    """||v|| may grow, or is put back after each step to its start, or to a root mean square of 1."""
-    statistics: grammar.Statistics = "none"
-    """Taken over the batch (batch, batch_renorm; mean_only, section 4), of each image, or pointwise (dyt)."""
-    init: grammar.Init = "default"
-    """Gains and biases as drawn, from one batch of data (section 3), or by Arpit et al. (2019)."""
-    output_layers: bool = True
-    """Whether a model's output layers are normalised; else they are plain."""
-    groups: pydantic.PositiveInt = 8
-    """Of group statistics; a layer takes the largest divisor of its units up to it."""
-    eps: pydantic.PositiveFloat = 1e-6
-    """Added to the variance, or the mean square, inside the root."""
-    momentum: float = pydantic.Field(default=0.1, gt=0, le=1)
-    """Share of the newest batch in the running averages."""
-    correction: grammar.Correction = "images"
-    """The n of the running variance's n/(n-1): images (the authors) or images x positions (torch)."""
-
-    @pydantic.model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        if mistake := grammar.mistake(self.model_dump()):
-            raise ValueError(mistake)
-        return self
-
-    @property
-    def label(self) -> str:
-        return presets.label({key: getattr(self, key) for key in grammar.DEFAULTS})
-
-
-class DataConfig(Section):
-    """A data set, how much of it is trained on, and how it is scaled."""
-
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
-    root: str | None = None
-    """Folder with the files; null is data/."""
-    download: bool = True
-    train_fraction: float = pydantic.Field(default=1.0, gt=0, le=1)
-    """Share of the training images that is used at all, stratified by label: for small experiments."""
-    valid_fraction: float = pydantic.Field(default=0.2, ge=0, lt=1)
-    """Share of these held out, stratified by label, to choose a learning rate on."""
-    whiten: bool = False
-    """ZCA whitening as in the authors' code (wn/data/whitening.py) instead of one mean and one scale."""
-    binarize: bool = False
-    """Static binarisation: each pixel drawn once, with its grey level as probability, for all runs."""
 
 
 class OptimConfig(Section):
@@ -202,6 +147,9 @@ class Config(Section):
     trainer: TrainerConfig = TrainerConfig()
     tracking: TrackingConfig = TrackingConfig()
     seed: int = pydantic.Field(default=0, ge=0, lt=2**63)
+    plugins: dict[str, str] = pydantic.Field(default={})
+    """Files of the user's own code, by name, and their SHA-256. May be given as paths, which are read and not
+    run: :func:`wn.plugins.load` runs what the user names."""
     experiment_name: str = pydantic.Field(default="adhoc", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     runs_dir: str = pydantic.Field(default="runs", min_length=1)
 
@@ -210,13 +158,50 @@ class Config(Section):
     def _default_model(cls, model: Any) -> Any:
         return {"name": MLPConfig().name, **model} if isinstance(model, dict) else model
 
+    @pydantic.field_validator("plugins", mode="before")
+    @classmethod
+    def _hashes(cls, files: Any) -> Any:
+        return (
+            hashes([files] if isinstance(files, str) else files) if isinstance(files, str | list) else files
+        )
+
+    @pydantic.model_validator(mode="after")
+    def _own_code_is_named(self) -> Self:
+        for group, name in self.own.items():
+            if not self.plugins:
+                raise UserError(
+                    f"{group}={name}: name the file that registers it, as in plugins=[my_{group}.py]"
+                )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _latents_keep_their_order(self) -> Self:
+        statistics = self.norm.statistics
+        if getattr(self.model, "posterior", None) == "iaf" and statistics in grammar.PER_IMAGE:
+            why = "mixes latents, of which model.posterior=iaf needs each to see earlier ones alone"
+            raise UserError(f"norm.statistics={statistics} {why}: write model.posterior=diagonal")
+        return self
+
+    @property
+    def own(self) -> dict[str, str]:
+        """What is of the user's own code: ``norm``, ``model``, ``data``, and its name."""
+        sections = {name: getattr(self, name) for name in ("norm", "model", "data")}
+        return {name: s.plugin for name, s in sections.items() if getattr(s, "plugin", None) is not None}
+
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, without fields at their defaults: one more field changes no identity."""
+        """What decides the numbers, without fields at their defaults: one more field changes no identity.
+
+        The user's files count by their content, all that are named, wherever a part of the run is of them.
+        """
         identity: dict[str, Any] = {"schema": SCHEMA, "seed": self.seed, "model": {"name": self.model.name}}
-        for section, fields in self.model_dump(mode="json", exclude_defaults=True).items():
+        for section, fields in self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"plugins"}
+        ).items():
             parts = fields if isinstance(fields, dict) else {}  # the seed is there, and names decide nothing
             if kept := {key: value for key, value in parts.items() if decides(f"{section}.{key}")}:
                 identity[section] = identity.get(section, {}) | kept
+        if self.own:
+            identity["plugins"] = sorted(self.plugins.values())
         return identity
 
     @property
@@ -230,7 +215,8 @@ class Config(Section):
         """Equal for runs that can train as one stack: those that differ in :data:`STACKABLE` alone."""
         whole = self.model_dump(mode="json", exclude={"seed": True, "optim": set(STACKABLE["optim"])})
         for key in STACKABLE["model"]:  # a stack has noise layers or it has none
-            whole["model"][key] = bool(whole["model"].get(key))
+            if self.model.name != "plugin":  # what its numbers do is not known
+                whole["model"][key] = bool(whole["model"].get(key))
         return json.dumps(whole, sort_keys=True)
 
     def placed_as(self, other: Config) -> Config:

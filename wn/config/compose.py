@@ -16,6 +16,9 @@ from wn.config.yaml_files import read_yaml
 
 CONFIGS = places.ROOT / "configs"
 
+OWN: dict[str, dict[str, str]] = {"norm": {}, "model": {"name": "plugin"}, "data": {"name": "plugin"}}
+"""What a choice of the user's own code says in each group, beside its name (wn/plugins.py)."""
+
 Value = str | int | float | bool | None
 
 
@@ -30,7 +33,8 @@ def compose(settings: Mapping[str, Any]) -> Config:
     """
     defaults, tree = _train()
     groups = {**defaults, **{key: settings[key] for key in defaults if key in settings}}
-    tree = {**tree, **{group: copy.deepcopy(_preset(group, str(name))) for group, name in groups.items()}}
+    named = bool(settings.get("plugins"))
+    tree = {**tree, **{group: copy.deepcopy(_preset(group, str(n), named)) for group, n in groups.items()}}
     for key, value in settings.items():
         if key not in groups:
             set_value(tree, key, value)
@@ -47,9 +51,14 @@ def set_value(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 @functools.cache
-def _preset(group: str, name: str) -> dict[str, Any]:
-    """What a preset says, its own defaults list followed within the group."""
+def _preset(group: str, name: str, plugins: bool = False) -> dict[str, Any]:
+    """What a preset says, its own defaults list followed within the group.
+
+    Where ``plugins`` are named, another name is taken for what they register; their code is not run for it.
+    """
     path = places.find(CONFIGS, f"{group}/{name}.yaml")
+    if plugins and group in OWN and not path.is_file():
+        return {**OWN[group], "plugin": name}
     if not path.is_file():
         known = sorted(p.stem for folder in places.folders(CONFIGS) for p in folder.glob(f"{group}/*.yaml"))
         raise UserError(f"{group}={name}: no such preset{nearest(name, known)}")

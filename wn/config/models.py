@@ -136,5 +136,23 @@ class TransformerConfig(Section):
         return self
 
 
-Model = MLPConfig | ConvNetConfig | MLPVAEConfig | ConvVAEConfig | ResNetVAEConfig | TransformerConfig
+class PluginModelConfig(Section):
+    """A model of the user's own: its name, and the numbers that are given (:func:`wn.plugins.model`)."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    activation: ClassVar[str] = "none"
+    name: Literal["plugin"] = "plugin"
+    plugin: str = ""
+
+
+Model = (
+    MLPConfig
+    | ConvNetConfig
+    | MLPVAEConfig
+    | ConvVAEConfig
+    | ResNetVAEConfig
+    | TransformerConfig
+    | PluginModelConfig
+)
 MODELS = get_args(Model)

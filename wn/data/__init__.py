@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from wn.config import DataConfig, UserError
-from wn.data import sources
+from wn.data import own, sources
 from wn.data.formats import Arrays
 from wn.data.pipeline import STATE, Pipeline
+from wn.data.whitening import Whitening
 
 DIGITS_WHITE = 16  # maximum pixel value of digits
 
@@ -72,10 +73,9 @@ def load(
     """
     if pipeline:
         config = config.model_copy(update={"whiten": False})
-    if config.whiten and (config.name == "digits" or config.binarize or unit):
+    if config.whiten and (config.name in ("digits", "plugin") or config.binarize or unit):
         raise UserError("data.whiten=true: digits, binarised images and a VAE's are not whitened; give false")
-    rest, test, fitted = (*_digits(), None) if config.name == "digits" else sources.official(config)
-    white = DIGITS_WHITE if config.name == "digits" else 255
+    rest, test, fitted, white = _read(config, unit)
     dtype_in_files = "uint8" if fitted else str(rest.images.dtype)
     if pipeline and rest.images.shape[1:] != pipeline.shape:
         found, wanted = ("x".join(map(str, shape)) for shape in (rest.images.shape[1:], pipeline.shape))
@@ -99,6 +99,19 @@ def load(
 
     classes = int(np.max(rest.labels)) + 1
     return Dataset(split(train), split(valid), split(test), classes, made)
+
+
+def _read(config: DataConfig, unit: bool) -> tuple[Arrays, Arrays, Whitening | None, int]:
+    """Training and test images, what whitened them, and their largest value."""
+    if config.plugin is None:
+        if config.name == "digits":
+            return *_digits(), None, DIGITS_WHITE
+        return *sources.official(config), 255
+    rest, test = own.read(config.plugin)
+    floats = rest.images.dtype != np.uint8
+    if floats and (config.binarize or (unit and not 0 <= rest.images.min() <= rest.images.max() <= 1)):
+        raise UserError(f"data={config.plugin}: a VAE takes floats from 0 to 1, and only bytes are binarised")
+    return rest, test, None, 1 if floats else 255
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:
@@ -131,8 +144,10 @@ def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
     return [Arrays(whole.images[chosen], whole.labels[chosen]) for chosen in divided]
 
 
-def _mean_std(images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[float, float]:
+def _mean_std(images: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:
     """Mean and standard deviation of all pixels, from their histogram: exact, so independent of the order."""
+    if images.dtype != np.uint8:
+        return float(images.mean(dtype=np.float64)), float(images.std(dtype=np.float64)) or 1.0
     counts = torch.bincount(torch.from_numpy(images).flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64)
     mean = (counts @ values) / counts.sum()

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from wn import plugins
 from wn.config import (
     ConvNetConfig,
     ConvVAEConfig,
     Model,
     NormConfig,
+    PluginModelConfig,
     ResNetVAEConfig,
     TransformerConfig,
     UserError,
@@ -31,6 +33,7 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
     "conv_vae": lambda config, shape, classes: build_conv_vae(config, shape),
     "resnet_vae": lambda config, shape, classes: ResNetVAE(config, shape),
     "transformer": Transformer,
+    "plugin": lambda config, shape, classes: _own_model(config, shape, classes),
 }
 
 
@@ -56,10 +59,40 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
         if draws(layer):
             kind = type(layer).__name__
             raise UserError(
-                f"model={model.name}: {name} is torch's {kind}, which draws other numbers each time; "
-                "take wn.models.noise.Dropout, which draws by the run's seed and step"
+                f"model={getattr(model, 'plugin', model.name)}: {name} is torch's {kind}, which draws other "
+                "numbers each time; take wn.models.noise.Dropout, which draws by the run's seed and step"
             )
-    return normalize(network, **norm.model_dump(), activation=model.activation)
+    return with_norm(network, norm, model.activation)
+
+
+def with_norm(network: nn.Module, norm: NormConfig, activation: str = "none") -> nn.Module:
+    """A network of plain layers, or one such layer, normalised in place."""
+    if norm.plugin is None:
+        return normalize(network, **norm.model_dump(exclude={"plugin"}), activation=activation)
+    given = {"activation": activation} if norm.scale == "activation" else {}
+    return normalize(network, layer_class=_own_layer(norm.plugin), **norm.own_choices(), **given)
+
+
+def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A model of the user's own; UserError where it is no module."""
+    numbers = plugins.numbers(config.plugin, config.model_extra or {})
+    network = plugins.find("model", config.plugin)(shape, classes, **numbers)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model={config.plugin}: returned {type(network).__name__}, should return a module")
+    return network
+
+
+def _own_layer(name: str) -> Callable[..., nn.Module]:
+    """A norm of the user's own; it raises UserError where it makes no module of a layer."""
+
+    def make(layer: nn.Module, **choices: Any) -> nn.Module:
+        made = plugins.find("norm", name)(layer, **choices)
+        if not isinstance(made, nn.Module):
+            found = f"returned {type(made).__name__} for {layer}"
+            raise UserError(f"norm={name}: {found}, and should return a module")
+        return made
+
+    return make
 
 
 def check(model: Model, shape: tuple[int, ...]) -> None:

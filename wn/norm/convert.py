@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,13 @@ from wn.presets import PRESETS
 
 
 def normalize(
-    model: nn.Module, norm: str = "weight_norm", *, only: Names = None, skip: Names = (), **choices: Any
+    model: nn.Module,
+    norm: str = "weight_norm",
+    *,
+    only: Names = None,
+    skip: Names = (),
+    layer_class: Callable[..., nn.Module] | None = None,
+    **choices: Any,
 ) -> nn.Module:
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
@@ -46,6 +52,8 @@ def normalize(
         norm: a name in :data:`wn.presets.PRESETS`.
         only, skip: names of layers or of the blocks that hold them, with ``*`` for anything:
             ``skip="fc"``, ``only=["layer?.*", "stem"]``.
+        layer_class: ``(layer, **choices) -> module`` in the place of :class:`NormalizedLayer`, for a norm of
+            your own. It gets the choices that are given here alone.
         choices: of :class:`NormalizedLayer`, instead of the preset's.
 
     Raises:
@@ -62,7 +70,7 @@ def normalize(
     for module in model.modules():
         if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
             raise TypeError(f"normalise the model before wrapping it in {type(module).__name__}")
-    choices = {**DEFAULTS, **PRESETS[norm], **choices}
+    given, choices = set(choices), {**DEFAULTS, **PRESETS[norm], **choices}
     has_sites = any(isinstance(module, NormSite) for module in model.modules())
     outputs = choices.pop("output_layers")
     of_sites = {**SITE_DEFAULTS, **choices}
@@ -85,6 +93,8 @@ def normalize(
         if isinstance(layer, NormSite):
             return NormalizedSite(layer, next(model.parameters()), of_sites)
         stays_plain = getattr(layer, "is_output", False) and not outputs
+        if layer_class and not stays_plain:
+            return layer_class(layer, **{name: of_layers[name] for name in of_layers if name in given})
         wrapped = NormalizedLayer(layer, **(_plain(choices) if stays_plain else of_layers))
         wrapped.register_load_state_dict_pre_hook(accept_foreign_weight)  # type: ignore[no-untyped-call]
         return wrapped
@@ -198,7 +208,7 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, Activations):
-                role[parameter] = kinds[name]
+                role[parameter] = kinds.get(name, "other")  # a subclass may have parameters of its own
             role.setdefault(parameter, "other")
     for parameter, kind in role.items():
         groups[kind].append(parameter)

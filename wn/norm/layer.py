@@ -8,7 +8,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from wn.grammar import DEFAULTS, SCALING, Correction, Direction, Gain, Hold, Init, Scale, Statistics
+from wn.grammar import (
+    DEFAULTS,
+    PER_IMAGE,
+    SCALING,
+    Correction,
+    Direction,
+    Gain,
+    Hold,
+    Init,
+    Scale,
+    Statistics,
+)
 from wn.norm.direction import Reparameterized, project_
 from wn.norm.kinds import ATTRIBUTES, OPERATIONS, check_choices, kind_to_normalize
 from wn.norm.statistics import groups_of
@@ -104,6 +115,8 @@ class NormalizedLayer(Reparameterized):
                 setattr(self, name, getattr(layer, name))
         self._parameters[self.raw_name] = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+        if "mask" in layer._buffers and statistics in PER_IMAGE:
+            raise ValueError(f"statistics={statistics} mix what the layer's mask keeps apart: leave it plain")
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
         self.group_count = groups_of(self.units, groups, self.dense)

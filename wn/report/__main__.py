@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="*", help="default: all that has records, else all that is committed")
     parser.add_argument("--status", action="store_true", help="how far every experiment is, and what is left")
     parser.add_argument("--publish", action="store_true", help="put rows, tables and pages into results/")
+    parser.add_argument("--html", action="store_true", help="an interactive page too, in one file NAME.html")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="records (default: runs)")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="default: results")
     options = parser.parse_args(arguments)
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.status:
             print(status(options.runs_dir, options.results_dir))
         else:
-            _report(options.what, options.runs_dir, options.results_dir, options.publish)
+            places = options.runs_dir, options.results_dir
+            _report(options.what, *places, options.publish, options.html)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -> None:
+def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool, html: bool) -> None:
     local = {path.parent.parent.name for path in runs_dir.glob("*/*/record.json")}
     committed = {name for name in experiments.names() if (results_dir / name / "runs.csv").exists()}
     default = (local | committed) & {*experiments.names()} if publish else local or committed
@@ -66,7 +68,7 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
         if publish and name not in experiments.names():
             raise UserError(f"{name}: no experiment; only the rows of experiments are published")
         try:
-            _one(name, folder, results_dir, publish)
+            _one(name, folder, results_dir, publish, html)
         except UserError as error:
             if what or publish:
                 raise
@@ -79,7 +81,7 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool) -
         print(results_dir / "README.md")
 
 
-def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
+def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) -> None:
     """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
     # pandas takes half a second: not for --status
     from wn.report import collect, compare, page
@@ -109,13 +111,15 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
     print(page.text(table, steps))
     notes += stale
+    report = results_dir / name if publish else folder / "report"
+    as_html = report / f"{name}.html"
+    html = html or (publish and as_html.exists())  # a page that is published goes with its rows
     if publish:
         for path in (results_dir / name).glob("*.*"):
             path.unlink()  # all is written again, but for figures that are no longer drawn
         if len(rows.runs):
-            page.build(plan, rows, table, steps, results_dir / name)
+            page.build(plan, rows, table, steps, report)
     elif len(new.runs):
-        report = folder / "report"
         summary = page.build(plan, new, table, steps, report)
         notes += compare.closing_line(plan, new, old)
         page.write_local(report, name, [page.section(plan, new, table, steps, report, ""), *notes], summary)
@@ -123,6 +127,11 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool) -> None:
     elif len(old.runs):
         where = results_dir / name
         notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
+    if html and len(rows.runs):
+        from wn.report import web
+
+        web.write(as_html, plan, rows, table, [] if publish else notes)
+        print(as_html)
     print(*notes, sep="\n", end="\n" * bool(notes))
 
 

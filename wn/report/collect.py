@@ -20,7 +20,7 @@ from wn.report.status import damaged, left_out
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 CURVE_COLUMNS = ["run_id", "epoch", "layer", "name", "value"]
-PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "relative_update")
+PROBED = ("v_norm_mean", "g_mean", "w_norm_mean", "effective_lr", "direction_lr", "relative_update")
 TEXT = ("row", "norm", "status", "commit", "dirty", "device", "precision", "torch")
 INTEGERS = ("best_epoch", "epochs", "steps", "diverged_epoch", "diverged_step", "stack_size")
 
@@ -98,7 +98,7 @@ def _result(record: Record) -> dict[str, Any]:
 
 
 def _curve(plan: Plan, run_id: str, record: Record) -> pd.DataFrame:
-    """Of a sweep the first seed's probes of the middle layer; of rows, or at one rate, the metric."""
+    """Of a sweep the first seed's probes of every layer; of rows, or at one rate, the metric."""
     group, key = plan.group_of[run_id], plan.metric.key
     found = [pd.DataFrame(columns=CURVE_COLUMNS)]
     if not plan.is_sweep or plan.one_lr:
@@ -108,10 +108,8 @@ def _curve(plan: Plan, run_id: str, record: Record) -> pd.DataFrame:
         found.append(metrics[metrics["epoch"] > 0].melt("epoch", var_name="name"))
     probed = plan.is_sweep and group.configs[run_id].seed == group.seeds[0]
     if len(probes := pd.DataFrame(record.probes if probed else [])):
-        layers = probes["layer"].unique()
-        middle = probes[probes["layer"] == layers[len(layers) // 2]]
-        middle = middle.reindex(columns=["epoch", "layer", *PROBED])
-        found.append(middle.melt(["epoch", "layer"], var_name="name"))
+        probes = probes.reindex(columns=["epoch", "layer", *PROBED])
+        found.append(probes.melt(["epoch", "layer"], var_name="name"))
     curve = pd.concat(found[1:] or found).dropna(subset="value").assign(run_id=run_id)
     return curve.assign(value=[float(f"{value:.{DIGITS[key]}g}") for value in curve["value"]])
 

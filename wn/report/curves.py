@@ -91,20 +91,27 @@ def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str
     last = max([epochs[-1] for _, epochs, _ in every] or [line[-1, 0] for line in extent] or [1.0])
     axes.set_xlim(0, 1.02 * last)
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
-    shown = np.concatenate([np.empty((0, 2)), *extent])
-    first = 0 if name.endswith("error") else EARLY * last
-    shown = shown[(shown[:, 0] >= first) & (shown[:, 0] <= last), 1]
-    if not len(shown):
-        return
-    low, high = shown.min(), shown.max()
-    if name.endswith("error"):
-        low, high = np.clip([low, high], TICKS[0], TICKS[-1])
+    limits = extent_by_epoch(name, np.concatenate([np.empty((0, 2)), *extent]), last)
+    if limits and name.endswith("error"):
         axes.set_yscale("log")
-        axes.set_ylim(max(t for t in TICKS if t <= low), min(t for t in TICKS if t >= high) * 1.001)
+        axes.set_ylim(*limits)
         tick_errors(axes, TICKS)
-    else:
-        margin = 0.04 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + margin)
+    elif limits:
+        axes.set_ylim(*limits)
+
+
+def extent_by_epoch(name: str, shown: Any, last: float) -> tuple[float, float] | None:
+    """Limits of an axis by points [epoch, value] up to the last epoch; None where there is none."""
+    is_error = name.endswith("error")
+    shown = shown[(shown[:, 0] >= (0 if is_error else EARLY * last)) & (shown[:, 0] <= last), 1]
+    if not len(shown):
+        return None
+    low, high = float(shown.min()), float(shown.max())
+    if is_error:
+        low, high = np.clip([low, high], TICKS[0], TICKS[-1])
+        return max(t for t in TICKS if t <= low), min(t for t in TICKS if t >= high) * 1.001
+    margin = 0.04 * (high - low) or 0.1
+    return low - margin, high + margin
 
 
 def points_by_epoch(plan: Plan, rows: Rows, names: list[str]) -> pd.DataFrame:
@@ -141,19 +148,25 @@ def points_by_lr(plan: Plan, rows: Rows) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def draw(plan: Plan, table: list[Row], rows: Rows) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """The figures of a plan; and the ``points`` of its main one, and which of their columns are its axes."""
+def points_of(plan: Plan, rows: Rows) -> tuple[str, list[str], pd.DataFrame]:
+    """What the main figure of a plan shows: against what, which columns of the points, the points."""
     known, error = set(rows.curves["name"]), plan.metric.key == "error"
     if plan.is_sweep and not plan.one_lr:
-        points, names = points_by_lr(plan, rows), ["error", "loss"] if error else ["loss"]
+        return "lr", ["error", "loss"] if error else ["loss"], points_by_lr(plan, rows)
+    names = [name for name in LABELS if name in known and name.endswith("error") == error]
+    return "epoch", names, points_by_epoch(plan, rows, names)
+
+
+def draw(plan: Plan, table: list[Row], rows: Rows) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """The figures of a plan; and the ``points`` of its main one, and which of their columns are its axes."""
+    known, (x, names, points) = set(rows.curves["name"]), points_of(plan, rows)
+    if x == "lr":
         figures = {name: sweep_figure(plan, table, points, name) for name in names}
-        x, y = "lr", names[0]
     else:
-        names = [name for name in LABELS if name in known and name.endswith("error") == error]
-        points, x, y = points_by_epoch(plan, rows, names), "epoch", (names or [""])[0]
-        figures = {"curves": by_epoch(plan, rows, names[: 2 if error else 1])} if names else {}
+        several = 2 if plan.metric.key == "error" else 1
+        figures = {"curves": by_epoch(plan, rows, names[:several])} if names else {}
     if not plan.is_sweep and "test_kl" in known:
         figures["parts"] = by_epoch(plan, rows, ["test_reconstruction", "test_kl", "train_loss"])
     if "w_norm_mean" in known:
         figures["trajectories"] = trajectory_figure(plan, rows)
-    return figures, {"x": x, "y": y, "line": "line", "points": points}
+    return figures, {"x": x, "y": (names or [""])[0], "line": "line", "points": points}

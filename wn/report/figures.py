@@ -68,6 +68,9 @@ RC: Any = {
 SMALL: Any = {"fontsize": 7.5, "color": "#444444"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
+ERRORS, LINEAR = (0, 0.5, 1, 2, 5, 10, 20, 50, 100), 0.5
+"""Ticks of an axis of final errors in %, and up to where it is linear."""
+
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
     "g_mean": "gain g",
@@ -137,7 +140,7 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xscale("log")
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
-    _scale(main, plan, points, name)
+    scale_metric(main, plan, points, name)
     words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
@@ -149,36 +152,55 @@ def tick_errors(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(PLAIN)
 
 
-def _scale(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
-    """An error that may be 0 on a scale that is linear near 0; a loss on a logarithmic one, cut off."""
-    lowest = points[f"{name}_min"].min()
+def log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
+
+
+def scale_metric(main: Axes, plan: Plan, points: pd.DataFrame, name: str) -> None:
     if name == "error":
-        ticks = [0, 0.5, 1, 2, 5, 10, 20, 50, 100]
-        main.set_ylabel("final validation error (%)")
-        main.set_yscale("symlog", linthresh=0.5, linscale=0.3)
-        main.set_ylim(max(tick for tick in ticks if not tick > min(90, lowest)), 105)
-        tick_errors(main, ticks)
-        return
-    label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
-    if lowest > 0:
-        main.set_yscale("log")
-        main.yaxis.set_major_formatter(PLAIN)
-        main.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-        highest = plan.metric.cut * points["initial_loss"].max()
-        if 0.9 * lowest < highest < main.get_ylim()[1]:
-            main.set_ylim(0.9 * lowest, highest)
-            times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
-            label += f"\ncut off at {times}that before training"
+        main.set_yscale("symlog", linthresh=LINEAR, linscale=0.3)
+        tick_errors(main, ERRORS)
+    elif points[f"{name}_min"].min() > 0:
+        log_scale(main)
+    label, limits = limits_of(plan, points, name, main.get_ylim()[1])
     main.set_ylabel(label)
+    if limits:
+        main.set_ylim(*limits)
+
+
+def limits_of(
+    plan: Plan, points: pd.DataFrame, name: str, top: float
+) -> tuple[str, tuple[float, float] | None]:
+    """Label and limits of an axis that reaches to ``top`` by itself; None: it may.
+
+    An error that may be 0 is on a scale that is linear near 0; a loss on a logarithmic one, cut off.
+    """
+    lowest = float(points[f"{name}_min"].min())
+    if name == "error":
+        return "final validation error (%)", (max(t for t in ERRORS if not t > min(90, lowest)), 105)
+    label = f"final validation {'loss' if plan.metric.key == 'error' else '−ELBO'} (nats)"
+    highest = float(plan.metric.cut * points["initial_loss"].max())
+    if not (lowest > 0 and 0.9 * lowest < highest < top):
+        return label, None
+    times = f"{plan.metric.cut} × " if plan.metric.cut > 1 else ""
+    return f"{label}\ncut off at {times}that before training", (0.9 * lowest, highest)
+
+
+def middle_layer(probes: pd.DataFrame) -> pd.DataFrame:
+    """Of a run's probes, those of its middle layer, in the model's order."""
+    layers = list(probes["layer"].unique())
+    return probes[probes["layer"].isin(layers[len(layers) // 2 :][:1])]
 
 
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
     groups = plan.groups[:COLUMNS]
-    probes = rows.curves[rows.curves["layer"].notna()]
-    paths = {
-        i: own.pivot(index="epoch", columns="name", values="value") for i, own in probes.groupby("run_id")
-    }
+    probes, paths = [], {}
+    for run_id, own in rows.curves.dropna(subset="layer").groupby("run_id"):
+        probes.append(middle_layer(own))
+        paths[run_id] = probes[-1].pivot(index="epoch", columns="name", values="value")
     for path in paths.values():
         path["weight"] = path.get("v_norm_mean", path["w_norm_mean"])
     lrs = sorted({lr for group in groups for lr in group.lrs})
@@ -215,7 +237,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, fraction=0.03, pad=0.02
     )
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    layers = ", ".join(sorted(probes["layer"].unique()))
+    layers = ", ".join(sorted(pd.concat(probes)["layer"].unique()))
     where = f"against the epoch; layer {layers}, mean over its units; first seed; ×: diverged"
     rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
     figure.supxlabel(f"{where}; {rates}", **SMALL)
@@ -223,11 +245,18 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
 
 
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:
-    """Scale axes to runs that did not explode or collapse: weights that do pass through 1e±30."""
+    if extent := extent_of(name, finished):
+        axes.set_yscale("linear" if name == "g_mean" else "log")
+        axes.set_ylim(*extent)
+
+
+def extent_of(name: str, finished: Any) -> tuple[float, float] | None:
+    """Limits by runs that did not explode or collapse: weights that do pass through 1e±30. None: no run."""
     linear = name == "g_mean"
     values = finished if linear else np.log(finished[finished > 0])
-    if len(values):
-        low, high = np.quantile(values, (0.02, 0.98))
-        limits = np.array([low, high]) + np.array([-1, 1]) * (0.06 * (high - low) or 0.1)
-        axes.set_yscale("linear" if linear else "log")
-        axes.set_ylim(*(limits if linear else np.exp(limits)))
+    if not len(values):
+        return None
+    low, high = np.quantile(values, (0.02, 0.98))
+    limits = np.array([low, high]) + np.array([-1, 1]) * (0.06 * (high - low) or 0.1)
+    low, high = map(float, limits if linear else np.exp(limits))
+    return low, high

@@ -98,13 +98,21 @@ def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at
         return "\n\n".join(parts) + "\n"
     drawn = {name: alt for name, alt in FIGURES.items() if (folder / f"{name}.svg").exists()}
     parts += [f"![{alt}]({at}{name}.svg)" for name, alt in drawn.items()]
+    every = f"; every run is a row of [{collect.RUNS}]({at}{collect.RUNS})"
+    if (folder / f"{plan.name}.html").exists():
+        every += (
+            f", and [{plan.name}.html]({at}{plan.name}.html), saved and opened in a browser, shows them all"
+        )
+    return "\n\n".join([*parts, facts_of(plan, rows) + every]) + ".\n"
+
+
+def facts_of(plan: Plan, rows: Rows) -> str:
+    """How many runs are done, and by what they were made."""
     runs = rows.runs.assign(commit=rows.runs["commit"].str[:10])
     facts = [f"{len(runs)} of {len(plan.group_of)} runs done, seeds {runs['seed'].nunique()}"]
     for name in ("device", "precision", "torch", "commit"):
         facts.append(f"{name} {', '.join(sorted(runs[name].dropna().unique())) or 'unknown'}")
-    facts[-1] += " (some with uncommitted changes)" * bool(runs["dirty"].eq("True").any())
-    every = f"every run is a row of [{collect.RUNS}]({at}{collect.RUNS})"
-    return "\n\n".join([*parts, "; ".join([*facts, every])]) + ".\n"
+    return "; ".join(facts) + " (some with uncommitted changes)" * bool(runs["dirty"].eq("True").any())
 
 
 def write_local(folder: Path, name: str, parts: list[str], summary: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def metric_of(config: Config) -> Metric:
         return Metric("error", "test_error_percent", "test error %", ("loss", "error"), widths, cut=4)
     widths = {"width_1nat": ("width 1 nat", 1.0, 1.0), "width_3nats": ("width 3 nats", 3.0, 1.0)}
     elbo = Metric("loss", "test_elbo", "test ELBO (nats)", ("loss", "reconstruction", "kl"), widths, cut=1)
-    if config.model.likelihood == "bernoulli":
+    if config.model.likelihood == "bernoulli" or config.data.name not in DIMENSIONS:
         return elbo
     d = DIMENSIONS[config.data.name]
     return elbo._replace(shift=d * math.log(256), bits=1 / (d * math.log(2)), digits=1)
@@ -163,9 +163,12 @@ def _settings(config: Config) -> dict[str, str]:
     """All that decides a run's numbers but for learning rate and seed, as text; the norm by its label."""
     tree = config.model_dump(mode="json")
     pairs = ((f"{section}.{key}", value) for section in SECTIONS for key, value in tree[section].items())
+    for section in ("model", "data"):
+        tree[section]["name"] = tree[section].get("plugin") or tree[section]["name"]
     flat = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in pairs if k not in NOT_FACETS}
     names_first = sorted(filter(decides, flat), key=lambda key: not key.endswith(".name"))
-    return {"norm": config.norm.label, **{key: flat[key] for key in names_first}}
+    code = {"plugins": ", ".join(digest[:8] for digest in config.plugins.values())} if config.own else {}
+    return {"norm": config.norm.label, **{key: flat[key] for key in names_first}, **code}
 
 
 def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:

@@ -109,3 +109,17 @@ def usable_width(lrs: Array, error: Array, threshold: float) -> tuple[float, boo
             low, high = sorted((error[i], error[i + 1]))
             decades += length * (threshold - low) / (high - low)
     return float(decades), bool(inside[0] or inside[-1])
+
+
+def holm(ps: ArrayLike) -> Array:
+    """p of a family of tests, corrected by Holm (1979); NaN stays, and is none of the family.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(ps, dtype=float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN is sorted last
+    corrected = np.full(len(p), np.nan)
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
+    return corrected

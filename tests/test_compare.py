@@ -1,0 +1,218 @@
+"""The report card: which runs it trains, what it says, and that it is fair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from wn import compare, experiments, plugins
+from wn.report.card import __main__ as card
+from wn.report.card import families, words
+from wn.report.statistics import Estimate, holm
+
+FIXED = {"trainer.epochs": 2, "trainer.batch_size": 300, "trainer.device": "cpu", "trainer.progress": False}
+NORMS = ["none", "batch_norm", "weight_norm"]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two families in small, and a place for committed rows."""
+    (tmp_path / "experiments/compare").mkdir(parents=True)
+    for name, model in (("mlp", {"model": "mlp"}), ("mlp_vae", {"model": "mlp_vae", "trainer.images": 0})):
+        fixed = {**FIXED, **model, "model.widths": [4]} | (
+            {"trainer.iwae_samples": 1} if "vae" in name else {}
+        )
+        grid = {"norm": NORMS, "optim.lr": [0.01, 0.1, 1e6], "seed": [0, 1]}
+        tree = {"title": f"The {name}", "claim": "c", "fixed": fixed, "grid": grid}
+        (tmp_path / f"experiments/compare/{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path / "experiments")
+    monkeypatch.setattr(families, "RESULTS", tmp_path / "results/compare")
+    monkeypatch.setattr(compare, "FAMILIES", ("mlp_vae", "mlp"))
+    monkeypatch.setattr(compare, "ROUNDS", 2)
+    monkeypatch.setattr(compare, "make_page", card.main)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    status = compare.main([*arguments, "--families", "mlp_vae,mlp"])
+    plugins.load([])
+    return status
+
+
+def trained(folder: Path) -> dict[str, int]:
+    found = [json.loads(path.read_text()) for path in folder.glob("runs/compare/*/*/record.json")]
+    return dict(pd.Series([record["norm"] for record in found]).value_counts())
+
+
+def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--publish") == 0
+    assert trained(small) == dict.fromkeys(NORMS, 12)
+    committed = {path: path.read_bytes() for path in small.glob("results/compare/*/*.csv")}
+    assert {str(path.relative_to(small / "results/compare")) for path in committed} == {
+        f"{family}/{name}.csv" for family in ("mlp", "mlp_vae") for name in ("runs", "curves")
+    }
+    for path in sorted(small.glob("runs/compare/*/*/*"), reverse=True):
+        path.unlink()
+    (small / "own.py").write_text(
+        "from wn import plugins\nfrom wn.norm import NormalizedLayer\n"
+        "plugins.norm('mine')(type('Mine', (NormalizedLayer,), {}))\n"
+    )
+    capsys.readouterr()
+    assert run("own.py", "optim.lr_gain_cap=0.1") == 0
+    assert trained(small) == {"mine": 12}
+    assert {path: path.read_bytes() for path in committed} == committed
+    page = (small / "runs/compare/mine_optim.lr_gain_cap=0.1/page.md").read_text(encoding="utf-8")
+    title, *rest = page.splitlines()
+    assert title == "# mine optim.lr_gain_cap=0.1: report card"
+    assert rest[1].startswith("`mine optim.lr_gain_cap=0.1` beside none, batch_norm, weight_norm, on small")
+    assert rest[3].startswith("- ")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    one = ["norm", "---", "**mine optim.lr_gain_cap=0.1**", *NORMS]
+    assert (
+        rows
+        == ["difference, at the best lr of each, to", "---", "MLP, test error %", "VAE, test ELBO (nats)"]
+        + one * 2
+    )
+    assert "`own.py`, SHA-256" in page
+    assert "uncommitted" not in page
+    for name in ("metric", "trajectories"):
+        assert (small / f"runs/compare/mine_optim.lr_gain_cap=0.1/{name}.svg").exists()
+    assert str(small) not in page
+
+
+def test_a_norm_is_not_compared_with_itself_and_a_missing_baseline_is_trained(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("weight_norm") == 0
+    assert (
+        "no committed rows for mlp_vae, mlp: the four others are trained as well" in capsys.readouterr().out
+    )
+    page = (small / "runs/compare/weight_norm/page.md").read_text(encoding="utf-8")
+    assert page.count("| **weight_norm** |") == 2
+    assert page.count("| weight_norm |") == 0
+
+
+def test_every_norm_has_the_same_learning_rates_and_seeds() -> None:
+    """Of the committed families: the grid is the norm's own too."""
+    for family in compare.FAMILIES:
+        if not (experiments.FOLDER / f"compare/{family}.yaml").exists():
+            continue
+        places = {"runs_dir": "runs", "experiment_name": family}
+        experiment = experiments.load(f"compare/{family}")
+        grids: dict[str, set[tuple[float, int]]] = {}
+        for one in experiment.runs(places):
+            grids.setdefault(one.config.norm.label, set()).add((one.config.optim.lr, one.config.seed))
+        assert list(grids) == ["none", "batch_norm", "weight_norm", "layer_norm"]
+        assert len(set(map(frozenset, grids.values()))) == 1
+        assert {seed for _, seed in grids["none"]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["weight_norm", "optim.lr=0.1"], "optim.lr=0.1: one norm and one optimiser"),
+        (["weight_norm", "model.widths=[3]"], "model.widths=[3]: one norm and one optimiser"),
+        (["weight_norm", "seed=3"], "seed=3: one norm"),
+        (["norm=[none,weight_norm]"], "norm=['none', 'weight_norm']: one norm"),
+        (["wight_norm"], "experiments/compare/mlp_vae.yaml: norm=wight_norm: no such preset; did you mean"),
+        (["none", "--families", "cnn"], "--families cnn: known are"),
+        (["none", "optim.momentun=0"], "experiments/compare/mlp_vae.yaml: optim.momentun: unknown key"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_trained(
+    small: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--families", "mlp_vae,mlp", *arguments]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: {line}")
+    assert found.count("\n") == 1
+    assert not trained(small)
+
+
+def test_images_that_are_not_at_hand_leave_their_family_out(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load((small / "experiments/compare/mlp.yaml").read_text())
+    tree["fixed"] |= {"data": "cifar10", "data.whiten": False}
+    (small / "experiments/compare/convnet.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.setattr(compare, "FAMILIES", ("convnet", "mlp"))
+    settings = {"norm": "none"}
+    plans, notes = compare._plans(["convnet", "mlp"], settings, small / "runs")
+    assert list(plans) == ["mlp"]
+    assert notes[0].startswith("The ConvNet is left out: data.root=data: no complete CIFAR10 there")
+    assert notes[0] in capsys.readouterr().out
+
+
+# Numbers and words
+
+
+def test_holm_is_the_step_down_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = rng.random(5)
+        order, last = sorted(range(5), key=lambda i: p[i]), 0.0
+        expected = np.empty(5)
+        for rank, i in enumerate(order):
+            last = max(last, min(1.0, (5 - rank) * p[i]))
+            expected[i] = last
+        np.testing.assert_allclose(holm(p), expected)
+    np.testing.assert_array_equal(holm([np.nan, 0.01, np.nan]), [np.nan, 0.01, np.nan])
+    assert holm([]).size == 0
+
+
+def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
+    usual = {"norm": "other", "runs": 6, "diverged": 0, "sensitivity": 1.0, "edge": False}
+    usual |= {
+        "sensitivity_half_width": 0.1,
+        "largest_stable_lr": 1.0,
+        "p": np.nan,
+        "sensitivity_p": np.nan,
+        "step": 1.0,
+    }
+    usual |= {"step_half_width": 0.01, "difference": Estimate(-1.0, 0.5, 3)}
+    plan = type("Plan", (), {"metric": type("Metric", (), {"key": "error"})})
+    return families.Family("mlp", plan, None, [usual | {"lr": 0.1} | mine, usual | other], {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "sentence"),
+    [
+        (
+            {},
+            {"p": 0.01},
+            "**MLP: better than other** at the best rate of each (1.00 ± 0.50 points, p 0.010).",
+        ),
+        ({}, {"p": 0.01, "difference": Estimate(1.0, 0.5, 3)}, "**MLP: worse than other** at the best rate"),
+        (
+            {},
+            {"p": 0.06},
+            "Best metric: nowhere a significant difference to another; n = 3 shows only large ones.",
+        ),
+        (
+            {"sensitivity": 0.8},
+            {"sensitivity_p": 0.04},
+            "MLP: less sensitive to the learning rate (mean regret S 0.80 nats) than other (1.00 nats).",
+        ),
+        ({"sensitivity": 1.2}, {"sensitivity_p": 0.04}, "MLP: more sensitive to the learning rate"),
+        ({"largest_stable_lr": 0.3}, {}, "MLP: the first to diverge, above a learning rate of 0.3."),
+        ({"edge": True}, {}, "MLP: its best learning rate, 0.1, is the grid's edge"),
+        ({"diverged": 6}, {}, "**MLP: every run diverged.**"),
+        ({"step": 1.2}, {}, "A step takes longer than with plain weights, by a factor of 1.20 (MLP)."),
+    ],
+)
+def test_what_stands_out_follows_from_the_numbers(
+    mine: dict[str, Any], other: dict[str, Any], sentence: str
+) -> None:
+    said = words.standing_out([family(mine, other)])
+    assert any(one.startswith(sentence) for one in said), said
+    quiet = words.standing_out([family({}, {})])
+    assert len(quiet) == 1
