@@ -77,6 +77,9 @@ TRAJECTORIES = {
     "effective_lr": "effective lr",
     "relative_update": "relative update",
 }
+MOST_BANDS = 12
+"""Of more lines the bands would only hide each other."""
+
 COLUMNS = 12
 """The rows of the figure of trajectories; ``weight`` is the norm of what is trained. Its columns are at most
 the first of the table's rows."""
@@ -123,8 +126,9 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
         own = points[points["line"] == group.name]
         drawn = own.dropna(subset=name)
         main.plot(drawn["lr"], drawn[name], **style, mfc="white")
-        band = drawn[f"{name}_min"], drawn[f"{name}_max"]
-        main.fill_between(drawn["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
+        if n <= MOST_BANDS:
+            band = drawn[f"{name}_min"], drawn[f"{name}_max"]
+            main.fill_between(drawn["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
         strip.plot(row["lr"], i, **style)
@@ -141,7 +145,8 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     main.set_xlim(lrs[0] / 1.6, lrs[-1] * 1.6)
     main.set_xlabel("learning rate")
     scale_metric(main, plan, points, name)
-    words = "line: median over the seeds that did not diverge, band: lowest to highest; above, filled: best "
+    bands = ", band: lowest to highest" * (n <= MOST_BANDS)
+    words = f"line: median over the seeds that did not diverge{bands}; above, filled: best "
     figure.supxlabel(f"{words}lr,\n×: diverged (all seeds, or as many as written)", **SMALL)
     return figure
 
