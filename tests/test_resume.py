@@ -30,7 +30,7 @@ from sweep_cases import (
 )
 
 from wn.config import Config
-from wn.records import Record, Row
+from wn.records import Row
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -179,33 +179,6 @@ def start(
     return child
 
 
-def test_what_another_process_trains_is_left_to_it(tmp_path: Path, steps: list[int]) -> None:
-    configs = grid(tmp_path)
-    held = Record.of(configs[0])
-    assert held.claim()
-    results = train_sweep(configs)
-    assert results[0].status == "new"
-    assert all(record.done for record in results[1:])
-    held.release()
-    steps.clear()
-    train_sweep(configs)
-    assert steps == [1] * 6
-
-
-def test_nothing_is_resumed_while_another_process_has_a_member(tmp_path: Path, steps: list[int]) -> None:
-    train_sweep(stack_of_three(tmp_path / "whole"))
-    configs = stack_of_three(tmp_path / "cut")
-    assert not train_until(25, configs)
-    steps.clear()
-    for config in configs:
-        held = Record.of(config)
-        assert held.claim()
-        train_sweep(configs)
-        held.release()
-    assert not steps
-    assert_resumed(tmp_path / "cut", configs, outcome(tmp_path / "whole"))
-
-
 def test_two_sweeps_at_once_begin_each_run_once(tmp_path: Path, children: ForkServerContext) -> None:
     configs = grid(tmp_path / "runs", trainer={"epochs": 20})
     log = tmp_path / "log"
@@ -216,6 +189,9 @@ def test_two_sweeps_at_once_begin_each_run_once(tmp_path: Path, children: ForkSe
     begun = Counter(log.read_text().split())
     assert begun == {config.run_id: 1 for config in configs}
     found = outcome(tmp_path / "runs")
+    ids = [config.run_id for config in configs]
+    planned = [ids[i : i + 4 : 2] for i in (0, 1, 4, 5)]  # each was taken whole, by one or the other
+    assert all(found[run_id]["record"]["stack"] == stack for stack in planned for run_id in stack)
     for config in configs:
         epochs = [row["epoch"] for row in found[config.run_id]["metrics"]]
         assert epochs == list(range(len(epochs)))

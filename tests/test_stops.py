@@ -149,7 +149,12 @@ def late(patch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: patch.setattr(processes, "STARTED", time.monotonic() - 3600)
 
 
-SIGNALS = {signal.SIGINT: ("SIGINT", 130), signal.SIGTERM: ("SIGTERM", 143)}
+SIGNALS = {
+    signal.SIGINT: ("SIGINT", 130),
+    signal.SIGTERM: ("SIGTERM", 143),
+    signal.SIGUSR1: ("SIGUSR1", 75),
+    signal.SIGUSR2: ("SIGUSR2", 75),
+}
 ENDING = "; the same command goes on from here\n"
 
 
@@ -159,6 +164,7 @@ ENDING = "; the same command goes on from here\n"
         ("norm=weight_norm", signal.SIGINT, 1),
         (SWEEP, signal.SIGTERM, 4),
         (SWEEP, signal.SIGINT, 6),
+        (SWEEP, signal.SIGUSR1, 5),
         (f"{SWEEP} hydra/launcher=basic", signal.SIGTERM, 5),
     ],
 )

@@ -36,6 +36,16 @@ trained: list[Config] = []
 failed: list[RunFailed] = []
 """One for each job of this launch with a run that failed."""
 
+home: int | None = None
+"""The process in which main() runs; jobs of other launchers than ours may run in others."""
+
+
+class JobEnded(Exception):
+    """A job in another process ended without a result. An Exception, which every launcher hands over.
+
+    Its arguments are the line that tells why, and the exit status.
+    """
+
 
 def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`.
@@ -179,8 +189,12 @@ def check_hydra(hydra: Any) -> None:
     """Raise UserError for a change of Hydra's own settings that it would ignore, or that would mislead."""
     if hydra.job.chdir:
         raise UserError("hydra.job.chdir=true: records would lie where no report looks; leave it out")
+    free = ["hydra.job.env_set."]  # and what the launchers and sweepers of others take
+    for part, ours in (("launcher", "StackedLauncher"), ("sweeper", "BasicSweeper")):
+        if not hydra[part]["_target_"].endswith(ours):
+            free.append(f"hydra.{part}.")
     for text in hydra.overrides.hydra:
-        if text[0] in "+~" and "hydra.job.env_set." not in text:
+        if text[0] in "+~" and not text.lstrip("+").startswith(tuple(free)):
             raise UserError(f"{text}: no key of Hydra's is added or left out; see --cfg hydra")
 
 

@@ -1,4 +1,4 @@
-"""Worker processes, and what stops training: SIGINT, SIGTERM, ``trainer.max_minutes``.
+"""Worker processes, and what stops training: SIGINT, SIGTERM, SIGUSR1, SIGUSR2, ``trainer.max_minutes``.
 
 On a CPU, stacks of small models gain more from a core each than from sharing all. A stop ends training after
 a step, saved; a second signal acts at once, as both do where nothing trains.
@@ -32,7 +32,13 @@ STARTED = time.monotonic()  # of this process; workers inherit the parent's
 STOP: Any = ctypes.c_int(0)
 """Exit status of the stop that some process was asked for, 0 for none. Workers share the parent's."""
 
+PLACE = 0
+"""Of this process among those that share a sweep's work; 0 is the one that was started."""
+
 OUT_OF_TIME = 75  # exit status after trainer.max_minutes: sysexits' EX_TEMPFAIL, to be tried again
+
+WARNINGS = ("SIGUSR1", "SIGUSR2")  # what schedulers send ahead of a job's end: it is out of time as well
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", *WARNINGS) if hasattr(signal, n)]
 
 
 class Preempted(BaseException):
@@ -48,13 +54,27 @@ class Preempted(BaseException):
 
 
 def _by_signal(number: int, where: str = "between two runs") -> Preempted:
-    return Preempted(signal.Signals(number).name, where, 128 + number)
+    name = signal.Signals(number).name
+    return Preempted(name, where, OUT_OF_TIME if name in WARNINGS else 128 + number)
+
+
+def _raise_stop(number: int, frame: Any) -> None:
+    raise _by_signal(number)
+
+
+def _handler_of_others(number: int) -> Callable[[int, Any], object] | None:
+    """What neither Python nor :func:`termination` has set to handle a signal."""
+    handler = signal.getsignal(number)
+    known = (signal.default_int_handler, _raise_stop)
+    return handler if callable(handler) and handler not in known else None
 
 
 class StopWatcher:
     """Watches the clock (``max_minutes`` since STARTED), other processes and, inside ``with``, signals.
 
-    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin.
+    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin. The
+    handlers of a job's scheduler stay: its own of SIGTERM acts in place of this one, and a warning is handed
+    on to it (submitit requeues the job) once all is saved.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -73,8 +93,9 @@ class StopWatcher:
 
     def __enter__(self) -> StopWatcher:
         if threading.current_thread() is threading.main_thread():  # no other is given signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self._note)
+            for number in STOPS:
+                if _handler_of_others(number) is None or signal.Signals(number).name in WARNINGS:
+                    self.handlers[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: Any) -> None:
@@ -87,22 +108,28 @@ class StopWatcher:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._put_back()
-        if error is None and self.signal is not None:
-            raise _by_signal(self.signal)
+        if self.signal is None:
+            return
+        stopped = error if isinstance(error, Preempted) else _by_signal(self.signal)
+        if (handler := _handler_of_others(self.signal)) is not None:
+            try:
+                handler(self.signal, None)
+            except Exception as refusal:
+                why, where, status = stopped.args
+                raise Preempted(f"{why}: {refusal}", where, status) from None
+        if error is None:
+            raise stopped
 
 
 @contextlib.contextmanager
 def termination() -> Iterator[None]:
-    """Inside, SIGTERM raises :class:`Preempted` where nothing trains, as SIGINT raises KeyboardInterrupt."""
-
-    def terminated(number: int, frame: Any) -> None:
-        raise _by_signal(number)
-
-    before = signal.signal(signal.SIGTERM, terminated)
+    """Inside, signals raise :class:`Preempted` where nothing trains, as SIGINT raises KeyboardInterrupt."""
+    before = {n: signal.signal(n, _raise_stop) for n in STOPS if n != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class WorkerDied(Exception):
@@ -144,7 +171,8 @@ class _Pool(Generic[Item]):
     def run(self, workers: int) -> list[tuple[Item, WorkerDied]]:
         global STOP
         STOP, threads = self.stop, torch.get_num_threads()
-        feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+        places = range(1, workers + 1)
+        feeders = [threading.Thread(target=self._feed, args=(place,), daemon=True) for place in places]
         try:
             torch.set_num_threads(self.threads)
             for feeder in feeders:
@@ -181,12 +209,12 @@ class _Pool(Generic[Item]):
                         worker.kill()
                 feeder.join(0.05)
 
-    def _feed(self) -> None:
+    def _feed(self, place: int) -> None:
         """Feed one worker; where it dies, another one, with the same item once more."""
         item, deaths = None, 0
         while deaths < 2 and (item is not None or self.left) and not self.stop.value:
             pipe, theirs = self.context.Pipe()
-            job = (theirs, self.work, self.threads, STARTED, self.stop)
+            job = (theirs, self.work, self.threads, place, STARTED, self.stop)
             worker = self.context.Process(target=_work, args=job, daemon=True)
             with self.lock:
                 worker.start()
@@ -214,10 +242,12 @@ class _Pool(Generic[Item]):
                 item, deaths = None, 0
 
 
-def _work(pipe: Connection, work: Callable[[Any], object], threads: int, started: float, stop: Any) -> None:
+def _work(
+    pipe: Connection, work: Callable[[Any], object], threads: int, place: int, started: float, stop: Any
+) -> None:
     """A worker's ``work`` on the items that come over the pipe until None comes, each answered by None."""
-    global STARTED, STOP
-    STARTED, STOP = started, stop
+    global PLACE, STARTED, STOP
+    PLACE, STARTED, STOP = place, started, stop
     _have_the_kernel_kill_orphans()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -187,6 +187,22 @@ class Record:
 
         The record is read, as another process may have finished it; a damaged one is set aside.
         """
+        if not self._lock_it():
+            return False
+        try:
+            self._load()
+        except Damaged:
+            self._set_aside()
+            self.content = Record(self.folder).content
+        return True
+
+    def held(self) -> bool:
+        """Whether some process has claimed the run at this moment."""
+        if free := self._lock_it():
+            self.release()
+        return not free
+
+    def _lock_it(self) -> bool:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -194,11 +210,6 @@ class Record:
             return False
         except OSError as error:
             raise _unwritable(self.folder, error) from None
-        try:
-            self._load()
-        except Damaged:
-            self._set_aside()
-            self.content = Record(self.folder).content
         return True
 
     def _set_aside(self) -> None:

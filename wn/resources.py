@@ -6,12 +6,13 @@ import contextlib
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from wn import data, models, plugins
+from wn import data, models, plugins, processes
 from wn.config import Config, TrainerConfig, UserError, VAEConfig
 from wn.data import Dataset
 from wn.provenance import cpu_name
@@ -28,10 +29,26 @@ OTHER_FILES = 128  # that are open beside the lock of each run: data, pipes to w
 MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
 
+def devices(name: str, gpus: int) -> list[str]:
+    """What a sweep trains on, a worker process each: for ``auto`` all of so many GPUs, else what is named.
+
+    >>> devices("auto", 2), devices("cuda:1", 2), devices("auto", 0)
+    (['cuda:0', 'cuda:1'], ['cuda:1'], ['auto'])
+    """
+    return [f"cuda:{i}" for i in range(gpus)] if name == "auto" and gpus else [name]
+
+
+def devices_here(name: str) -> list[str]:
+    """:func:`devices` with the GPUs of this machine that this process may use."""
+    return devices(name, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``, or a UserError; ``auto`` is CUDA, then MPS, then the CPU."""
+    """The device called ``name``, or a UserError; ``auto`` is this worker's GPU, else MPS, else the CPU."""
+    choices = devices_here(name)
+    name = choices[processes.PLACE % len(choices)]
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros((), device=name).item()  # the meta device makes tensors and has no numbers
     except (RuntimeError, AssertionError, ImportError):
@@ -106,8 +123,11 @@ def open_files() -> int:
     return min(wanted, ENOUGH_FILES)
 
 
-def largest_stack(config: Config, device: torch.device, dataset: Dataset) -> int:
-    """Members that a stack may have: a constant on a CPU; on CUDA what fits into free memory."""
+def largest_stack(config: Config, device: torch.device, dataset: Dataset, workers: int = 1) -> int:
+    """Members that a stack may have: a constant on a CPU; on CUDA what fits into free memory.
+
+    ``device`` is this process's; whichever GPU the stack comes to, it fits there beside the other workers.
+    """
     largest = MEMBERS.get(config.model.name, 1)
     if config.own and largest > 1 and not stacks(config, device, dataset):
         return 1
@@ -115,7 +135,19 @@ def largest_stack(config: Config, device: torch.device, dataset: Dataset) -> int
         return largest
     each = bytes_per_member(config, device, dataset)
     torch.cuda.empty_cache()  # blocks that this process's allocator caches would count as used
-    return max(1, int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]) // each)
+    free = [torch.cuda.mem_get_info(torch.device(name))[0] for name in devices_here(config.trainer.device)]
+    return fitting(free, each, workers)
+
+
+def fitting(free: Sequence[int], each: int, workers: int) -> int:
+    """Members of ``each`` bytes that fit on whichever of some GPUs has least room, of their ``free`` bytes.
+
+    >>> fitting([1000, 500], each=100, workers=2), fitting([1000, 500], each=100, workers=4)
+    (4, 2)
+    """
+    used = list(free)[:workers]  # worker i is on GPU i, and starts over where there are more workers
+    sharing = -(-workers // len(used))
+    return max(1, int(MEMORY_SHARE * min(used)) // (each * sharing))
 
 
 def stacks(config: Config, device: torch.device, dataset: Dataset) -> bool:

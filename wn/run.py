@@ -34,13 +34,16 @@ log = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0  # that rows may wait in memory; those that a kill takes, the resumed run makes again
 
 
-def train_stack(configs: Sequence[Config]) -> None:
+def train_stack(configs: Sequence[Config]) -> bool:
     """Train runs that differ only in numbers as one stack; the records hold what came of it.
 
     Runs that are done, or that another process trains, are left out. Where these are all the members of a
     stack that was cut short, the done ones train along, unrecorded, and nothing happens while another process
     has one of them. A stack that runs out of memory is split in two; a resumed one fails, and keeps its
     checkpoint.
+
+    Returns:
+        Whether anything was trained here.
 
     Raises:
         UserError: the runs cannot be trained here; nothing is recorded.
@@ -54,12 +57,14 @@ def train_stack(configs: Sequence[Config]) -> None:
             if record.claim():
                 claims.callback(record.release)
                 claimed.append((config, record))
+            elif not claimed:  # of two processes that come to a stack at once, one takes all of it
+                return False
         resuming = any(r.status == "running" and r.content.get("stack") == ids for _, r in claimed)
         if resuming and len(claimed) < len(configs):
-            return
+            return False
         members = [(config, record) for config, record in claimed if resuming or not record.done]
         if all(record.done for _, record in members):
-            return
+            return False
         with StopWatcher(configs[0].trainer.max_minutes) as watcher:
             if stop := watcher.stop(f"before {title(configs)}"):
                 raise stop
@@ -68,6 +73,7 @@ def train_stack(configs: Sequence[Config]) -> None:
         log.warning("%s: out of memory; going on with two halves", title(configs))
         for half in (members[::2], members[1::2]):
             train_stack([config for config, _ in half])
+    return True
 
 
 class RunFailed(Exception):

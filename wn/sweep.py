@@ -17,14 +17,15 @@ from wn import again, cost, plugins, tracking
 from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
-from wn.processes import WorkerDied, map_workers
+from wn.processes import StopWatcher, WorkerDied, map_workers
 from wn.provenance import other_code
 from wn.records import Record
-from wn.resources import OTHER_FILES, largest_stack, open_files, resolve
+from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
 from wn.trainer import steps_per_epoch
 
 WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start
+POLL_SECONDS = 2.0  # between two looks at what other processes train
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 
@@ -39,9 +40,12 @@ def train_sweep(
 ) -> list[Record]:
     """Train every run that is not done yet, and return the records of all; the same run twice counts once.
 
+    The same command may run elsewhere at the same time, on the same folder: what a process has claimed is
+    left to it, and waited for at the end. What it leaves undone is taken over.
+
     Args:
         members: the largest stack; None chooses by architecture and device.
-        workers: processes to train in; None chooses: one, or on a CPU with enough to do one per core.
+        workers: processes to train in; None chooses: one, or with enough to do one per core or GPU.
 
     Raises:
         UserError: one of them cannot be trained here; none is trained.
@@ -75,24 +79,59 @@ def train_sweep(
     for line in sorted({line for config in runs.values() for line in idle(config)}):
         _say(line)
     workers = workers or _workers(runs, resolved)
-    stacks = _interrupted([missing[run_id] for run_id in todo], runs)
-    taken = {run_id for stack in stacks for run_id in stack}
-    fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
-    stacks += _stacks(fresh, resolved, members, workers, len(runs))
+
+    def plan(held: set[str]) -> list[list[str]]:
+        cut = _interrupted([records[run_id] for run_id in todo], runs)
+        taken = {run_id for stack in cut for run_id in stack} | held
+        fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
+        free = [stack for stack in cut if held.isdisjoint(stack)]
+        return free + _stacks(fresh, resolved, members, workers, len(runs))
+
+    def left() -> list[str]:
+        records.update({run_id: Record.of(runs[run_id], run_id) for run_id in todo})
+        return [key for key in todo if not _ended(records[key], since=missing[key])]
+
     if dry:
-        _say_cost([[runs[key] for key in stack] for stack in stacks], resolved, workers)
+        _say_cost([[runs[key] for key in stack] for stack in plan(set())], resolved, workers)
         return [records[run_id] for run_id in ids]
-    train = functools.partial(_train, plugins.loaded())
-    for stack, death in map_workers(train, [[runs[key] for key in stack] for stack in stacks], workers):
-        _fail(stack, death)
-    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in missing}
+    begun, train = bool(todo), functools.partial(_train, plugins.loaded())
+    held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
+    while todo:
+        stacks = [[runs[run_id] for run_id in stack] for stack in plan(held)]
+        for stack, death in map_workers(train, stacks, workers):
+            _fail(stack, death)
+        if todo := [run_id for run_id in left() if run_id not in forced]:
+            _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
+            todo = left()
+            held = {run_id for run_id in todo if records[run_id].held()}
+    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
     records |= {record.folder.name: record for record in replaced}
     for experiment in {record.folder.parent for record in replaced}:
         _say(f"trained again; the old records are in {experiment / 'before'}")
-    if todo:
+    if begun:
         _say_best([(runs[run_id], record) for run_id, record in records.items()])
     return [records[run_id] for run_id in ids]
+
+
+def _ended(record: Record, since: Record) -> bool:
+    """Whether a run is done, or has failed after a look at it."""
+    return record.done or (record.status == "failed" and record.content != since.content)
+
+
+def _wait(left: list[Record], max_minutes: float | None) -> None:
+    """Wait until one of these runs is in training nowhere: its process has finished it, or was stopped."""
+    if not (held := [record for record in left if record.held()]):
+        return
+    where = f"waiting for {len(held)} runs that other processes train"
+    _say(where)
+    watcher = StopWatcher(max_minutes)
+    while True:
+        if stop := watcher.stop(where):
+            raise stop
+        time.sleep(POLL_SECONDS)
+        if not all(record.held() for record in left):
+            return
 
 
 def _tell(runs: dict[str, Config], done: list[Record]) -> None:
@@ -134,16 +173,19 @@ def _interrupted(unfinished: list[Record], runs: dict[str, Config]) -> list[list
 
 
 def _workers(runs: dict[str, Config], resolved: Resolved) -> int:
-    """One unless all is on a CPU, with enough work to amortise the start-up.
+    """One per core, or per GPU that the runs may use, with enough work to amortise the start-up.
 
     What is done already counts as well: a sweep that was cut short goes on as it began.
     """
-    if any(device.type != "cpu" for device, _ in resolved.values()):
-        return 1
+    gpus = [
+        len(devices_here(runs[key].trainer.device))
+        for key, (device, _) in resolved.items()
+        if device.type != "cpu"
+    ]
     known = {(runs[key].data, runs[key].trainer): dataset for key, (_, dataset) in resolved.items()}
     shared = [(c, known.get((c.data, c.trainer))) for c in runs.values()]
     steps = sum(c.trainer.epochs * steps_per_epoch(c, dataset) for c, dataset in shared if dataset)
-    return max(1, min(torch.get_num_threads(), steps // WORKER_STEPS))
+    return max(1, min(max(gpus, default=torch.get_num_threads()), steps // WORKER_STEPS))
 
 
 def _stacks(
@@ -160,7 +202,7 @@ def _stacks(
     for group in groups.values():
         most = min(members or -(-max(runs, len(fresh)) // workers), max(1, open_files() - OTHER_FILES))
         if members is None and len(group) > 1:
-            most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]]))
+            most = min(most, largest_stack(fresh[group[0]], *resolved[group[0]], workers))
         count = -(-len(group) // most)
         stacks += [group[i::count] for i in range(count)]
     place = {run_id: i for i, run_id in enumerate(fresh)}
@@ -174,11 +216,11 @@ def _train(own: list[tuple[Path, str]], stack: list[Config]) -> None:
     """
     plugins.load_again(own)
     started = time.monotonic()
-    train_stack(stack)
-    ended = [Record.of(config) for config in stack]
+    if not train_stack(stack):  # another process was quicker
+        return
+    ended = [record for record in map(Record.of, stack) if record.status not in ("new", "running")]
     if len(stack) > 1 and stack[0].tracking.mode != "disabled":
-        here = [record for record in ended if record.status not in ("new", "running")]  # not elsewhere
-        tracking.mirror_all(here, stack[0].tracking)
+        tracking.mirror_all(ended, stack[0].tracking)
     _say(f"{title(stack)}: {_outcome(stack[0], ended, time.monotonic() - started)}")
 
 

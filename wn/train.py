@@ -36,9 +36,11 @@ TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask whe
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def job(tree: DictConfig) -> float:
     """Train a run, or an experiment, and return its final validation loss, which a sweeper may minimise."""
-    chosen = HydraConfig.get()
+    chosen, home = HydraConfig.get(), launcher.home == os.getpid()
     try:
         launcher.check_hydra(chosen)
+        if not home:  # where main() has run them
+            plugins.load(launcher.named_plugins(chosen.overrides.task))
         # Again, for launchers that run this in a process of its own.
         plugins.load(launcher.named_plugins(chosen.overrides.task))
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
@@ -46,15 +48,25 @@ def job(tree: DictConfig) -> float:
         experiment = chosen.runtime.choices.get("experiment")
         records = launcher.train(launcher.expand(launcher.plain(tree), experiment, overrides), chosen)
     except (UserError, OSError, OmegaConfBaseException) as error:
-        refuse(error)  # here, as Hydra would go on to the next job
-    return launcher.summary(records)
+        if home:
+            refuse(error)  # here, as Hydra would go on to the next job
+        status = 1 if ends_training(error) else 2
+        raise launcher.JobEnded(f"error: {' '.join(explain(error).split())}", status) from None
+    except Preempted as stopped:
+        if home:
+            raise
+        raise launcher.JobEnded(str(stopped), stopped.status) from None
+    loss = launcher.summary(records)
+    if launcher.failed and not home:
+        raise launcher.JobEnded(f"error: {launcher.failed.pop()}", 1)
+    return loss
 
 
 def main() -> int:
     """Run the application and return its exit status.
 
     0, 1 (a run failed), 2 (a mistake of the user's), or where the same command goes on from a stop: 75
-    (``trainer.max_minutes``), 130 (SIGINT) or 143 (SIGTERM).
+    (``trainer.max_minutes``, SIGUSR1, SIGUSR2), 130 (SIGINT) or 143 (SIGTERM).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets errors through instead of printing them
     switches = ("-m", "--multirun")  # wherever they stand: after an override, argparse would not know them
@@ -63,6 +75,7 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     launcher.trained.clear()
     launcher.failed.clear()
+    launcher.home = os.getpid()
     try:
         register()
         sys.argv += own_presets()
@@ -80,6 +93,16 @@ def main() -> int:
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
+    except launcher.JobEnded as ended:
+        line, status = ended.args
+        print(line, file=sys.stderr)
+        return int(status)
+    except Exception as error:
+        if TRACEBACKS or type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
+            raise
+        what = f"{type(error).__name__}: {str(error).partition(os.linesep)[0]}"
+        print(f"error: a job ended without a result: {what}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130

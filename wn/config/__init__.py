@@ -76,14 +76,14 @@ class TrainerConfig(Section):
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     """tf32: TF32 matrix products on a GPU, float32 elsewhere; bfloat16: autocast."""
     device: str = "auto"
-    """auto (CUDA, then MPS, then CPU), cuda, cuda:1, mps or cpu."""
+    """auto (every GPU, else MPS, else the CPU), cuda, cuda:1, mps or cpu."""
     probe_every: pydantic.PositiveInt = 10
     """Epochs between two measurements of ||v||, g and the relative update; also after 0, 1, 2, 4, ... and at
     the end."""
     checkpoint_every: pydantic.PositiveInt = 10
     """Epochs between two checkpoints; there is one every minute as well."""
     max_minutes: pydantic.PositiveFloat | None = None
-    """For the whole command: then it stops with a checkpoint and exit status 75."""
+    """For the whole command: then it stops with a checkpoint and exit status 75 (as at SIGUSR1, SIGUSR2)."""
     test_every: pydantic.NonNegativeInt = 0
     """Evaluate on the test set every so many epochs (0: only at the end), for plotting (figure 3)."""
     iwae_samples: pydantic.PositiveInt = 128

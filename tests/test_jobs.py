@@ -1,0 +1,171 @@
+"""Jobs that another launcher starts, in processes of their own and with a scheduler's signal handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sweep_cases import outcome, tiny
+from train_cases import Call, records
+
+from wn import launcher, processes, train
+from wn.processes import Preempted, StopWatcher
+from wn.sweep import train_sweep
+from wn.trainer import Trainer
+
+BASIC = "-m norm=none,weight_norm hydra/launcher=basic"
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's basic launcher as one whose jobs are in a process where main() has not run."""
+
+    @contextlib.contextmanager
+    def leave_home() -> Iterator[None]:
+        launcher.home = -1
+        yield
+
+    monkeypatch.setattr(train, "termination", leave_home)
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
+    update = Trainer.update
+
+    def updated(self: Trainer, batch: torch.Tensor) -> None:
+        if self.step == step:
+            action()
+        update(self, batch)
+
+    patch.setattr(Trainer, "update", updated)
+
+
+# What comes home
+
+
+def test_a_mistake_comes_home_as_a_line(call: Call, elsewhere: None) -> None:
+    result = call(f"{BASIC} trainer.batch_size=5000")
+    first, line = result.err.splitlines()
+    assert first.startswith("Error executing job with overrides: ")  # Hydra's, which names the job
+    assert line == "error: trainer.batch_size=5000: larger than the 1149 training images; give less"
+    assert result.status == 2
+
+
+def test_a_limit_comes_home_as_75_and_the_same_command_goes_on(
+    call: Call, tmp_path: Path, elsewhere: None
+) -> None:
+    assert call(f"{BASIC} runs_dir=whole").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "STARTED", time.monotonic())
+        at_step(patch, 1, lambda: patch.setattr(processes, "STARTED", time.monotonic() - 3600))
+        result = call(f"{BASIC} runs_dir=cut trainer.max_minutes=50")
+    assert result.status == 75
+    assert result.err.splitlines()[-1].startswith("stopped: mlp none sgd lr=0.1 seed=0, step 1 of ")
+    assert call(f"{BASIC} runs_dir=cut").status == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_failure_comes_home_as_1(call: Call, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, 1, lambda: [][0])
+    result = call(BASIC)
+    assert result.status == 1
+    assert " failed: IndexError: list index out of range (traceback: " in result.err.splitlines()[-1]
+
+
+def test_what_comes_home_can_be_pickled() -> None:
+    ended = launcher.JobEnded("stopped: there", 75)
+    assert pickle.loads(pickle.dumps(ended)).args == ended.args
+    assert isinstance(ended, Exception)  # launchers hand over no other
+
+
+def test_a_job_that_came_to_no_end_is_told_in_a_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed for its memory, say: the launcher raises what it has for that."""
+
+    class UncompletedJobError(RuntimeError):
+        __module__ = "submitit.core.utils"
+
+    def killed(*_: object) -> None:
+        raise UncompletedJobError("Job 1 (task: 0) with path a/b.pkl\nhas not produced any output")
+
+    monkeypatch.setattr(train, "job", killed)
+    result = call("")
+    what = "UncompletedJobError: Job 1 (task: 0) with path a/b.pkl"
+    assert result.err == f"error: a job ended without a result: {what}\n"
+    assert result.status == 1
+
+
+# A scheduler's handlers
+
+
+class Requeued(SystemExit):
+    pass
+
+
+@pytest.fixture
+def scheduler() -> Iterator[list[Any]]:
+    """Handlers as submitit has them: SIGTERM is only noted, SIGUSR2 does what the test appends."""
+    told: list[Any] = []
+
+    def warned(number: int, frame: Any) -> None:
+        raise told.pop()
+
+    handlers = {signal.SIGTERM: lambda *_: told.append("bypassed"), signal.SIGUSR2: warned}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield told
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_scheduler_that_keeps_a_job_at_sigterm_does_so_with_ours(
+    tmp_path: Path, scheduler: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert (record.status, scheduler) == ("finished", ["bypassed"])
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_requeued_job_goes_on_from_the_step(
+    tmp_path: Path, scheduler: list[Any], steps: list[int], step: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        scheduler.append(Requeued(144))
+        with pytest.raises(Requeued):
+            train_sweep([tiny(tmp_path / "cut")])
+    train_sweep([tiny(tmp_path / "cut")])
+    assert len(steps) == 6  # none is taken twice
+    train_sweep([tiny(tmp_path / "whole")])
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_job_that_is_not_requeued_says_why_and_is_no_failure(
+    call: Call, tmp_path: Path, scheduler: list[Any], elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.append(RuntimeError("timed-out too many times"))
+    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    result = call(BASIC)
+    line = "stopped: mlp none sgd lr=0.1 seed=0, step 1 of 4 (SIGUSR2: timed-out too many times)"
+    assert result.err.splitlines()[-1] == f"{line}; the same command goes on from here"
+    assert result.status == 75
+    states = {record["norm"]: record["status"] for record in records(tmp_path / "runs/adhoc").values()}
+    assert states["none"] == "running"
+
+
+def test_the_handlers_are_put_back(scheduler: list[Any]) -> None:
+    before = [signal.getsignal(number) for number in processes.STOPS]
+    with StopWatcher(None) as watcher:
+        assert watcher.stop("") is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        stop = watcher.stop("amid")
+        assert isinstance(stop, Preempted)
+        assert stop.status == 75
+        watcher.signal = None
+    assert [signal.getsignal(number) for number in processes.STOPS] == before
