@@ -56,11 +56,8 @@ def train_sweep(
     records = {run_id: Record.of(config, run_id) for run_id, config in runs.items()}
     dry = any(config.trainer.dry_run for config in configs)
     forced = {run_id for run_id, config in runs.items() if config.trainer.force}
-    # An earlier training anew may have been stopped when it was done, before it took its place.
-    for run_id in forced if not dry else ():
-        if records[run_id].done and other_code(records[run_id].content["provenance"]):
-            again.replace(records[run_id])
-            records[run_id] = Record.of(runs[run_id], run_id)
+    if not dry:
+        _finish_replacing(forced, runs, records)
     missing = {run_id: record for run_id, record in records.items() if not record.done}
     reused = set() if dry else again.reuse(r for run_id, r in missing.items() if run_id not in forced)
     todo = [run_id for run_id in missing if run_id not in reused]
@@ -68,50 +65,73 @@ def train_sweep(
         _say(f"{len(runs)} runs: {len(todo)} to train; {download}")
         return [records[run_id] for run_id in ids]
     resolved = _resolve({run_id: runs[run_id] for run_id in todo})
-    if reused:
-        _say(f"{len(reused)} runs taken over from other experiments")
-    _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
-    if len(runs) == 1 and not todo:
-        _say(f"{title(configs)}: {_outcome(configs[0], list(records.values()))}")
-        if tracking.trial():  # of an agent that has given the same settings before
-            tracking.mirror_all(records.values(), configs[0].tracking)
-    _tell(runs, [record for record in records.values() if record.done])
-    for line in sorted({line for config in runs.values() for line in idle(config)}):
-        _say(line)
+    _announce(runs, records, todo, len(reused))
     workers = workers or _workers(runs, resolved)
 
-    def plan(held: set[str]) -> list[list[str]]:
+    def plan(held: set[str]) -> list[list[Config]]:
         cut = _interrupted([records[run_id] for run_id in todo], runs)
         taken = {run_id for stack in cut for run_id in stack} | held
         fresh = {run_id: runs[run_id] for run_id in todo if run_id not in taken}
         free = [stack for stack in cut if held.isdisjoint(stack)]
-        return free + _stacks(fresh, resolved, members, workers, len(runs))
-
-    def left() -> list[str]:
-        records.update({run_id: Record.of(runs[run_id], run_id) for run_id in todo})
-        return [key for key in todo if not _ended(records[key], since=missing[key])]
+        stacks = free + _stacks(fresh, resolved, members, workers, len(runs))
+        return [[runs[run_id] for run_id in stack] for stack in stacks]
 
     if dry:
-        _say_cost([[runs[key] for key in stack] for stack in plan(set())], resolved, workers)
+        _say_cost(plan(set()), resolved, workers)
         return [records[run_id] for run_id in ids]
     begun, train = bool(todo), functools.partial(_train, plugins.loaded())
     held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
     while todo:
-        stacks = [[runs[run_id] for run_id in stack] for stack in plan(held)]
-        for stack, death in map_workers(train, stacks, workers):
+        for stack, death in map_workers(train, plan(held), workers):
             _fail(stack, death)
-        if todo := [run_id for run_id in left() if run_id not in forced]:
-            _wait([records[run_id] for run_id in todo], runs[todo[0]].trainer.max_minutes)
-            todo = left()
-            held = {run_id for run_id in todo if records[run_id].held()}
+        if left := [key for key in _left(todo, runs, records, missing) if key not in forced]:
+            _wait([records[run_id] for run_id in left], runs[left[0]].trainer.max_minutes)
+            left = _left(left, runs, records, missing)
+            held = {run_id for run_id in left if records[run_id].held()}
+        todo = left
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
+    _replace(forced, records)
+    if begun:
+        _say_best([(runs[run_id], record) for run_id, record in records.items()])
+    return [records[run_id] for run_id in ids]
+
+
+Records = dict[str, Record]
+
+
+def _finish_replacing(forced: set[str], runs: dict[str, Config], records: Records) -> None:
+    """An earlier training anew may have been stopped when it was done, before it took its place."""
+    for run_id in forced:
+        if records[run_id].done and other_code(records[run_id].content["provenance"]):
+            again.replace(records[run_id])
+            records[run_id] = Record.of(runs[run_id], run_id)
+
+
+def _replace(forced: set[str], records: Records) -> None:
     replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
     records |= {record.folder.name: record for record in replaced}
     for experiment in {record.folder.parent for record in replaced}:
         _say(f"trained again; the old records are in {experiment / 'before'}")
-    if begun:
-        _say_best([(runs[run_id], record) for run_id, record in records.items()])
-    return [records[run_id] for run_id in ids]
+
+
+def _announce(runs: dict[str, Config], records: Records, todo: list[str], reused: int) -> None:
+    if reused:
+        _say(f"{reused} runs taken over from other experiments")
+    _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
+    if len(runs) == 1 and not todo:
+        (config,) = runs.values()
+        _say(f"{title([config])}: {_outcome(config, list(records.values()))}")
+        if tracking.trial():  # of an agent that has given the same settings before
+            tracking.mirror_all(records.values(), config.tracking)
+    _tell(runs, [record for record in records.values() if record.done])
+    for line in sorted({line for config in runs.values() for line in idle(config)}):
+        _say(line)
+
+
+def _left(todo: list[str], runs: dict[str, Config], records: Records, missing: Records) -> list[str]:
+    """What is neither done nor has failed since it was found missing; reads these records again."""
+    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in todo}
+    return [run_id for run_id in todo if not _ended(records[run_id], since=missing[run_id])]
 
 
 def _ended(record: Record, since: Record) -> bool:
