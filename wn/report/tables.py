@@ -6,6 +6,7 @@ number is read: the experiment's file declares it, or validation images chose it
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -87,7 +88,8 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
     """A row per line, of the last epoch.
 
     ``runs`` (done) of ``planned``, ``diverged`` of these: the runs that the line rests on. Over ``n`` seeds:
-    the test metric, the half-width of its interval and its sd; p and mean difference to :data:`BASELINES`.
+    the test metric, the half-width of its interval and its sd; p, by Holm's correction over the rows, and
+    mean difference to :data:`BASELINES`.
     Then what is published, or what a sweep says of all learning rates.
     """
     metric, rows, lines = plan.metric, [], lines_of(plan, runs)
@@ -113,6 +115,11 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
         row["pending"] = not row["n"] and not 0 < row["planned"] == row["runs"]
         row |= _of_sweep(plan, of_sweep) if of_sweep else _published(plan, line, curves, row)
         rows.append(row | _means(plan, own) | {"unlike": unlike(plan, group)})
+    for name in BASELINES:  # a table's comparisons with one row are a family of tests
+        key = f"p_vs_{name}"
+        for row, p in zip(rows, statistics.holm([row.get(key, math.nan) for row in rows]), strict=True):
+            if key in row:
+                row[key] = p
     return rows
 
 
