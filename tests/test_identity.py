@@ -14,7 +14,7 @@ from wn.config import Config, OptimConfig, TrainerConfig, decides, parse
 from wn.config.compose import compose
 
 RESULTS = Path(__file__).parent.parent / "results"
-COMMITTED = sorted(path.parent.name for path in RESULTS.glob("*/runs.csv"))
+COMMITTED = sorted(path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("runs.csv"))
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -25,12 +25,9 @@ def test_committed_rows_keep_their_identity(name: str) -> None:
         rows = list(csv.DictReader(file))
     assert rows
     for row in rows:
-        config = planned[row["run_id"]].config
-        assert (row["norm"], float(row["lr"]), int(row["seed"])) == (
-            config.norm.label,
-            config.optim.lr,
-            config.seed,
-        )
+        config, cell, _ = planned[row["run_id"]]
+        norm = cell["norm"] if " " in str(cell["norm"]) else config.norm.label  # or a preset and overrides
+        assert (row["norm"], float(row["lr"]), int(row["seed"])) == (norm, config.optim.lr, config.seed)
 
 
 def test_an_identity_lists_what_differs_from_the_defaults() -> None:
