@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,10 +199,10 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -
 def train_in_company(folder: Path, stack: list[Config]) -> None:
     """Train a stack once two processes have one."""
     note_in_company(folder, stack[0].seed)
-    train_one(stack)
+    train_one([], stack)
 
 
-def die_of_seed_1(folder: Path, parent: int, stack: list[Config]) -> None:
+def die_of_seed_1(folder: Path, parent: int, own: list[Any], stack: list[Config]) -> None:
     """The worker dies as it trains this one; the others are trained."""
     if stack[0].seed == 0:
         until(lambda: len(os.listdir(folder)) == 2)
@@ -212,7 +213,7 @@ def die_of_seed_1(folder: Path, parent: int, stack: list[Config]) -> None:
         assert record.claim()
         record.begin(stack[0], [stack[0].run_id], "a processor")
         os._exit(3)
-    train_one(stack)
+    train_one([], stack)
 
 
 def test_a_run_that_kills_two_workers_is_recorded_as_failed(
