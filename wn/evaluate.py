@@ -1,4 +1,4 @@
-"""``python -m wn.evaluate RUN [data=NAME] [data.KEY=VALUE ...]``: the metrics of a trained model."""
+"""``python -m wn.evaluate RUN [data=NAME] [data.KEY=VALUE] [plugins=[FILE]]``: a trained model's metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from wn import data, metrics
+from wn import data, metrics, plugins
 from wn.config import DataConfig, UserError, parse
 from wn.config.compose import compose
 from wn.data import Dataset
@@ -57,32 +57,44 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     return dataset
 
 
-def with_overrides(config: DataConfig, overrides: Sequence[str]) -> DataConfig:
-    """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``."""
-    tree = config.model_dump()
+def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence[str] = ()) -> DataConfig:
+    """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``; ``files`` of plugins."""
+    tree, code = config.model_dump(), {"plugins": list(files)} if files else {}
     for text in overrides:
         key, given, value = text.partition("=")
         if key == "data" and given:
-            tree |= compose({"data": value}).data.model_dump(include={"name", "root"})
+            tree |= compose({"data": value, **code}).data.model_dump(include={"name", "root", "plugin"})
         elif key.startswith("data.") and key[5:] in SETTABLE and given:
             tree[key[5:]] = yaml.safe_load(value)
         else:
             raise UserError(f"{text}: give data=NAME, or data.KEY=VALUE with one of {', '.join(SETTABLE)}")
-    return parse({"data": tree}).data
+    return parse({"data": tree, **code}).data
+
+
+def _named_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of ``plugins=[...]``, and the other words."""
+    files: list[str] = []
+    for word in words:
+        if word.startswith("plugins="):
+            named = yaml.safe_load(word.partition("=")[2])
+            files += map(str, named if isinstance(named, list) else [named])
+    return files, [word for word in words if not word.startswith("plugins=")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0, or 2 after an error that the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m wn.evaluate", description="Evaluate a trained model.")
     parser.add_argument("run", help="a run's folder, or its run_id")
-    parser.add_argument("overrides", nargs="*", help="other data: data=NAME, data.KEY=VALUE")
-    parser.add_argument("--plugin", action="append", default=[], help="code that the run was trained with")
+    words = "other data: data=NAME, data.KEY=VALUE; code that it needs: plugins=[FILE]"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)
     try:
-        run = load(options.run, plugins=options.plugin, device=options.device, runs_dir=options.runs_dir)
-        config = with_overrides(run.config.data, options.overrides)
+        files, overrides = _named_plugins(options.overrides)
+        run = load(options.run, plugins=files, device=options.device, runs_dir=options.runs_dir)
+        plugins.load(files)  # which may register other data than the run's
+        config = with_overrides(run.config.data, overrides, files)
         found = evaluate(run, dataset_of(run, config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

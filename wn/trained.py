@@ -166,10 +166,11 @@ def find(run: str | Path, runs_dir: Path) -> Record:
 
 def check_plugins(record: Record, plugins: Sequence[str | Path]) -> None:
     """Raise UserError unless the files are those that the run was trained with."""
-    named = hashes([str(file) for file in plugins]).values()
+    named = hashes([str(file) for file in plugins])
     for file, sha256 in record.content["config"].get("plugins", {}).items():
-        if sha256 not in named:
-            raise UserError(f"{record.folder}: trained with code in {file}; name that very file in plugins=")
+        if sha256 not in named.values():
+            what = "it has changed since" if file in named else f"name it, as in plugins=[{file}]"
+            raise UserError(f"{record.folder}: trained with the code of {file}; {what}")
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

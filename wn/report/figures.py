@@ -41,14 +41,14 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "centered_weight_norm": ("#6699CC", ">", "-"),
     "arpit_weight_norm": ("#4477AA", "8", "--"),
     "bounded_weight_norm": ("#882255", "H", "-."),
-    "forced_weight_norm": ("#AA4499", "X", "-"),
+    "forced_weight_norm": ("#AA4499", "p", "-"),
     "spectral_norm": ("#CC6677", "<", "--"),
     "scaled_weight_standardization": ("#999933", ">", "--"),
     "batch_renorm": ("#A05000", "s", "--"),
     "layer_norm": ("#117733", "8", "-"),
     "group_norm": ("#44AA99", "H", "-"),
     "instance_norm": ("#7FBF7B", "<", ":"),
-    "rms_norm": ("#CC79A7", "X", "--"),
+    "rms_norm": ("#CC79A7", "h", "--"),
     "instance_rms_norm": ("#E7B0D0", ">", ":"),
     "dyt": ("#661100", "8", ":"),
     "weight_standardization": ("#DDCC77", "H", "--"),
@@ -56,7 +56,7 @@ STYLE: dict[str, tuple[str, str, str]] = {
 """Colour, marker and line of a norm, in every figure: Okabe and Ito's colours, which colour-blind readers can
 tell apart, and paler ones beside them; marker and line tell them apart in grey."""
 
-OTHERS = ("#C06000", "#4B0082", "#008080", "#808000", "#B22222", "#2F4F4F")
+OTHERS = ("#C2185B", "#4B0082", "#008080", "#808000", "#B22222", "#2F4F4F")
 DASHES = ("-", "--", ":", "-.")
 """Of facets, and of a row's learning rates."""
 
@@ -108,7 +108,7 @@ def look(plan: Plan, group: Group) -> dict[str, Any]:
     """How a group is drawn: colour and marker by norm, line by facet; all by place if norms are the same."""
     place, facets = plan.groups.index(group), list(dict.fromkeys(g.facet for g in plan.groups))
     every = list(STYLE.values())
-    color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "X", ":"))
+    color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "8", "-."))
     if len({g.norm for g in plan.groups}) == 1 < len(plan.groups):
         color, marker, _ = (every[3:] + every[:3])[place % len(every)]  # the greys last
     if len(facets) > 1:

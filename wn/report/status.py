@@ -71,7 +71,7 @@ def status(runs_dir: Path, results_dir: Path) -> str:
         except UserError as error:  # one bad file changes nothing for the others
             notes.append(str(error))
     if any(line[-1] == "unknown" for line in lines):
-        notes.append("unknown: python -m wn.train +experiment=NAME trainer.dry_run=true measures a step")
+        notes.append("unknown: python -m wn.train +experiment=NAME --dry-run measures a step")
     return "\n".join([aligned([HEADINGS, *lines]), *notes])
 
 

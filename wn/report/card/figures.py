@@ -68,7 +68,10 @@ def trajectory_figure(families: Sequence[Family]) -> Figure:
         axes.set_xlabel("epoch")
     _legend(figure, panels)
     words = "middle layer, mean over its units, first seed, each norm at its best learning rate;\n"
-    rates = "lr of the direction: lr/‖v‖² (SGD) or lr/‖v‖ (Adam, Adamax), which compares between norms"
+    rates = (
+        "lr of the direction: lr/‖v‖² (SGD) or lr/‖v‖ (Adam, Adamax); "
+        "of the whole layer's v where that alone can be rescaled"
+    )
     figure.supxlabel(words + rates, **SMALL)
     return figure
 
