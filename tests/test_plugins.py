@@ -18,7 +18,7 @@ import sweep_cases as cases
 import torch
 from train_cases import REPOSITORY, Call, declare, records
 
-from wn import experiments, launcher, models, plugins, sweep, trained
+from wn import evaluate, experiments, launcher, models, plugins, sweep, trained
 from wn.config import Config, UserError, parse
 from wn.config.compose import compose
 from wn.records import read_experiment
@@ -206,6 +206,25 @@ def test_a_kept_model_loads_with_its_file_alone(tmp_path: Path) -> None:
     assert "Mine" in {type(layer).__name__ for layer in loaded.modules()}
     logits = loaded(np.zeros((2, 1, 8, 8), np.uint8))
     assert logits.shape == (2, 10)
+
+
+def test_a_model_is_evaluated_on_data_of_ones_own_and_of_the_project(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on a plugin's data, and on the project's; evaluated on either."""
+    plugins.load([file := str(EXAMPLE)])
+    short: dict[str, Any] = {"tracking.mode": "disabled", "trainer.save": True, "trainer.epochs": 1}
+    short["runs_dir"] = str(tmp_path)
+    runs = [compose({"data": "spirals", "plugins": [file], **short}), compose({"model": "mlp", **short})]
+    spirals, digits = train_sweep(runs)
+    plugins.load([])
+    named = f"plugins=[{file}]"
+    assert evaluate.main([str(spirals.folder), named]) == 0
+    assert repr(spirals.content["final"]["test_error"]) in capsys.readouterr().out
+    assert evaluate.main([str(digits.folder)]) == 0
+    for run, data, shape in ((spirals, "digits", "2"), (digits, "spirals", "8x8")):
+        assert evaluate.main([str(run.folder), named, f"data={data}"]) == 2  # of another shape, in a line
+        assert shape in capsys.readouterr().err
 
 
 def test_what_vmap_cannot_do_trains_one_by_one(tmp_path: Path, steps: list[int]) -> None:
