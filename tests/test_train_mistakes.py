@@ -35,7 +35,7 @@ MISTAKES = {
     "~optm": "'?optm'? does not exist",
     # presets: the nearest one, or all
     "norm=weight_nrm": "norm=weight_nrm: no such preset; did you mean 'weight_norm'?",
-    "+experiment=nope": "experiment=nope: no such preset; known: .*lr_robustness_digits",
+    "+experiment=qqqq": "experiment=qqqq: no such preset; known: .*lr_robustness_digits",
     "+experiment=lr_robustnes_digits": "no such preset; did you mean 'lr_robustness_digits'?",
     "data=imagenet": "data=imagenet: no such preset; known: cifar10, digits, fashion_mnist, mnist",
     "optim=3": "a group takes the name of a preset",
