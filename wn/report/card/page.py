@@ -94,7 +94,11 @@ def _summary(families: list[Family]) -> str:
         lines = {line["norm"]: line for line in family.table[1:]}
         what = f"{FAMILIES[family.name]}, {family.plan.metric.heading}"
         rows.append([what, *(_apart(lines.get(norm)) for norm in others)])
-    return in_markdown(rows)
+    words = (
+        "An error is better the lower, an ELBO the higher. Bold: significant by Holm's correction, which the "
+        "intervals are without; with three seeds, no difference found is not no difference."
+    )
+    return f"{in_markdown(rows)}\n\n{words}"
 
 
 def _apart(line: Row | None) -> str:
