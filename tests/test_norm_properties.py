@@ -136,8 +136,8 @@ def test_gammas_keep_the_variance_and_match_the_published_ones() -> None:
     assert activation_gain("leaky_relu") == pytest.approx(1.6306, abs=1e-4)
     assert activation_gain("none") == pytest.approx(1)
     z = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0))
-    for name, function in ACTIVATIONS.items():
-        assert activation_gain(name) * float(function(z).std()) == pytest.approx(1, abs=2e-3)
+    for name, activation in ACTIVATIONS.items():
+        assert activation_gain(name) * float(activation()(z).std()) == pytest.approx(1, abs=2e-3)
     with pytest.raises(ValueError, match="activation='swoosh': expected one of none, relu"):
         activation_gain("swoosh")
 

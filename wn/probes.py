@@ -82,9 +82,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _weights_and_norms(model: nn.Module) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
     """Every layer's weight and norms per unit; ``length``: what the direction's learning rate depends on."""
-    found = {}
+    found, layers = {}, normalized_layers(model)
     for name, w in _weights(model).items():
-        layer = normalized_layers(model)[name]
+        layer = layers[name]
         norms = layer.unit_norms(w)
         layerwise = properties(vars(layer), layer.dense).invariant == "layer"
         length = layer.frobenius_norm() if layerwise else layer.direction_norm()

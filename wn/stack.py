@@ -30,6 +30,7 @@ class Stack:
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.template = models[0]
+        self.holds = bool(held_layers(self.template))
         params = [dict(model.named_parameters()) for model in models]
         buffers = [dict(model.named_buffers()) for model in models]
         self.params = {k: _leaf(torch.stack([p[k].detach() for p in params])) for k in params[0]}
@@ -81,7 +82,7 @@ class Stack:
     @torch.no_grad()
     def project(self) -> None:
         """Put ||v|| back where a norm holds it (:func:`wn.norm.project_`)."""
-        if held_layers(self.template):
+        if self.holds:
             for name, v in self.map(_projected).items():
                 self.params[name].copy_(v)
 

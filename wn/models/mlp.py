@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 
 from wn.config import MLPConfig
 from wn.models.init import init_weights_, output_layer
 from wn.models.noise import Dropout, GaussianNoise
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": partial(nn.LeakyReLU, 0.1),  # the authors' slope
-    "elu": nn.ELU,
-    "tanh": nn.Tanh,
-}
+from wn.norm.weight import ACTIVATIONS
 
 
 def build_mlp(config: MLPConfig, shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -120,21 +120,23 @@ class Reparameterized(Activations):
             return self.unit_norm(self._centered(grouped, dims).reshape(raw.shape))
         return self.unit_norm(raw)
 
+    @property
+    def layerwise(self) -> bool:
+        """Whether the direction is that of the matrix as a whole."""
+        return self.direction in ("layer", "spectral")
+
     def projected(self) -> Tensor:
         """v with the norm that ``hold`` wants: that of the start, or a root mean square of 1."""
         norm = self.held_norm()
-        wanted = self.held if self.hold == "start" else torch.full_like(norm, math.sqrt(self.held_weights))
+        weights = self.raw_weight.numel() if self.layerwise else self.fan_in
+        wanted = self.held if self.hold == "start" else torch.full_like(norm, math.sqrt(weights))
         v = self.raw_weight.detach().clone()
         self.scale_units(v, torch.where(norm > 0, wanted / nonzero(norm), torch.ones_like(norm)))
         return v
 
     def held_norm(self) -> Tensor:
         """The norm ``[units]`` that ``hold`` is about: of the matrix if the direction is the matrix's."""
-        return self.frobenius_norm() if self.direction in ("layer", "spectral") else self.direction_norm()
-
-    @property
-    def held_weights(self) -> int:
-        return self.raw_weight.numel() if self.direction in ("layer", "spectral") else self.fan_in
+        return self.frobenius_norm() if self.layerwise else self.direction_norm()
 
     def frobenius_norm(self) -> Tensor:
         """``||V||_F``, ``[units]``, all equal."""
@@ -194,7 +196,7 @@ class Reparameterized(Activations):
         grouped, dims = self._units(v)
         size = (self._centered(grouped, dims) if self.direction == "centered" else grouped).abs()
         zero = size.amax(dims, keepdim=True) == 0
-        if self.direction in ("layer", "spectral"):
+        if self.layerwise:
             zero = zero.all().expand_as(zero)
         if self.mask is not None:  # what is masked as a whole stays zero
             zero = zero & (self._units(self.mask)[0].amax(dims, keepdim=True) > 0)

@@ -7,17 +7,16 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.1),  # the authors' slope
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": functools.partial(nn.LeakyReLU, 0.1),  # the authors' slope
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
 }
 
 
@@ -77,6 +76,6 @@ def activation_gain(activation: str) -> float:
         raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     z = torch.linspace(-10, 10, 2_000_001, dtype=torch.float64)
     density = torch.exp(-z * z / 2)
-    y = ACTIVATIONS[activation](z)
+    y = ACTIVATIONS[activation]()(z)
     mean, square = (float((x * density).sum() / density.sum()) for x in (y, y * y))
     return round(1 / math.sqrt(square - mean * mean), 10)
