@@ -163,9 +163,9 @@ class Experiment(Part):
             rows = itertools.product(self.seeds, self.rows)
             every = [(row, (row.norm, lr, seed)) for seed, row in rows for lr in row.all_lrs]
         found: dict[str, Run] = {}
+        named = {"experiment_name": self.name.rpartition("/")[2], "plugins": self.plugins}
         for row, values in every:
             cell = dict(zip(self.axes, values, strict=True))
-            named = {"experiment_name": self.name.rpartition("/")[2], "plugins": self.plugins}
             own = {**self.fixed, **(row.set if row else {}), **named}
             for key, value in cell.items():
                 own |= settings_of(key, value)

@@ -39,10 +39,8 @@ def job(tree: DictConfig) -> float:
     chosen, home = HydraConfig.get(), launcher.home == os.getpid()
     try:
         launcher.check_hydra(chosen)
-        if not home:  # where main() has run them
+        if not home:  # a launcher's own process; at home main() has run them
             plugins.load(launcher.named_plugins(chosen.overrides.task))
-        # Again, for launchers that run this in a process of its own.
-        plugins.load(launcher.named_plugins(chosen.overrides.task))
         overrides = OverridesParser.create().parse_overrides(list(chosen.overrides.task))
         check_presets(chosen.runtime.choices)
         experiment = chosen.runtime.choices.get("experiment")
