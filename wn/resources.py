@@ -86,6 +86,8 @@ def configure_torch(settings: TrainerConfig, device: torch.device) -> None:
     allow_tf32(settings.precision == "tf32")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams and graph captures are on the current device
+    # cuDNN tries its algorithms once a shape: in the steps before a capture, and in the first evaluation.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not settings.deterministic
 
 
 def allow_tf32(wanted: bool) -> None:
