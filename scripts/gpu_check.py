@@ -77,7 +77,7 @@ def advance(trainer: Trainer, first: int, last: int) -> Trainer:
 
 
 def difference(a: Trainer, b: Trainer, start: Trainer) -> tuple[float, float]:
-    """Of the first members' loss, and of ``||moved a - moved b|| / ||moved b||``; infinite if noise differs."""
+    """Of the first members' loss, and ``||moved a - moved b|| / ||moved b||``; infinite if noise differs."""
     for name, buffer in b.stack.buffers.items():
         if name.endswith("key") and not torch.equal(buffer[0].cpu(), a.stack.buffers[name][0].cpu()):
             return float("inf"), float("inf")
@@ -179,7 +179,7 @@ def costs(device: str) -> bool:
             continue
         start, alone, together, memory = answer
         minutes = (start + TABLE_STEPS * alone / 1e3) / 60
-        print(f"{norm:32} {how:9} {start:8.1f} {alone:7.3f} {together:9.3f} {memory:6d} {minutes:16.1f}")
+        print(f"{norm:32} {how:9} {start:8.1f} {alone:7.3f} {together:9.3f} {memory:6d} {minutes:8.1f} min")
     return not any(isinstance(answer, str) for _, _, answer in rows)
 
 
