@@ -96,6 +96,10 @@ def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at
         parts[:0] = [f"## {plan.experiment.title}", claim, f"```\n{command}\n```"]
     if rows.runs.empty:
         return "\n\n".join(parts) + "\n"
+    from wn.report import published  # matplotlib takes a second
+
+    if beside := published.section(plan, rows):
+        parts.append(beside)
     drawn = {name: alt for name, alt in FIGURES.items() if (folder / f"{name}.svg").exists()}
     parts += [f"![{alt}]({at}{name}.svg)" for name, alt in drawn.items()]
     every = f"; every run is a row of [{collect.RUNS}]({at}{collect.RUNS})"
