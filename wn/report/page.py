@@ -64,7 +64,9 @@ def text(table: Table, steps: Steps) -> str:
 
 def markdown(table: Table, steps: Steps, front: bool = False) -> str:
     """The same as a page has it; the front page has fewer columns."""
-    below = [f"- {note}" for note in table.notes] + [f"- {what}: `{how}`" for what, how in steps]
+    below = [f"- {note}" for note in table.notes] + [f"- {what}: `{how}`" for what, how in steps] * (
+        not front
+    )
     return "\n".join([columns.in_markdown(table.cells(front)), "", *below]).rstrip() + "\n"
 
 
