@@ -33,7 +33,7 @@ def box(lowest: float, highest: dict[str, float], out: float = math.inf, seeds: 
 
 def rows(losses: rates.Losses, quantity: str = "wider") -> dict[str, list[float]]:
     grids = rates.explore("mlp, SGD", BOTH, losses)
-    made = rates.rows_of("mlp, SGD", grids, [Contrast(quantity, "weight norm", "plain")], ["plain"])
+    made = rates.rows_of("mlp, SGD", grids, [Contrast(quantity, "weight norm", "plain")], BOTH)
     names = dict.fromkeys(row["quantity"] for row in made)
     return {name: [row["value"] for row in made if row["quantity"] == name] for name in names}
 
@@ -93,7 +93,7 @@ def test_held_against_one_best_a_worse_arm_is_narrower():
         return [value * worse[arm] for value, arm in zip(values, arms, strict=True)]
 
     grids = rates.explore("mlp, SGD", BOTH, losses)
-    assert rates.rows_of("mlp, SGD", grids, [Contrast("wider", "weight norm", "plain")], [])[0]["value"] == 0
+    assert rates.rows_of("mlp, SGD", grids, [Contrast("wider", "weight norm", "plain")])[0]["value"] == 0
     assert rates.common("mlp, SGD", grids, "weight norm", "plain")[0]["value"] == pytest.approx(-2)
 
 
@@ -108,6 +108,21 @@ def test_a_seed_that_always_diverges_has_no_range():
 def test_a_decoder_of_the_mean_image_is_out_of_a_vaes_range():
     best = np.array([24.5])
     assert rates.tolerated("vae", best) < 27.17 < 1.5 * best
+
+
+def test_rows_are_of_the_criterions_quantities(monkeypatch: pytest.MonkeyPatch):
+    """Each claim's parts give what is judged of every condition, and every arm of B6a has a width."""
+    losses, two = box(1e-2, {"plain": 1.0, "weight norm": 3.0}), ("mlp, Adam", "vae, SGD")
+    monkeypatch.setattr(rates, "grid_of", lambda condition, arms: rates.explore(condition, arms, losses))
+    monkeypatch.setattr(rates, "CONDITIONS", two)
+    for name, measurement in (("B5", rates.wider_range), ("B6a", rates.what_limits)):
+        made = [row for part in measurement() for row in part.measure()]
+        assert {r["condition"] for r in made if r["quantity"] in criteria.load(name).quantities} == {*two}
+        keys = [(r["condition"], r["quantity"], r["seed"], r.get("x")) for r in made]
+        assert len(keys) == len(set(keys))
+    assert {r["quantity"].removeprefix("width ") for r in made if r["quantity"].startswith("width")} == {
+        *ARMS
+    }
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -132,7 +147,7 @@ def test_every_condition_is_measured_and_every_quantity():
         claim = criteria.load(name)
         assert set(claim.conditions) == set(CONDITIONS)
         parts = [part.name for part in measurement()]
-        assert len(set(parts)) == len(MODELS) * len(OPTIMISERS)
+        assert len(set(parts)) == len(parts) == 2 * len(MODELS) * len(OPTIMISERS)
 
 
 def small(arm: str, lr: float) -> Config:

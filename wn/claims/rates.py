@@ -165,9 +165,13 @@ class Contrast(NamedTuple):
 
 
 def rows_of(
-    condition: str, grids: dict[str, Grid], contrasts: Sequence[Contrast], evidence: Sequence[str]
+    condition: str,
+    grids: dict[str, Grid],
+    contrasts: Sequence[Contrast],
+    own: Sequence[str] = (),
+    evidence: Sequence[str] = (),
 ) -> list[Row]:
-    """Differences by seed; each arm's widths; ``edge``, the width as far as the grid goes; losses.
+    """Differences by seed; the widths of ``own`` arms, ``edge`` where the grid is too short; losses.
 
     A difference has no rows where one of its arms is in range at an end of its grid. ``evidence``: the arms
     whose losses are given as well.
@@ -186,7 +190,8 @@ def rows_of(
         (one, open_), (other, also) = widths[arm], widths[less]
         if not open_ and not also:
             add(quantity, one - other)
-    for arm, (width, edge) in widths.items():
+    for arm in own:
+        width, edge = widths[arm]
         add(f"edge {arm}" if edge else f"width {arm}", width)
         add(f"best {arm}", grids[arm].losses.min(axis=0))
     for arm in evidence:
@@ -209,19 +214,37 @@ def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[
 CONDITIONS = tuple(f"{model}, {optimiser}" for model in MODELS for optimiser in OPTIMISERS)
 
 
-def _parts(contrasts: Sequence[Contrast], evidence: Sequence[str], every: bool = False) -> Iterator[Part]:
-    """A part per condition; with ``every`` all arms are measured, else those of the contrasts."""
-    mine = {name for contrast in contrasts for name in contrast[1:]}
-    arms = tuple(arm for arm in ARMS if every or arm in mine)
-    first = contrasts[0]
-
-    def part(condition: str) -> list[Row]:
-        grids = grid_of(condition, arms)
-        shared = common(condition, grids, first.arm, first.less)
-        return rows_of(condition, grids, contrasts, evidence) + shared
-
+def _parts(
+    judged: Sequence[Contrast], controls: Sequence[Contrast], evidence: Sequence[str], every: bool = False
+) -> Iterator[Part]:
+    """A part per condition for what is judged, then one for its controls; with ``every`` of all arms."""
+    arms = _arms(judged)
+    others = tuple(arm for arm in ARMS if every or arm in _arms(controls))
+    new = [arm for arm in others if arm not in arms]
     for condition in CONDITIONS:
-        yield Part(condition.replace(", ", "_").lower(), functools.partial(part, condition))
+        name = condition.replace(", ", "_").lower()
+        yield Part(name, functools.partial(_judged, condition, arms, judged, evidence))
+    for condition in CONDITIONS:
+        name = condition.replace(", ", "_").lower()
+        yield Part(f"{name}_controls", functools.partial(_controls, condition, others, controls, new))
+
+
+def _arms(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    return tuple(arm for arm in ARMS if any(arm in contrast[1:] for contrast in contrasts))
+
+
+def _judged(
+    condition: str, arms: tuple[str, ...], contrasts: Sequence[Contrast], evidence: Sequence[str]
+) -> list[Row]:
+    grids = grid_of(condition, arms)
+    shared = [row for _, arm, less in contrasts for row in common(condition, grids, arm, less)]
+    return rows_of(condition, grids, contrasts, arms, evidence) + shared
+
+
+def _controls(
+    condition: str, arms: tuple[str, ...], contrasts: Sequence[Contrast], own: Sequence[str]
+) -> list[Row]:
+    return rows_of(condition, grid_of(condition, arms), contrasts, own)
 
 
 def _less(arm: str, other: str) -> Contrast:
@@ -231,32 +254,32 @@ def _less(arm: str, other: str) -> Contrast:
 @measurement("B5")
 def wider_range() -> Iterator[Part]:
     """Section 2.1: width of weight normalisation less that of plain weights, one rate for all parameters."""
+    judged = [Contrast("wider", "weight norm", "plain")]
     others = ("plain, biases capped", "plain, decay", "batch norm")
-    contrasts = [Contrast("wider", "weight norm", "plain"), *(_less(arm, "plain") for arm in others)]
-    return _parts(contrasts, ["plain", "weight norm"])
+    return _parts(judged, [_less(arm, "plain") for arm in others], ["plain", "weight norm"])
 
 
 @measurement("B6a")
 def what_limits() -> Iterator[Part]:
     """Width with gains and biases at min(lr, 0.1), less that with one rate for all, and less plain's."""
-    one, two = (Contrast(f"over {n}", "capped", a) for n, a in (("joint", "weight norm"), ("plain", "plain")))
+    judged = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
     others = ("capped at 0.03", "capped at 0.3", "gains capped", "gains fixed")
-    contrasts = [one, two, *(_less(arm, "weight norm") for arm in others)]
-    contrasts += [_less("plain, biases capped", "plain"), _less("batch norm, capped", "batch norm")]
-    return _parts(contrasts, ["capped"], every=True)
+    controls = [_less(arm, "weight norm") for arm in others]
+    controls += [_less("plain, biases capped", "plain"), _less("batch norm, capped", "batch norm")]
+    return _parts(judged, controls, ["capped"], every=True)
 
 
 @measurement("B6b")
 def annealing() -> Iterator[Part]:
     """Width of capped, at a constant rate, less that of plain weights with linear decay to zero."""
-    first = Contrast("over annealing", "capped", "plain, decay")
-    contrasts = [first, _less("plain, decay", "plain"), _less("capped, decay", "plain, decay")]
-    return _parts(contrasts, ["plain, decay"])
+    judged = [Contrast("over annealing", "capped", "plain, decay")]
+    controls = [_less("plain, decay", "plain"), _less("capped, decay", "plain, decay")]
+    return _parts(judged, controls, ["plain, decay"])
 
 
 @measurement("B7")
 def growth() -> Iterator[Part]:
     """Width of capped less that of capped with ||v|| put back to its start after every step."""
-    first = Contrast("by growth", "capped", "capped and held")
-    contrasts = [first, _less("capped and held", "plain"), _less("capped, decay", "capped and held, decay")]
-    return _parts(contrasts, ["capped and held"])
+    judged = [Contrast("by growth", "capped", "capped and held")]
+    controls = [_less("capped and held", "plain"), _less("capped, decay", "capped and held, decay")]
+    return _parts(judged, controls, ["capped and held"])
