@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+import wn.report.claims
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
@@ -21,6 +24,8 @@ TITLES: dict[str, str] = {}
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:
     """Draw what can be drawn into a folder; the names of the files."""
+    for module in pkgutil.iter_modules(wn.report.claims.__path__):  # those of a family register theirs
+        importlib.import_module(f"wn.report.claims.{module.name}")
     frames = [one.rows.assign(claim=one.claim.id) for one in found if len(one.rows)]
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["claim"])
     drawn = []
