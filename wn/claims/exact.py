@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from wn import probes
 from wn.claims.lengths import AfterStep, Lengths, directions, train_with
-from wn.claims.measuring import Part, Row, measurement
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
 from wn.config import Config
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -70,15 +72,15 @@ def worst(condition: str, quantity: str, values: Tensor, seeds: list[int]) -> li
 def plain_descent() -> Iterator[Part]:
     """||v_t||^2 against ||v_0||^2 + sum of lr^2 ||grad_v||^2 (section 2.1)."""
     for model, rates in (("mlp", (0.01, 0.1, 0.3)), ("vae", (1e-4, 1e-3, 3e-3))):
-        yield Part(model, lambda m=model, r=rates: _growth(m, "SGD", PLAIN_DESCENT, r))
+        yield Part(model, partial(_growth, model, "SGD", PLAIN_DESCENT, rates))
 
 
 @measurement("A3")
 def heavy_ball() -> Iterator[Part]:
     """||v_t||^2 against the recursion of :mod:`wn.claims.lengths`; and how often Adam's ||v|| falls."""
     for model, rates in (("mlp", (0.001, 0.01, 0.1)), ("vae", (1e-5, 1e-4, 3e-4))):
-        yield Part(model, lambda m=model, r=rates: _growth(m, "momentum", MOMENTUM, r))
-        yield Part(f"{model}-falls", lambda m=model: _falls(m))
+        yield Part(model, partial(_growth, model, "momentum", MOMENTUM, rates))
+        yield Part(f"{model}-falls", partial(_falls, model))
 
 
 def _growth(model: str, name: str, rule: dict[str, Any], rates: tuple[float, ...]) -> list[Row]:
@@ -107,7 +109,7 @@ RATES = {"SGD": 0.01, "momentum": 0.001, "Adam": 0.001, "Adamax": 0.001}
 def scale_of_v() -> Iterator[Part]:
     """v_0 times c, against another learning rate of the direction (section 2)."""
     for model, name in [("mlp", name) for name in RULES] + [("vae", "Adamax")]:
-        yield Part(f"{model}-{name}", lambda m=model, n=name: _scales(m, n))
+        yield Part(f"{model}-{name}", partial(_scales, model, name))
 
 
 def _scales(model: str, name: str) -> list[Row]:

@@ -1,31 +1,29 @@
-"""How the growth of ||v|| sets the learning rate of the direction (section 2.1): claims B2 and B8."""
+"""The growth of ||v|| sets the size of an update, at any learning rate: claims B2 and B8 (section 2.1)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wn.claims.lengths import AfterStep, Lengths, train_with
-from wn.claims.measuring import Part, Row, measurement
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
 from wn.claims.training import Watch, train
 from wn.config import Config
 from wn.config.compose import compose
 from wn.trainer import Trainer
 
-Array = NDArray[np.float64]
-
 SEEDS = range(5)
+QUICK = {"trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1}  # bounds that nobody reads
 MODELS: dict[str, dict[str, Any]] = {
-    "mlp": {"model": "mlp", "data.label_noise": 0.2, "trainer.epochs": 30},
-    "vae": {
-        **{"model": "mlp_vae", "trainer.epochs": 20},
-        **{"trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1},
-    },
+    "mlp": {"model": "mlp", "trainer.epochs": 30},
+    "vae": {"model": "mlp_vae", "trainer.epochs": 20, **QUICK},
 }
+NOISE: dict[str, dict[str, Any]] = {"mlp": {"data.label_noise": 0.2}, "vae": {}}
 RULES: dict[str, dict[str, Any]] = {
     "SGD": {"optim": "sgd", "optim.momentum": 0.0},
     "momentum": {"optim": "sgd", "optim.momentum": 0.9},
@@ -38,108 +36,170 @@ ARMS: dict[str, dict[str, Any]] = {
     "held weights": {"norm": "weight_norm", "norm.hold": "start"},
     "batch normalisation": {"norm": "batch_norm"},
 }
-LAST = 10  # epochs whose last step's angle is averaged
+RATES = {
+    "mlp, SGD": (3e-3, 30.0),
+    "mlp, momentum": (1e-3, 10.0),
+    "mlp, Adam": (1e-4, 1.0),
+    "vae, SGD": (1e-4, 1.0),
+    "vae, momentum": (3e-5, 0.3),
+    "vae, Adam": (1e-4, 1.0),
+}
+"""From 1/300 to 30 times the largest rate at which plain weights train."""
+HIGHER = {"mlp, SGD": 100.0, "vae, SGD": 100.0, "vae, momentum": 10.0}
+"""For batch normalisation, whose best is above that."""
+CAPS = {"mlp": 0.1, "vae": 0.01, "vae, momentum": 0.001}
+LAST = 10  # epochs over whose last steps an angle is averaged
+ABOVE_BEST = 31.7  # thirty times, or one and a half decades
 
 
-def config(model: str, rule: str, **changes: Any) -> Config:
-    """A run of a model under a rule; ``changes`` are dotted keys with ``__`` for the dot."""
-    fixed = {"trainer.device": "cpu", "trainer.probe_every": 1}
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return compose({**fixed, **MODELS[model], **RULES[rule], **dotted})
+def config(condition: str, lr: float, seed: int, **changes: Any) -> Config:
+    """A run of a condition; ``changes`` are dotted keys."""
+    model, rule = condition.split(", ")
+    fixed = {"trainer.device": "cpu", "trainer.probe_every": 1, "optim.lr": lr, "seed": seed}
+    return compose({"norm": "weight_norm", **fixed, **MODELS[model], **RULES[rule], **changes})
 
 
 def half_decades(low: float, high: float) -> list[float]:
     """
-    >>> half_decades(0.01, 1)
-    [0.01, 0.0316, 0.1, 0.316, 1.0]
+    >>> half_decades(0.03, 1)
+    [0.0316, 0.1, 0.316, 1.0]
     """
     first, last = (round(2 * math.log10(x)) for x in (low, high))
     return [float(f"{10 ** (k / 2):.3g}") for k in range(first, last + 1)]
 
 
-CAPS = {"mlp": 0.1, "vae": 0.01}
-GRIDS = {
-    "mlp, SGD": (1e-3, 100.0),
-    "mlp, momentum": (1e-4, 100.0),
-    "mlp, Adam": (1e-4, 10.0),
-    "vae, SGD": (1e-5, 1.0),
-    "vae, momentum": (1e-6, 1.0),
-    "vae, Adam": (1e-4, 10.0),
-}
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Least squares: slope, and R^2.
-
-    >>> slope([0, 1, 2], [1, 3, 5])
-    (2.0, 1.0)
-    """
-    a, b = np.polyfit(x, y, 1)
-    residual, total = np.sum((np.polyval((a, b), x) - y) ** 2), np.sum((y - np.mean(y)) ** 2)
-    return round(float(a), 12), round(float(1 - residual / total), 12) if total else 1.0
+def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope of the least-squares line, and its R^2."""
+    xs, ys = np.asarray(x), np.asarray(y)
+    slope, height = np.polyfit(xs, ys, 1)
+    left = np.square(slope * xs + height - ys).sum()
+    return float(slope), float(1 - left / np.square(ys - ys.mean()).sum())
 
 
 def upper_half(losses: Mapping[float, Sequence[float]], start: float) -> list[float]:
-    """Learning rates in the upper half, in decades, of those at which every seed trained.
+    """Upper half, in decades, of the learning rates that train, up to thirty times the best.
 
     Args:
-        losses: final training losses by learning rate, not finite where a run diverged. Trained is what ends
-            below the middle between ``start``, the loss before training, and the lowest mean.
+        losses: final training losses by learning rate, infinite where a run diverged. A rate trains if all
+            are below the middle between ``start``, the loss before training, and the lowest mean.
+
+    >>> upper_half({0.1: [2.0], 1: [0.5], 10: [0.6], 100: [2.2]}, start=2.3)
+    [1, 10]
     """
-    means = {lr: float(np.mean(of)) for lr, of in losses.items() if np.isfinite(of).all()}
-    middle = (start + min(means.values())) / 2
-    trained = [lr for lr in means if max(losses[lr]) < middle]
-    lowest = math.sqrt(min(trained) * max(trained))
-    return [lr for lr in sorted(trained) if lr >= lowest * 0.999]
+    means = {lr: float(np.mean(of)) for lr, of in losses.items()}
+    best = min(means, key=lambda lr: means[lr])
+    middle = (start + means[best]) / 2
+    trained = [lr for lr in sorted(means) if max(losses[lr]) < middle and lr < best * ABOVE_BEST]
+    return [lr for lr in trained if lr > 0.99 * math.sqrt(trained[0] * trained[-1])]
+
+
+class Sweep(NamedTuple):
+    """An arm, trained: (seed, learning rate) of its members, and what was told of them."""
+
+    members: list[tuple[int, float]]
+    watch: Watch
+
+    def used(self) -> list[float]:
+        """Learning rates of the slope."""
+        losses: dict[float, list[float]] = {}
+        for i, (_, lr) in enumerate(self.members):
+            losses.setdefault(lr, []).append(final(self.watch, i, "train_loss"))
+        starts = [rows[0]["valid_loss"] for rows in self.watch.metrics]  # training begins with the same loss
+        return upper_half(losses, float(np.mean(starts)))
+
+    def angles(self) -> dict[tuple[int, float], float]:
+        return {member: angle(self.watch, i) for i, member in enumerate(self.members)}
+
+
+def final(watch: Watch, member: int, metric: str) -> float:
+    """A loss or an error after the last epoch; infinite if the member diverged."""
+    value = watch.metrics[member][-1].get(metric, math.inf)
+    return float(value) if watch.results[member] is not None else math.inf
 
 
 def angle(watch: Watch, member: int) -> float:
-    """Mean over layers and the last step of the last epochs; nan of a member that diverged."""
+    """Mean over units, layers and the last steps of the last epochs; nan of a member that diverged."""
     if watch.results[member] is None:
         return math.nan
     last = max(row["epoch"] for row in watch.probes[member])
-    return float(np.mean([r["angle"] for r in watch.probes[member] if r["epoch"] > last - LAST]))
+    return float(np.mean([row["angle"] for row in watch.probes[member] if row["epoch"] > last - LAST]))
 
 
-def final_loss(watch: Watch, member: int) -> float:
-    """Training loss of the last epoch; infinite if the member diverged."""
-    loss = watch.metrics[member][-1].get("train_loss", math.inf)
-    return float(loss) if watch.results[member] is not None else math.inf
+def arm(condition: str, name: str) -> tuple[list[Config], list[tuple[int, float]]]:
+    """Seeds x learning rates of an arm, gains and biases at a capped rate."""
+    model, (low, high) = condition.split(", ")[0], RATES[condition]
+    cap = CAPS.get(condition, CAPS[model])
+    changes = {**ARMS[name], **NOISE[model], "optim.lr_gain_cap": cap, "optim.lr_bias_cap": cap}
+    if name == "batch normalisation":
+        high = HIGHER.get(condition, high)
+    members = [(seed, lr) for seed in SEEDS for lr in half_decades(low, high)]
+    return [config(condition, lr, seed, **changes) for seed, lr in members], members
 
 
-def capped(condition: str, arm: str) -> tuple[list[Config], list[tuple[int, float]]]:
-    """An arm's runs: seeds x learning rates, gains and biases at a capped rate."""
-    model, rule = condition.split(", ")
-    cap, rates = CAPS[model], half_decades(*GRIDS[condition])
-    caps = {"optim__lr_gain_cap": cap, "optim__lr_bias_cap": cap}
-    members = [(seed, lr) for seed in SEEDS for lr in rates]
-    make = [config(model, rule, **ARMS[arm], **caps, optim__lr=lr, seed=seed) for seed, lr in members]
-    return make, members
-
-
-Trained = tuple[list[tuple[int, float]], Watch, list[float]]
-
-
-def slopes(condition: str, arm: str, trained: Trained, judged: str) -> list[Row]:
-    """The arm's angles by learning rate, its range, and the slope of the upper half for each seed."""
-    members, watch, used = trained
-    angles = {member: angle(watch, i) for i, member in enumerate(members)}
+def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row]:
+    """Angles by learning rate, the rates that were used, and the slope for each seed."""
+    used, angles = trained.used(), trained.angles()
     rows = [
-        Row(condition=condition, quantity=f"angle of {arm}", seed=seed, value=value, x=lr)
+        Row(condition=condition, quantity=f"angle of {name}", seed=seed, value=value, x=lr)
         for (seed, lr), value in angles.items()
     ]
+    rows += [Row(condition=condition, quantity=f"used of {name}", seed=0, value=1.0, x=lr) for lr in used]
     for seed in SEEDS:
-        steepness, _ = slope(np.log(used).tolist(), [math.log(angles[seed, lr]) for lr in used])
-        rows.append(Row(condition=condition, quantity=judged, seed=seed, value=steepness))
-    ends = {"lowest": used[0], "highest": used[-1]}
-    return rows + [
-        Row(condition=condition, quantity=f"{name} rate of {arm}", seed=0, value=lr)
-        for name, lr in ends.items()
+        measured, _ = line(np.log(used).tolist(), [math.log(angles[seed, lr]) for lr in used])
+        rows.append(Row(condition=condition, quantity=quantity, seed=seed, value=measured))
+    return rows
+
+
+@measurement("B2")
+def self_stabilisation() -> Iterator[Part]:
+    """Slope of log angle on log lr, of plain and of normalised weights, free and held (section 2.1)."""
+    for condition in RATES:
+        for name in ("weight normalisation", "plain weights", "held weights"):
+            yield Part(file_name(condition, name), partial(_slope_of, condition, name))
+
+
+def file_name(*words: str) -> str:
+    return "-".join(words).replace(", ", "-").replace(" ", "-")
+
+
+def _slope_of(condition: str, name: str) -> list[Row]:
+    configs, members = arm(condition, name)
+    quantity = f"control slope of {name}" if name == "held weights" else f"slope of {name}"
+    return slopes(condition, name, Sweep(members, train(configs)), quantity)
+
+
+@measurement("B8")
+def batch_normalisation() -> Iterator[Part]:
+    """The same slope of batch normalisation's weights, and the recursion of A2 and A3 for them."""
+    for condition in ("mlp, SGD", "mlp, momentum", "vae, SGD", "vae, momentum"):
+        yield Part(file_name(condition), partial(_recursive, condition, "batch normalisation", "{}"))
+    for condition in ("mlp, SGD", "vae, SGD"):
+        part = partial(_recursive, condition, "plain weights", "control {} of plain weights")
+        yield Part(file_name(condition, "plain"), part)
+
+
+def _recursive(condition: str, name: str, quantity: str) -> list[Row]:
+    configs, members = arm(condition, name)
+    kept: list[Lengths] = []
+
+    def prepare(trainer: Trainer) -> AfterStep:
+        kept.append(Lengths(trainer))
+        return kept[0]
+
+    trained = Sweep(members, train_with(configs, prepare))
+    rows = slopes(condition, name, trained, quantity.format("slope"))
+    return rows + recursion(condition, trained, kept[0], quantity.format("recursion"))
+
+
+def recursion(condition: str, trained: Sweep, lengths: Lengths, quantity: str) -> list[Row]:
+    """|log| of ||w||^2 over its prediction, mean over units and learning rates used, for each seed."""
+    used = trained.used()
+    ratio = (lengths.observed / lengths.predicted.clamp_min(1e-30)).log().abs().mean(1).tolist()
+    by_seed: dict[int, list[float]] = {}
+    for (seed, lr), value in zip(trained.members, ratio, strict=True):
+        if lr in used:
+            by_seed.setdefault(seed, []).append(value)
+    return [
+        Row(condition=condition, quantity=quantity, seed=seed, value=float(np.mean(of)))
+        for seed, of in by_seed.items()
     ]
-
-
-def in_range(members: list[tuple[int, float]], watch: Watch, start: float) -> list[float]:
-    losses: dict[float, list[float]] = {}
-    for i, (_, lr) in enumerate(members):
-        losses.setdefault(lr, []).append(final_loss(watch, i))
-    return upper_half(losses, start)

@@ -7,7 +7,8 @@ function of lengths of velocities. With velocities ``p_t = m_t p_{t-1} + grad``,
     a_t = m_t (a_{t-1} - lr_{t-1} ||p_{t-1}||^2) <= 0,    a_0 = 0
     ||v_{t+1}||^2 = ||v_t||^2 - 2 lr_t a_t + lr_t^2 ||p_t||^2
 
-since ``v_t . grad = 0`` and ``v_t = v_{t-1} - lr_{t-1} p_{t-1}``. Without momentum a_t = 0: plain gradient descent.
+since ``v_t . grad = 0`` and ``v_t = v_{t-1} - lr_{t-1} p_{t-1}``. Plain gradient descent has
+a_t = 0.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from wn.trainer import Trainer
 
 AfterStep = Callable[[Trainer], None]
 
-ROUNDING = 1e-12  # a relative change of ||v||^2 that is none, in float64
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""A relative change of ||v||^2 in a step that is none."""
 
 
 class EveryStep(Watch):
-    """Lets a function see the trainer after every step; a row of its stack is a member of ``trainer.alive``."""
+    """Lets a function see the trainer after every step; rows of its stack are those of ``trainer.alive``."""
 
     def __init__(self, members: int) -> None:
         super().__init__(members)
@@ -58,14 +60,14 @@ def directions(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def squares(tensors: dict[str, Tensor]) -> Tensor:
-    """Squared lengths of all units of all layers, ``[members, units]``."""
-    return torch.cat([t.flatten(2).square().sum(-1) for t in tensors.values()], dim=1)
+    """Squared lengths of all units of all layers, float64 ``[members, units]``."""
+    return torch.cat([t.flatten(2).square().sum(-1) for t in tensors.values()], dim=1).double()
 
 
 class Lengths:
-    """Observed and predicted ||v||^2 of every unit of a stack's members, none of which may diverge.
+    """Observed and predicted ||v||^2 of every unit of a stack's members. Call it after every step.
 
-    Call it after every step.
+    A member that diverges stays as it was when the trainer dropped it.
 
     Attributes:
         observed, predicted: ``||v||^2`` now, ``[members, units]``; predicted from ``||p||`` under SGD.
@@ -77,26 +79,26 @@ class Lengths:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.start = self.observed = self.predicted = squares(directions(trainer))
-        self.alignment = torch.zeros_like(self.start)  # a, after the step: v_{t+1} . p_t
-        self.error = self.drop = self.start.new_zeros(len(self.start))
-        self.falls = self.start.new_zeros(len(self.start))
-        self.steps = 0
+        start = squares(directions(trainer))
+        self.start, self.observed, self.predicted = start, start.clone(), start.clone()
+        self.alignment = torch.zeros_like(start)  # a, after the step: v_{t+1} . p_t
+        self.error, self.drop, self.falls, self.steps = (start.new_zeros(len(start)) for _ in range(4))
+        self.rounding = ROUNDING[next(iter(trainer.stack.params.values())).dtype]
 
     def __call__(self, trainer: Trainer) -> None:
-        optimizer, before = trainer.optimizer, self.observed
-        v = directions(trainer)
-        self.observed = squares(v)
-        lr, momentum = (optimizer.hyper[name][:, None] for name in ("lr", "momentum"))
+        alive, optimizer, v = trainer.alive, trainer.optimizer, directions(trainer)
+        lr, momentum = (optimizer.hyper[name].double()[:, None] for name in ("lr", "momentum"))
         pp = squares({name: optimizer.state[f"0/{name}"] for name in v})
-        a = momentum * self.alignment
-        self.predicted = self.predicted - 2 * lr * a + lr**2 * pp
-        self.alignment = a - lr * pp
-        fall = (before - self.observed) / before
-        self.error = self.error.maximum(((self.predicted - self.observed) / self.observed).abs().amax(1))
-        self.drop = self.drop.maximum(fall.amax(1))
-        self.falls = self.falls + (fall > ROUNDING).sum(1)
-        self.steps += 1
+        a = momentum * self.alignment[alive]
+        before, observed = self.observed[alive], squares(v)
+        predicted = self.predicted[alive] - 2 * lr * a + lr**2 * pp
+        fall = (before - observed) / before
+        error = ((predicted - observed) / observed).abs().amax(1)
+        self.observed[alive], self.predicted[alive], self.alignment[alive] = observed, predicted, a - lr * pp
+        self.error[alive] = self.error[alive].maximum(error)
+        self.drop[alive] = self.drop[alive].maximum(fall.amax(1))
+        self.falls[alive] += (fall > self.rounding).sum(1)
+        self.steps[alive] += 1
 
     @property
     def share_that_falls(self) -> Tensor:
