@@ -84,7 +84,7 @@ def upper_half(losses: Mapping[float, Sequence[float]], start: float) -> list[fl
             are below the middle between ``start``, the loss before training, and the lowest mean.
 
     >>> upper_half({0.1: [2.0], 1: [0.5], 10: [0.6], 100: [2.2]}, start=2.3)
-    [1, 10]
+    [10]
     """
     means = {lr: float(np.mean(of)) for lr, of in losses.items()}
     best = min(means, key=lambda lr: means[lr])
@@ -121,8 +121,9 @@ def angle(watch: Watch, member: int) -> float:
     """Mean over units, layers and the last steps of the last epochs; nan of a member that diverged."""
     if watch.results[member] is None:
         return math.nan
-    last = max(row["epoch"] for row in watch.probes[member])
-    return float(np.mean([row["angle"] for row in watch.probes[member] if row["epoch"] > last - LAST]))
+    after = [row for row in watch.probes[member] if row["epoch"] > 0]
+    last = max(row["epoch"] for row in after)
+    return float(np.mean([row["angle"] for row in after if row["epoch"] > last - LAST]))
 
 
 def arm(condition: str, name: str) -> tuple[list[Config], list[tuple[int, float]]]:
