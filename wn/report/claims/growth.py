@@ -19,9 +19,9 @@ ARMS = {
 MODELS = {"mlp": "MLP", "vae": "VAE"}
 
 TITLE = (
-    "B2, B8: angle between successive directions at the end of training, against the learning rate. Filled: the "
-    "rates that the slope is taken over; mean and range over seeds. Proportional to the learning rate is the grey "
-    "line; a rate that does not matter would be flat"
+    "B2, B8: angle between successive directions at the end of training, against the learning rate; mean and "
+    "range over seeds. Filled: rates that the slope is taken over. Grey: proportional to the learning rate; "
+    "an update that does not depend on it would be flat"
 )
 
 
@@ -57,11 +57,11 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
         mine = of_claim[of_claim["quantity"] == f"angle of {quantity}"]
         used = set(of_claim[of_claim["quantity"] == f"used of {quantity}"]["x"])
         by_rate = mine.groupby("x")["value"]
-        # A rate at which a seed diverged, or where a dead network stands still, has no point.
-        whole = {x: v.to_numpy() for x, v in by_rate if np.isfinite(v).all() and v.min() > 1e-4}
+        whole = {x: v.to_numpy() for x, v in by_rate if np.isfinite(v).all()}  # no seed diverged
         if not whole:
             continue
-        x = sorted(whole)
+        still = whole[min(whole)].min() / 10  # a dead network does not move
+        x = [at for at in sorted(whole) if whole[at].min() > still]
         mean = [float(np.exp(np.log(whole[at]).mean())) for at in x]
         color, marker, _ = STYLE[norm]
         ax.fill_between(
