@@ -69,11 +69,12 @@ def half_decades(low: float, high: float) -> list[float]:
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Slope of the least-squares line, and its R^2."""
+    """Slope of the least-squares line, and its R^2 (nan where y does not change)."""
     xs, ys = np.asarray(x), np.asarray(y)
     slope, height = np.polyfit(xs, ys, 1)
     left = np.square(slope * xs + height - ys).sum()
-    return float(slope), float(1 - left / np.square(ys - ys.mean()).sum())
+    total = np.square(ys - ys.mean()).sum()
+    return float(slope), float(1 - left / total) if total else math.nan
 
 
 def upper_half(losses: Mapping[float, Sequence[float]], start: float) -> list[float]:
