@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-import wn.report.claims
+from wn.report.claims import growth, headline
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
 Draw = Callable[[pd.DataFrame], Figure | None]
 
-FIGURES: dict[str, Draw] = {}
+FIGURES: dict[str, Draw] = {
+    "headline": headline.headline,
+    "growth": growth.draw,
+}
 """File name -> what draws it from all rows (with a column ``claim``); None where its rows are not there."""
 
-TITLES: dict[str, str] = {}
+TITLES = {
+    "headline": headline.TITLE,
+    "growth": growth.TITLE,
+}
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:
     """Draw what can be drawn into a folder; the names of the files."""
-    for module in pkgutil.iter_modules(wn.report.claims.__path__):  # those of a family register theirs
-        importlib.import_module(f"wn.report.claims.{module.name}")
     frames = [one.rows.assign(claim=one.claim.id) for one in found if len(one.rows)]
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["claim"])
     drawn = []

@@ -7,9 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from wn.report.claims.figures import FIGURES, TITLES
 from wn.report.figures import SMALL
 from wn.report.statistics import Estimate, estimate
+
+TITLE = (
+    "What widens the range of learning rates: with one rate for all parameters weight normalisation is held "
+    "against plain weights; with the rate of gains and biases capped, against the same without growth of v"
+)
 
 GREY, SKY, BLUE, ORANGE, VERMILION = "#7f7f7f", "#56B4E9", "#0072B2", "#E69F00", "#D55E00"
 
@@ -97,10 +101,3 @@ def _panel(axes: Axes, found: Widths, condition: str) -> None:
         axes.axvline(plain[0].mean, color=GREY, linestyle="--", linewidth=0.9)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
-
-
-FIGURES["headline"] = headline
-TITLES["headline"] = (
-    "What widens the range of learning rates: with one rate for all parameters weight normalisation is held "
-    "against plain weights; with the rate of gains and biases capped, against the same without growth of v"
-)
