@@ -40,7 +40,11 @@ KNOWS = {
     "wn.timings": "config records",
     "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
-    "wn.report": "config grammar presets records timings experiments pandas matplotlib",
+    "wn.claims": "* report torch",
+    "wn.claims.criteria": "config",
+    "wn.claims.rows": "",
+    "wn.report": "claims.criteria claims.rows config grammar presets provenance records timings experiments "
+    "pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training
@@ -51,7 +55,7 @@ KNOWS = {
 }
 """Who may know whom. ``*`` is all of wn but what stands above the engine: report, sync, launcher, train."""
 
-ABOVE = ("wn.report", "wn.sync", "wn.launcher", "wn.train")
+ABOVE = ("wn.report", "wn.sync", "wn.launcher", "wn.train", "wn.claims")
 DISK = ("io", "os", "pathlib", "shutil", "tempfile")
 
 

@@ -26,6 +26,8 @@ class DataConfig(Section):
     """ZCA whitening as in the authors' code (wn/data/whitening.py) instead of one mean and one scale."""
     binarize: bool = False
     """Static binarisation: each pixel drawn once, with its grey level as probability, for all runs."""
+    label_noise: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of the training labels that is drawn anew, evenly over the classes, the same for all runs."""
 
     @pydantic.model_validator(mode="after")
     def _plugin_has_a_name(self) -> Self:

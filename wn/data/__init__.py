@@ -98,6 +98,8 @@ def load(
         return Split(x=made.scale_(x), y=torch.from_numpy(part.labels).to(device))
 
     classes = int(np.max(rest.labels)) + 1
+    if config.label_noise:
+        train = Arrays(train.images, _noisy(train.labels, config.label_noise, classes))
     return Dataset(split(train), split(valid), split(test), classes, made)
 
 
@@ -142,6 +144,15 @@ def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
             f"{size} images to divide; train_fraction=1 uses all, valid_fraction=0 holds none out"
         ) from None
     return [Arrays(whole.images[chosen], whole.labels[chosen]) for chosen in divided]
+
+
+def _noisy(labels: np.ndarray[Any, np.dtype[np.int64]], share: float, classes: int) -> Any:
+    """Labels of which a share is drawn anew; a tenth of these, with ten classes, is drawn as it was."""
+    draw = np.random.default_rng(STATE)
+    chosen = draw.permutation(len(labels))[: round(share * len(labels))]
+    noisy = labels.copy()
+    noisy[chosen] = draw.integers(classes, size=len(chosen))
+    return noisy
 
 
 def _mean_std(images: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:

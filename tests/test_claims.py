@@ -1,0 +1,179 @@
+"""Criteria can be met and missed, and verdicts follow from rows by rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wn.claims import __main__ as command
+from wn.claims import criteria, measuring
+from wn.claims.criteria import Claim, Quantity
+from wn.claims.measuring import Part, Row
+from wn.claims.rows import read
+from wn.processes import Preempted, StopWatcher
+from wn.report.claims.verdicts import judge
+
+SPREAD = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+
+
+def claim(**changes: Any) -> Claim:
+    tree = {
+        "id": "B3",
+        "section": "2.1",
+        "statement": "s",
+        "type": "law",
+        "paper": "asserted, no data",
+        "design": "d",
+        "control": "c",
+        "quantities": {"q": {"what": "w", "rule": "above", "confirmed": 1, "limits": 0.3, "refuted": 0.3}},
+        "conditions": {"mlp, SGD": "", "vae, SGD": ""},
+    }
+    return Claim.model_validate(tree | changes)
+
+
+def example(quantity: Quantity, true: bool) -> np.ndarray:
+    """Five values, one a seed, for which the quantity's statement is true, or false, by construction."""
+    pair = quantity.confirmed if true else quantity.refuted
+    if quantity.rule == "inside":
+        assert isinstance(pair, tuple)
+        width = pair[1] - pair[0]
+        return (sum(pair) / 2 if true else pair[1] + width) + 0.01 * width * SPREAD
+    threshold = quantity.confirmed if true or quantity.refuted is None else quantity.refuted
+    assert isinstance(threshold, float)
+    unit = max(1.0, abs(threshold))
+    sign = 1 if (quantity.rule == "above") == true else -1
+    return threshold + unit * (sign + 0.01 * SPREAD)
+
+
+@pytest.mark.parametrize("name", criteria.ids())
+def test_every_criterion_can_be_met_and_missed(name: str):
+    known = criteria.load(name)
+    criteria.notes(name)
+    if known.type == "exact":
+        good = {c: {q: [0.0] for q in known.quantities} for c in known.conditions}
+        bad = {c: {q: [1.0] for q in known.quantities} for c in known.conditions}
+        assert judge(known, good).word == "exact"
+        assert judge(known, bad).word == "refuted"
+        return
+    assert any(quantity.refuted is not None for quantity in known.quantities.values())
+    true = {c: {k: example(q, True) for k, q in known.quantities.items()} for c in known.conditions}
+    false = {
+        c: {k: example(q, q.refuted is None) for k, q in known.quantities.items()} for c in known.conditions
+    }
+    assert judge(known, true).word in ("confirmed", "confirmed with limits")
+    missed = judge(known, false)
+    once = len(known.conditions) < 2 and known.type != "experiment"
+    assert missed.word == ("open" if once else "refuted")
+    assert all(
+        j.verdict != "confirmed" for j in missed.judged if known.quantities[j.quantity].refuted is not None
+    )
+
+
+def values(*means: float, spread: float = 0.05, n: int = 5) -> dict[str, Any]:
+    x = spread * np.resize(SPREAD, n)
+    return {
+        condition: {"q": mean + x} for condition, mean in zip(("mlp, SGD", "vae, SGD"), means, strict=False)
+    }
+
+
+@pytest.mark.parametrize(
+    ("means", "word"),
+    [
+        ((2, 2), "confirmed"),
+        ((2,), "confirmed with limits"),  # one family of models
+        ((0.6, 2), "confirmed with limits"),
+        ((2, 1.0), "confirmed with limits"),  # the second is above 0.3 and not above 1
+        ((2, 0.3), "confirmed with limits"),  # the second is open
+        ((2, 0), "depends"),
+        ((0, 0), "refuted"),
+        ((0,), "open"),  # once is not enough
+        ((0.3, 0.3), "open"),
+        ((), "not tested"),
+    ],
+)
+def test_the_verdict_follows_from_the_conditions(means: tuple[float, ...], word: str):
+    assert judge(claim(), values(*means)).word == word
+
+
+def test_few_seeds_and_wide_intervals_are_open():
+    assert judge(claim(), values(2, 2, n=2)).word == "open"
+    assert judge(claim(), values(2, 2, spread=5)).word == "open"
+
+
+def test_the_interval_is_students():
+    """0.05 (-1, -0.5, 0, 0.5, 1): s = 0.03953, and t(0.975, 4) = 2.776."""
+    (judged, _) = judge(claim(), values(2, 2)).judged
+    assert (judged.mean, judged.n) == (2, 5)
+    assert judged.half_width == pytest.approx(2.776445 * 0.0395285 / 5**0.5, rel=1e-5)
+
+
+def test_many_tests_are_corrected():
+    """One-sided p = 0.024 is enough for one test, and not for the smallest of ten."""
+    quantity = {"q": {"what": "w", "rule": "above", "confirmed": 1}}
+    many = claim(conditions={f"mlp, {i}": "" for i in range(10)}, quantities=quantity)
+    one = values(1.1, spread=0.1)["mlp, SGD"]
+    assert judge(claim(quantities=quantity), {"mlp, SGD": one}).word == "confirmed with limits"
+    assert judge(many, dict.fromkeys(many.conditions, one)).word == "open"
+
+
+def test_equivalence_needs_an_interval_inside_and_not_a_large_p():
+    same = claim(
+        quantities={
+            "q": {"what": "w", "rule": "inside", "confirmed": [-1, 1], "refuted": [-1, 1], "tost": True}
+        }
+    )
+    assert judge(same, values(0, 0)).word == "confirmed"
+    assert judge(same, values(0, 0, spread=3)).word == "open"
+    assert judge(same, values(2, 2)).word == "refuted"
+
+
+def test_thresholds_must_be_in_order():
+    with pytest.raises(ValueError, match="out of order"):
+        claim(quantities={"q": {"what": "w", "rule": "above", "confirmed": 0.1, "refuted": 0.3}})
+    with pytest.raises(ValueError, match="pairs"):
+        claim(quantities={"q": {"what": "w", "rule": "inside", "confirmed": 0.1}})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Measurements of two parts of a claim, and which of them were called."""
+    calls: list[str] = []
+
+    def part(name: str) -> Part:
+        row: Row = {"condition": "mlp, SGD", "quantity": "q", "seed": 0, "value": 1.0}
+        return Part(name, lambda: calls.append(name) or [row])  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(measuring, "MEASUREMENTS", {"B3": lambda: iter([part("one"), part("two")])})
+    monkeypatch.setattr(criteria, "load", lambda name: claim())
+    monkeypatch.setattr(criteria, "digest_of", lambda name: "0123456789ab")
+    return calls
+
+
+def test_what_is_complete_is_not_measured_again(measured: list[str], tmp_path: Path):
+    class Late(StopWatcher):
+        def stop(self, where: str) -> Preempted | None:
+            return Preempted("late", where, 75) if measured else None
+
+    with pytest.raises(Preempted, match="before B3, two"):
+        measuring.measure("B3", tmp_path, Late(None))
+    measuring.measure("B3", tmp_path, StopWatcher(None))
+    measuring.measure("B3", tmp_path, StopWatcher(None))
+    assert measured == ["one", "two"]
+    assert read(tmp_path / "B3" / "two.json") is not None
+
+
+def test_another_criterion_voids_what_was_measured(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measuring.measure("B3", tmp_path, StopWatcher(None))
+    monkeypatch.setattr(criteria, "digest_of", lambda name: "another")
+    measuring.measure("B3", tmp_path, StopWatcher(None))
+    assert measured == ["one", "two", "one", "two"]
+
+
+def test_an_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert command.main(["Z9"]) == 2
+    assert "Z9: no claim that is measured" in capsys.readouterr().err

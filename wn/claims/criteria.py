@@ -1,0 +1,139 @@
+"""A claim and its criterion, as ``experiments/claims/ID.yaml`` holds them, and notes beside it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, Self, TypeVar
+
+import pydantic
+
+from wn.config import UserError, nearest, places
+from wn.config.errors import explain_file
+from wn.config.yaml_files import read_yaml
+
+FOLDER = places.ROOT / "experiments" / "claims"
+
+Bounds = tuple[float, float]
+T = TypeVar("T", "Claim", "Notes")
+
+
+class FromFile(pydantic.BaseModel):
+    """Base of what is read from a file: immutable, and an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantity(FromFile):
+    """What is measured once a seed, and the thresholds that its 95% interval over seeds is held against.
+
+    ``above``: *confirmed* where the interval lies above ``confirmed``, *confirmed with limits* where above
+    ``limits``, *refuted* where below ``refuted``, else *open*; ``below`` is its mirror image. ``inside``:
+    confirmed where the interval lies within the pair, refuted where wholly outside of the other; with
+    ``tost`` the interval is that of 90%, which is two one-sided tests at 5% (equivalence).
+    """
+
+    what: str
+    rule: Literal["above", "below", "inside"]
+    confirmed: float | Bounds
+    limits: float | None = None
+    refuted: float | Bounds | None = None
+    tost: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _thresholds_fit_the_rule(self) -> Self:
+        pair = self.rule == "inside"
+        if isinstance(self.confirmed, tuple) != pair or (
+            self.refuted is not None and isinstance(self.refuted, tuple) != pair
+        ):
+            raise ValueError("rule=inside takes pairs [low, high], above and below take numbers")
+        if pair and self.limits is not None:
+            raise ValueError("limits: not with rule=inside")
+        if self.tost and not pair:
+            raise ValueError("tost: only with rule=inside")
+        numbers = (self.confirmed, self.limits, self.refuted)
+        order = [number for number in numbers if isinstance(number, float)]
+        if not pair and order != sorted(order, reverse=self.rule == "above"):
+            raise ValueError("thresholds are out of order: confirmed, limits, refuted go one way")
+        return self
+
+
+class Claim(FromFile):
+    """One statement of the paper, in our words."""
+
+    id: str = pydantic.Field(pattern=r"^[A-L]\d?[a-z]?$")
+    section: str
+    statement: str
+    type: Literal["exact", "law", "mechanism", "comparison", "cost", "experiment"]
+    """``experiment``: about one of section 5's at smaller scale; its verdicts begin with *toy*."""
+    paper: str
+    """What the paper shows for it."""
+    design: str
+    control: str
+    long: bool = False
+    quantities: dict[str, Quantity] = pydantic.Field(min_length=1)
+    conditions: dict[str, str] = pydantic.Field(min_length=1)
+    """What it is tested on; the first word is the family of models."""
+    second: list[str] = []
+    """Conditions that were measured to confirm a refutation, by another model or code."""
+
+    @pydantic.model_validator(mode="after")
+    def _second_is_a_condition(self) -> Self:
+        if unknown := set(self.second) - set(self.conditions):
+            raise ValueError(f"second: {min(unknown)} is no condition")
+        if self.type == "exact" and any(q.rule != "below" for q in self.quantities.values()):
+            raise ValueError("type=exact: the largest error, with rule=below")
+        return self
+
+
+class Lower(FromFile):
+    """A verdict that a reader of the rows may lower, never raise."""
+
+    to: Literal["open", "confirmed with limits"]
+    why: str
+
+
+class Notes(FromFile):
+    """Remarks beside a verdict, which are no part of the criterion and may change."""
+
+    literature: str = ""
+    beyond: str = ""
+    """What the words say beyond what was tested."""
+    change: str = ""
+    """What would change the verdict."""
+    lower: Lower | None = None
+
+
+def ids() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Claim:
+    """The claim called so; UserError where there is none, or its file is not well formed."""
+    path, shown = FOLDER / f"{name}.yaml", f"experiments/claims/{name}.yaml"
+    if not path.exists():
+        raise UserError(f"{name}: no claim{nearest(name, ids())}")
+    claim = _read(Claim, read_yaml(path, shown), shown)
+    if claim.id != name:
+        raise UserError(f"{shown}: id: {claim.id}, and the file is called {name}")
+    return claim
+
+
+def notes(name: str) -> Notes:
+    path, shown = FOLDER / "notes" / f"{name}.yaml", f"experiments/claims/notes/{name}.yaml"
+    return _read(Notes, read_yaml(path, shown), shown) if path.exists() else Notes()
+
+
+def _read(model: type[T], tree: dict[str, object], shown: str) -> T:
+    try:
+        return model.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{shown}: {explain_file(model, error)}") from None
+
+
+def digest(content: bytes) -> str:
+    """What names a version of a criterion: twelve hexadecimal digits of its file's SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def digest_of(name: str) -> str:
+    return digest((FOLDER / f"{name}.yaml").read_bytes())

@@ -1,0 +1,80 @@
+"""Measurements: which function measures a claim, in which parts, and where their rows are kept.
+
+A part is what a kill may cost: a file ``runs/claims/ID/PART.json`` is written when it is complete, and a
+part with a file of the same criterion is not measured again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from wn.claims import criteria
+from wn.claims.rows import Measured, Row, read
+from wn.config import UserError
+from wn.processes import StopWatcher
+from wn.provenance import provenance
+from wn.records import to_json, write_atomically
+from wn.resources import device_name
+
+
+class Part(NamedTuple):
+    """A piece of a measurement, of seconds to some minutes: a name that a file can have, and its function."""
+
+    name: str
+    measure: Callable[[], list[Row]]
+
+
+Measurement = Callable[[], Iterator[Part]]
+
+MEASUREMENTS: dict[str, Measurement] = {}
+
+
+def measurement(claim: str) -> Callable[[Measurement], Measurement]:
+    """Register what measures a claim."""
+
+    def register(function: Measurement) -> Measurement:
+        if MEASUREMENTS.setdefault(claim, function) is not function:
+            raise ValueError(f"{claim} has a measurement already")
+        return function
+
+    return register
+
+
+def measure(name: str, folder: Path, watcher: StopWatcher) -> None:
+    """Measure the parts of a claim that are not there in ``folder``.
+
+    Raises:
+        Preempted: a signal asked for it, or the time is over; parts that are complete are kept.
+        UserError: a row is of no condition of the criterion's.
+    """
+    claim, criterion = criteria.load(name), criteria.digest_of(name)
+    for part in MEASUREMENTS[name]():
+        path = folder / name / f"{part.name}.json"
+        if (done := read(path)) and done.criterion == criterion:
+            continue
+        if stop := watcher.stop(f"before {name}, {part.name}"):
+            raise stop
+        begun = time.perf_counter()
+        rows = part.measure()
+        seconds = round(time.perf_counter() - begun, 2)
+        if unknown := {row["condition"] for row in rows} - set(claim.conditions):
+            raise UserError(f"{name}: {min(unknown)}: no condition of experiments/claims/{name}.yaml")
+        device = device_name(torch.device("cpu"))
+        made = provenance(device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = Measured(
+            criterion=criterion,
+            commit=made["commit"],
+            dirty=made["dirty"],
+            device=device,
+            torch=made["packages"]["torch"],
+            seconds=seconds,
+            rows=[dict(row) for row in rows],
+        )
+        write_atomically(path, to_json(content.model_dump()).encode())
+        print(f"{name} {part.name}: {len(rows)} rows in {seconds:.0f} s", flush=True)

@@ -1,0 +1,173 @@
+"""From rows to verdicts, by rule.
+
+A quantity of a condition has one value a seed. Its verdict is that of the tests behind its interval: the
+one-sided t test against the threshold that it lies beyond, at 2.5% (5% for equivalence), corrected by Holm
+over all such tests of the claim. A claim's verdict follows from those of its conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+from numpy.typing import ArrayLike
+
+from wn.claims.criteria import Claim, Quantity
+from wn.report.statistics import ENOUGH, Array, holm
+
+CONFIRMED, LIMITS, REFUTED, OPEN = "confirmed", "confirmed with limits", "refuted", "open"
+EXACT, DEPENDS, UNTESTED = "exact", "depends", "not tested"
+
+Values = Mapping[str, Mapping[str, ArrayLike]]
+"""Condition -> quantity -> a value per seed."""
+
+
+class Judged(NamedTuple):
+    """A quantity of a condition: mean, half of its interval, and its verdict with p as Holm corrects it."""
+
+    condition: str
+    quantity: str
+    mean: float
+    half_width: float
+    n: int
+    p: float
+    verdict: str
+
+
+class Verdict(NamedTuple):
+    """Of a claim: one of the closed vocabulary, and the limit or the reason where the word needs one."""
+
+    word: str
+    why: str
+    judged: list[Judged]
+
+
+class _Test(NamedTuple):
+    """The verdict that the interval points to, and the p of that, one-sided."""
+
+    verdict: str
+    p: float
+
+
+def judge(claim: Claim, values: Values) -> Verdict:
+    """The verdict on a claim by its values; *not tested* where there are none.
+
+    A condition is confirmed where all of its quantities are, refuted where one is.
+    """
+    cells = [
+        (condition, name, quantity, np.asarray(values[condition][name], dtype=float))
+        for condition in claim.conditions
+        for name, quantity in claim.quantities.items()
+        if name in values.get(condition, {})
+    ]
+    if not cells:
+        return Verdict(UNTESTED, "", [])
+    if claim.type == "exact":
+        return _exact(cells)
+    tests = [_tested(quantity, x) for _, _, quantity, x in cells]
+    corrected = holm([test.p for test in tests])
+    judged = []
+    for (condition, name, quantity, x), test, p in zip(cells, tests, corrected, strict=True):
+        alpha = 0.05 if quantity.tost else 0.025
+        verdict = test.verdict if p <= alpha else OPEN
+        mean, half = _interval(x, alpha)
+        judged.append(Judged(condition, name, mean, half, len(x), float(p), verdict))
+    return Verdict(*_combined(claim, judged), judged)
+
+
+def _exact(cells: Sequence[tuple[str, str, Quantity, Array]]) -> Verdict:
+    judged = []
+    for condition, name, quantity, x in cells:
+        worst = float(np.max(x)) if np.isfinite(x).all() else np.inf
+        holds = isinstance(quantity.confirmed, float) and worst <= quantity.confirmed
+        judged.append(Judged(condition, name, worst, np.nan, len(x), np.nan, EXACT if holds else REFUTED))
+    bad = [j.condition for j in judged if j.verdict == REFUTED]
+    return Verdict(REFUTED if bad else EXACT, ", ".join(bad), judged)
+
+
+def _interval(x: Array, alpha: float) -> tuple[float, float]:
+    """Mean, and half the width of Student's interval that leaves ``alpha`` on either side."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        return float(np.mean(x)) if len(x) else np.nan, np.nan
+    error = x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(scipy.special.stdtrit(len(x) - 1, 1 - alpha) * error)
+
+
+def _p_above(x: Array, threshold: float) -> float:
+    """p of the one-sided t test that the mean is above the threshold; 0 or 1 where there is no spread."""
+    error = x.std(ddof=1) / np.sqrt(len(x))
+    distance = x.mean() - threshold
+    if error <= 1e-12 * max(abs(x.mean()), abs(threshold)):
+        return 0.0 if distance > 0 else 1.0
+    return float(scipy.special.stdtr(len(x) - 1, -distance / error))
+
+
+def _tested(quantity: Quantity, x: Array) -> _Test:
+    """The first verdict, from the strongest on, whose test is passed; *open*, without a p, if none is."""
+    if len(x) < ENOUGH or not np.isfinite(x).all():
+        return _Test(OPEN, np.nan)
+    if quantity.rule == "inside":
+        return _inside(quantity, x)
+    sign = 1 if quantity.rule == "above" else -1
+    for verdict, threshold, side in (
+        (CONFIRMED, quantity.confirmed, sign),
+        (LIMITS, quantity.limits, sign),
+        (REFUTED, quantity.refuted, -sign),
+    ):
+        if isinstance(threshold, float):
+            p = _p_above(side * x, side * threshold)
+            if p <= 0.025:
+                return _Test(verdict, p)
+    return _Test(OPEN, np.nan)
+
+
+def _inside(quantity: Quantity, x: Array) -> _Test:
+    alpha = 0.05 if quantity.tost else 0.025
+    if isinstance(quantity.confirmed, tuple):
+        low, high = quantity.confirmed
+        p = max(_p_above(x, low), _p_above(-x, -high))
+        if p <= alpha:
+            return _Test(CONFIRMED, p)
+    if isinstance(quantity.refuted, tuple):
+        low, high = quantity.refuted
+        p = min(_p_above(-x, -low), _p_above(x, high))
+        if p <= 0.025:
+            return _Test(REFUTED, p)
+    return _Test(OPEN, np.nan)
+
+
+def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
+    """The word for a claim, and why it is not a plain one."""
+    words = {condition: _of_condition(claim, judged, condition) for condition in claim.conditions}
+    words = {condition: word for condition, word in words.items() if word != UNTESTED}
+    by = {word: [c for c, w in words.items() if w == word] for word in (CONFIRMED, LIMITS, REFUTED, OPEN)}
+    good = by[CONFIRMED] + by[LIMITS]
+    if by[REFUTED]:
+        if good:
+            return DEPENDS, f"confirmed: {'; '.join(good)}. Refuted: {'; '.join(by[REFUTED])}"
+        if len(by[REFUTED]) < 2 and claim.type != "experiment":
+            return OPEN, "refuted once; a second, independent measurement is missing"
+        return REFUTED, f"open: {'; '.join(by[OPEN])}" * bool(by[OPEN])
+    if not good or len(by[OPEN]) > len(good):
+        return OPEN, f"confirmed: {'; '.join(good)}" * bool(good)
+    if by[OPEN]:
+        return LIMITS, f"open: {'; '.join(by[OPEN])}"
+    if by[LIMITS]:
+        return LIMITS, f"weaker: {'; '.join(by[LIMITS])}"
+    general = claim.type in ("law", "mechanism", "comparison")
+    if general and len({condition.split()[0].strip(",") for condition in good}) < 2:
+        return LIMITS, "one family of models"
+    return CONFIRMED, ""
+
+
+def _of_condition(claim: Claim, judged: Sequence[Judged], condition: str) -> str:
+    words = [j.verdict for j in judged if j.condition == condition]
+    if not words:
+        return UNTESTED
+    if REFUTED in words:
+        return REFUTED
+    if OPEN in words or len(words) < len(claim.quantities):
+        return OPEN
+    return LIMITS if LIMITS in words else CONFIRMED
