@@ -373,7 +373,7 @@ def test_permutations_of_neighbours_are_unrelated():
 
 
 def test_label_noise_redraws_a_share_of_the_training_labels_alone():
-    clean, noisy, again = (load(DataConfig(label_noise=share)) for share in (0, 0.5, 0.5))
+    clean, noisy, again = (data.load(DataConfig(label_noise=share)) for share in (0, 0.5, 0.5))
     changed = (clean.train.y != noisy.train.y).double().mean().item()
     assert changed == pytest.approx(0.45, abs=0.03)  # a tenth of the drawn labels is the old one
     assert torch.equal(noisy.train.y, again.train.y)

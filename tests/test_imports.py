@@ -43,8 +43,7 @@ KNOWS = {
     "wn.claims": "* report torch",
     "wn.claims.criteria": "config",
     "wn.claims.rows": "",
-    "wn.report": "claims.criteria claims.rows config grammar presets provenance records timings experiments "
-    "pandas matplotlib",
+    "wn.report": "claims config grammar presets provenance records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records experiments tracking report",  # sends records again: not part of training

@@ -1,7 +1,8 @@
 """``python -m wn.report [NAME or FOLDER ...]``: tables and figures of whatever has been trained.
 
 Takes experiments, or folders of records in runs/ or elsewhere, and writes to runs/NAME/report/. The rerun
-of an experiment is compared with the committed rows in results/, which only --publish changes.
+of an experiment is compared with the committed rows in results/, which only --publish changes. ``claims``
+are the verdicts on the paper's claims (python -m wn.claims measures them).
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # tables have ± and ≥, whatever the locale
     try:
-        if options.status:
+        if options.what == ["claims"]:
+            from wn.report.claims.page import report
+
+            print(report(options.runs_dir, options.results_dir, options.publish))
+        elif options.status:
             print(status(options.runs_dir, options.results_dir))
         else:
             places = options.runs_dir, options.results_dir

@@ -1,0 +1,134 @@
+"""A verdict counts only where the criterion is older than its rows; the page says what it rests on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from wn.claims import criteria
+from wn.report.__main__ import main
+from wn.report.claims import collect
+
+CRITERION = {
+    "id": "B3",
+    "section": "2.1",
+    "statement": "Noisier gradients make it grow faster.",
+    "type": "law",
+    "paper": "asserted, no data",
+    "design": "An MLP.",
+    "control": "The same without noise.",
+    "quantities": {"slope": {"what": "slope", "rule": "above", "confirmed": 1, "refuted": 0.3}},
+    "conditions": {"mlp, SGD": "", "vae, SGD": ""},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one criterion, committed."""
+    monkeypatch.setattr(criteria, "FOLDER", tmp_path / "experiments" / "claims")
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
+    collect._criterion_at.cache_clear()
+    criteria.FOLDER.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    write(tmp_path, CRITERION)
+    return tmp_path
+
+
+def write(project: Path, criterion: dict[str, Any]) -> str:
+    """Commit a criterion; the commit."""
+    (criteria.FOLDER / "B3.yaml").write_text(yaml.safe_dump(criterion))
+    git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "criterion"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return head.stdout.strip()
+
+
+def measured(project: Path, commit: str | None, dirty: bool | None = False, value: float = 2.0) -> None:
+    """Rows of both conditions as a measurement at that commit leaves them."""
+    rows: list[dict[str, Any]] = [
+        {"condition": condition, "quantity": "slope", "seed": seed, "value": value + 0.01 * seed}
+        for condition in CRITERION["conditions"]  # type: ignore[attr-defined]
+        for seed in range(5)
+    ]
+    rows.append({"condition": "mlp, SGD", "quantity": "control plain", "seed": 0, "value": 0.5})
+    content = {
+        "criterion": criteria.digest_of("B3"),
+        "commit": commit,
+        "dirty": dirty,
+        "device": "a CPU",
+        "torch": "2",
+        "seconds": 30.0,
+        "rows": rows,
+    }
+    path = project / "runs" / "claims" / "B3" / "all.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def found(project: Path) -> collect.Found:
+    collect._criterion_at.cache_clear()
+    (one,) = collect.gather(project / "runs", project / "results")
+    return one
+
+
+def head(project: Path) -> str:
+    return write(project, {**CRITERION, "design": "Another MLP."})
+
+
+def test_rows_after_the_criterion_count(project: Path):
+    measured(project, head(project))
+    assert (found(project).order, found(project).word) == (collect.VERIFIED, "confirmed")
+
+
+def test_a_criterion_that_was_changed_later_voids_its_rows(project: Path):
+    measured(project, head(project))
+    write(project, CRITERION)
+    assert found(project).word == "not tested"
+
+
+def test_rows_older_than_their_criterion_are_void(project: Path):
+    old = head(project)
+    write(project, {**CRITERION, "design": "A third MLP."})
+    measured(project, old)  # of the newest criterion, by a commit that has an older one
+    assert (found(project).order, found(project).word) == (collect.VOID, "not tested")
+
+
+def test_rows_of_uncommitted_code_are_void(project: Path):
+    measured(project, head(project), dirty=True)
+    assert found(project).order == collect.VOID
+
+
+@pytest.mark.parametrize("commit", [None, "0" * 40])
+def test_without_history_the_order_is_unverified(project: Path, commit: str | None):
+    measured(project, commit)
+    assert (found(project).order, found(project).word) == (collect.UNVERIFIED, "confirmed")
+
+
+def test_a_note_lowers_a_verdict(project: Path):
+    measured(project, head(project))
+    (criteria.FOLDER / "notes").mkdir()
+    (criteria.FOLDER / "notes" / "B3.yaml").write_text("lower: {to: open, why: one data set}")
+    assert found(project).word == "open"
+
+
+def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.CaptureFixture[str]):
+    measured(project, head(project))
+    readme = project / "README.md"
+    begin = "<!-- begin claims: written by python -m wn.report -->\n"
+    readme.write_text(f"{begin}<!-- end claims -->\n")
+    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
+    assert main(["claims", "--publish", *places]) == 0
+    page = (project / "results" / "claims" / "README.md").read_text()
+    assert "2.020 ± 0.020 (mlp, SGD), and 1 more | confirmed" in page
+    assert "mlp, SGD: plain 0.5" in page
+    assert "**1 statements: 1 confirmed. The paper shows data for 0 of them.**" in readme.read_text()
+    (project / "runs" / "claims" / "B3" / "all.json").unlink()
+    assert main(["claims", "--publish", *places]) == 0
+    assert (project / "results" / "claims" / "README.md").read_text() == page
+    assert "confirmed" in capsys.readouterr().out

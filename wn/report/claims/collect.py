@@ -1,0 +1,140 @@
+"""Rows of the claims: from what was measured here, or as they are committed, and whether they count.
+
+A row counts if the commit that measured it holds the claim's criterion as it is now, without changes beside
+it: then the criterion is older than the row. Where no history tells, the order is *unverified*.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from wn.claims import criteria
+from wn.claims.criteria import Claim
+from wn.claims.rows import read
+from wn.provenance import ROOT
+from wn.report.claims.verdicts import Verdict, judge
+from wn.report.collect import write_csv
+from wn.report.statistics import Array
+
+COLUMNS = ["part", "condition", "quantity", "seed", "x", "value"]
+ORIGIN = ["criterion", "commit", "dirty", "device", "torch", "seconds"]
+
+VERIFIED, UNVERIFIED, VOID = "criterion before rows", "order unverified", "void"
+
+
+class Found(NamedTuple):
+    """A claim, the rows that count, and what they come to."""
+
+    claim: Claim
+    notes: criteria.Notes
+    rows: pd.DataFrame
+    order: str
+    verdict: Verdict
+
+    @property
+    def word(self) -> str:
+        """The verdict as the page has it: lowered where a note says so, and *toy* in small."""
+        word = self.notes.lower.to if self.notes.lower else self.verdict.word
+        signs = {"confirmed": "+", "confirmed with limits": "+", "refuted": "−", "open": "0", "depends": "0"}
+        if self.claim.type == "experiment" and word in signs:
+            return f"toy {signs[word]}"
+        return word
+
+    @property
+    def seconds(self) -> float:
+        return float(self.rows.drop_duplicates("part")["seconds"].sum()) if len(self.rows) else 0.0
+
+
+def gather(runs_dir: Path, results_dir: Path) -> list[Found]:
+    """Every claim with its rows: what was measured here in place of what is committed, part by part."""
+    return [of_claim(name, runs_dir, results_dir) for name in criteria.ids()]
+
+
+def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
+    claim, current = criteria.load(name), criteria.digest_of(name)
+    mine = [_frame(path) for path in sorted((runs_dir / "claims" / name).glob("*.json"))]
+    parts = [frame for frame in mine if len(frame)]
+    committed = results_dir / "claims" / f"{name}.csv"
+    if committed.exists():
+        text = {"commit": str, "dirty": str, "criterion": str, "torch": str}
+        old = pd.read_csv(committed, dtype=text)
+        here = {part for frame in parts for part in frame["part"]}
+        parts.append(old[~old["part"].isin(here)])
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS + ORIGIN)
+    rows = rows[rows["criterion"] == current]
+    order = _order(name, rows)
+    counted = rows.iloc[:0] if order == VOID else rows
+    return Found(claim, criteria.notes(name), rows, order, judge(claim, values(claim, counted)))
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    measured = read(path)
+    if measured is None or not measured.rows:
+        return pd.DataFrame(columns=COLUMNS + ORIGIN)
+    frame = pd.DataFrame(measured.rows).reindex(columns=COLUMNS[1:])
+    frame.insert(0, "part", path.stem)
+    origin = {**measured.model_dump(include=set(ORIGIN)), "dirty": str(measured.dirty)}
+    return frame.assign(**{key: origin[key] for key in ORIGIN})
+
+
+def values(claim: Claim, rows: pd.DataFrame) -> dict[str, dict[str, Array]]:
+    """What is judged: condition -> quantity -> a value per seed."""
+    found: dict[str, dict[str, Array]] = {}
+    judged = rows[rows["quantity"].isin(list(claim.quantities))]
+    for (condition, quantity), group in judged.groupby(["condition", "quantity"], sort=False):
+        ordered = group.sort_values("seed")["value"].to_numpy(dtype=float)
+        found.setdefault(str(condition), {})[str(quantity)] = np.asarray(ordered)
+    return found
+
+
+def controls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean over seeds of each quantity whose name begins with ``control``."""
+    mine = rows[rows["quantity"].str.startswith("control ")]
+    return mine.groupby(["condition", "quantity"], sort=False, as_index=False)["value"].mean()
+
+
+def _order(name: str, rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return VERIFIED
+    if rows["dirty"].astype(str).eq("True").any():
+        return VOID
+    digests = {_criterion_at(str(commit), name) for commit in rows["commit"].fillna("").unique()}
+    if None in digests:
+        return UNVERIFIED
+    return VERIFIED if digests == {criteria.digest_of(name)} else VOID
+
+
+@functools.cache
+def _criterion_at(commit: str, name: str) -> str | None:
+    """What names the criterion at a commit: empty where the commit has none, None without history."""
+    if not commit or not (ROOT / ".git").exists():
+        return None
+
+    def git(*words: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
+
+    try:
+        if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
+            return None  # a shallow clone, or another history
+        shown = git("show", f"{commit}:experiments/claims/{name}.yaml")
+    except OSError:
+        return None
+    return criteria.digest(shown.stdout) if shown.returncode == 0 else ""
+
+
+def publish(found: list[Found], folder: Path) -> None:
+    """Write each claim's rows as ``ID.csv``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        path = folder / f"{one.claim.id}.csv"
+        if len(one.rows):
+            tidy = one.rows.assign(value=one.rows["value"].map(lambda v: float(f"{v:.7g}")))
+            write_csv(path, tidy[COLUMNS + ORIGIN].sort_values(COLUMNS[:4], kind="stable"))
+        else:
+            path.unlink(missing_ok=True)

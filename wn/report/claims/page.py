@@ -1,0 +1,169 @@
+"""The page of verdicts, ``results/claims/README.md``, and the few lines of it on the project's front page."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from wn.records import write_atomically
+from wn.report.claims import figures
+from wn.report.claims.collect import VERIFIED, Found, controls, gather, publish
+from wn.report.claims.verdicts import Judged
+from wn.report.columns import aligned, in_markdown
+
+WORDS = {
+    "exact": "an identity, held to rounding",
+    "confirmed": "the whole interval beyond the threshold, in two families of models",
+    "confirmed with limits": "so in one family, beyond a weaker threshold, or in most conditions",
+    "depends": "confirmed in some conditions and refuted in others, which are named",
+    "refuted": "the whole interval on the other side, in two independent measurements",
+    "open": "the interval is between",
+    "toy": "an experiment of section 5 at smaller scale: +, − or 0 is the direction that was seen",
+    "not tested": "no rows yet",
+}
+
+
+def report(runs_dir: Path, results_dir: Path, to_results: bool) -> str:
+    """The table of verdicts for a terminal; with ``to_results`` rows, figures and page are written there."""
+    found = gather(runs_dir, results_dir)
+    if to_results:
+        folder = results_dir / "claims"
+        publish(found, folder)
+        drawn = figures.draw(found, folder)
+        write_atomically(folder / "README.md", page(found, drawn).encode("utf-8"))
+        _renew_front_page(found, results_dir.parent / "README.md")
+    rows = [["claim", "verdict", "measured", "minutes"]]
+    rows += [[one.claim.id, one.word, _first(one), f"{one.seconds / 60:.1f}"] for one in found]
+    return "\n".join([aligned(rows), "", counts(found)])
+
+
+def counts(found: Sequence[Found]) -> str:
+    """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
+    words = Counter("toy" if one.word.startswith("toy") else one.word for one in found)
+    told = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
+    shown = sum("no data" not in one.claim.paper for one in found)
+    return f"{len(found)} statements: {told}. The paper shows data for {shown} of them."
+
+
+def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
+    minutes = sum(one.seconds for one in found if not one.claim.long) / 60
+    parts = [
+        "# Every claim of the paper, with a verdict",
+        f"**{counts(found)}**",
+        "Each claim has a criterion that was committed before anything was measured "
+        "([experiments/claims/](../../experiments/claims)); the verdict is computed from the rows beside "
+        "this page. An interval is Student's at 95% over seeds.",
+        in_markdown(_summary(found)),
+        "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
+        f"```\npython -m wn.claims          # measures all but the long ones: {minutes:.0f} core-minutes\n"
+        "python -m wn.claims --long   # the long ones too\n"
+        "python -m wn.claims B3       # one claim; B or growth: a family\n"
+        "python -m wn.report claims   # verdicts of what was measured\n```",
+        *(f"![{figures.TITLES[name]}]({name}.svg)" for name in drawn),
+        *(_section(one) for one in found),
+        "## To challenge a verdict\n\nOpen an issue with rows, or with a criterion that tests the same words "
+        "better, and the script that makes them. A criterion that changes voids its rows: they are measured "
+        "again.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(found: Sequence[Found]) -> list[list[str]]:
+    head = ["", "§", "claim", "measured", "verdict"]
+    body = [
+        [
+            f"[{one.claim.id}](#{one.claim.id.lower()})",
+            one.claim.section,
+            one.claim.statement,
+            _first(one),
+            one.word,
+        ]
+        for one in found
+    ]
+    return [head, *body]
+
+
+def _first(one: Found) -> str:
+    """The first quantity that was judged, and of how many."""
+    if not one.verdict.judged:
+        return "–"
+    first, more = one.verdict.judged[0], len(one.verdict.judged) - 1
+    return f"{_estimate(first)} ({first.condition})" + f", and {more} more" * bool(more)
+
+
+def _estimate(judged: Judged) -> str:
+    if math.isnan(judged.half_width):
+        return f"{judged.mean:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(judged.half_width or 0.01)))
+    return f"{judged.mean:.{min(digits, 6)}f} ± {judged.half_width:.{min(digits, 6)}f}"
+
+
+def _section(one: Found) -> str:
+    claim = one.claim
+    why = one.notes.lower.why if one.notes.lower else one.verdict.why
+    lines = [
+        f"### {claim.id}\n\n**{claim.statement}** (section {claim.section}; the paper: {claim.paper})",
+        f"Verdict: **{one.word}**" + f" ({why})" * bool(why) + ".",
+        f"Design: {claim.design} Control: {claim.control}",
+    ]
+    if one.verdict.judged:
+        lines.append(in_markdown(_judged(one)))
+    compared = controls(one.rows)
+    if len(compared):
+        told = [
+            f"{row.condition}: {str(row.quantity).removeprefix('control ')} {row.value:.3g}"
+            for row in compared.itertuples()
+        ]
+        lines.append("Controls, means over seeds: " + "; ".join(told) + ".")
+    remarks = {
+        "Literature": one.notes.literature,
+        "Beyond what was tested": one.notes.beyond,
+        "What would change it": one.notes.change,
+    }
+    lines += [f"{head}: {text}" for head, text in remarks.items() if text]
+    if len(one.rows):
+        commits = ", ".join(sorted({str(commit)[:10] for commit in one.rows["commit"].unique()}))
+        device = ", ".join(sorted(one.rows["device"].unique()))
+        lines.append(
+            f"`python -m wn.claims {claim.id}`: {one.seconds / 60:.1f} minutes, {device}, commit {commits}"
+            f" ({one.order}), [rows]({claim.id}.csv)."
+        )
+    return "\n\n".join(lines)
+
+
+def _judged(one: Found) -> list[list[str]]:
+    """A row per condition and quantity, with the thresholds that it was held against."""
+    rows = [["condition", "quantity", "measured", "n", "confirmed", "refuted", "verdict"]]
+    for judged in one.verdict.judged:
+        quantity = one.claim.quantities[judged.quantity]
+        sign = {"above": "> ", "below": "< ", "inside": "in "}[quantity.rule]
+        other = {"above": "< ", "below": "> ", "inside": "outside "}[quantity.rule]
+        confirmed = sign + _threshold(quantity.confirmed)
+        if quantity.limits is not None:
+            confirmed += f" (limits: {sign}{quantity.limits:g})"
+        refuted = "–" if quantity.refuted is None else other + _threshold(quantity.refuted)
+        measured = _estimate(judged)
+        rows.append(
+            [judged.condition, quantity.what, measured, str(judged.n), confirmed, refuted, judged.verdict]
+        )
+    return rows
+
+
+def _threshold(value: float | tuple[float, float]) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"[{value[0]:g}, {value[1]:g}]"
+
+
+def _renew_front_page(found: Sequence[Found], readme: Path) -> None:
+    """The verdicts between the markers of the project's README, where it has them."""
+    before = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    begin, end = "<!-- begin claims: written by python -m wn.report -->\n", "<!-- end claims -->"
+    head, there, rest = before.partition(begin)
+    if not there or end not in rest:
+        return
+    unverified = [one.claim.id for one in found if len(one.rows) and one.order != VERIFIED]
+    note = f" Order unverified: {', '.join(unverified)}." * bool(unverified)
+    after = head + begin + f"**{counts(found)}**{note}\n" + end + rest.partition(end)[2]
+    if after != before:
+        write_atomically(readme, after.encode("utf-8"))
