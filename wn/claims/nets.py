@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from wn.config import NormConfig
+from wn.config import DataConfig, NormConfig
+from wn.data import Dataset, load, permutation
 from wn.models import with_norm
 from wn.models.init import init_weights_, output_layer
 from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
@@ -46,22 +48,24 @@ class Deep(nn.Module):
         self.hidden = nn.ModuleList(init_weights_(layer, "he") for layer in layers)
         if kind == "residual":
             for layer in self.hidden[1:]:
-                layer.residual_branches = depth - 1  # read by init=arpit
+                layer.residual_branches = depth - 1  # type: ignore[assignment]  # read by init=arpit
         self.logits = output_layer(init_weights_(nn.Linear(width, 10), "he"))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What enters the last hidden activation: t_depth, or x_depth of a residual network."""
         x = x if self.kind == "convolutional" else x.flatten(1)
         for number, layer in enumerate(self.hidden):
             t = layer(self.activation(x) if number else x)
             x = x + t if number and self.kind == "residual" else t
-        x = self.activation(x)
-        logits: Tensor = self.logits(x.mean((2, 3)) if self.kind == "convolutional" else x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self.features(x))
+        logits: Tensor = self.logits(y.mean((2, 3)) if self.kind == "convolutional" else y)
         return logits
 
 
-def deep(
-    kind: Kind, depth: int, width: int, activation: str, start: Start, batch: Tensor, seed: int
-) -> nn.Module:
+def deep(kind: Kind, depth: int, width: int, activation: str, start: Start, batch: Tensor, seed: int) -> Deep:
     """The network, its weights drawn by ``seed`` and set by ``start``, where by data on ``batch``.
 
     ``data``: data-dependent; ``he``: normal(0, 2/fan_in); ``arpit``: Arpit et al. (2019). ``stale`` is a
@@ -70,7 +74,8 @@ def deep(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         plain = Deep(kind, depth, width, activation, tuple(batch.shape[1:]))
-    model = with_norm(plain, NormConfig.model_validate(NORMS[start]), activation).to(batch.dtype)
+    with_norm(plain, NormConfig.model_validate(NORMS[start]), activation)  # in place
+    model = plain.to(batch.dtype)
     if start == "data":
         data_dependent_init(model, batch)
     if start == "stale":
@@ -81,7 +86,7 @@ def deep(
 @torch.no_grad()
 def _set_from_one_pass(model: nn.Module, batch: Tensor) -> None:
     for layer, t in outputs(model, batch).items():
-        sigma, mu = torch.std_mean(samples(t), 0, correction=0)
+        sigma, mu = torch.std_mean(samples(layer, t), 0, correction=0)
         layer.divide_gains(sigma)
         if layer.bias is not None:
             layer.bias.sub_(mu).div_(sigma)
@@ -98,6 +103,16 @@ def outputs(model: nn.Module, batch: Tensor) -> dict[NormalizedLayer, Tensor]:
     return found
 
 
-def samples(t: Tensor) -> Tensor:
-    """``[batch, units, ...]`` as ``[batch x positions, units]``."""
-    return t.movedim(1, -1).flatten(0, -2)
+def samples(layer: NormalizedLayer, t: Tensor) -> Tensor:
+    """A layer's output as ``[samples, units]``, a sample being an image or a place in one."""
+    return (t if layer.dense else t.movedim(1, -1)).flatten(0, -2)
+
+
+@functools.cache
+def digits(dtype: torch.dtype = torch.float32) -> Dataset:
+    return load(DataConfig(), dtype=dtype)
+
+
+def first_batch(data: Dataset, images: int, seed: int) -> Tensor:
+    """The indices of the images that a training initialises on."""
+    return permutation(seed, 0, len(data.train.x))[:images]
