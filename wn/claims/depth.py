@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wn.claims import nets
 from wn.claims.measuring import Part, measurement
 from wn.claims.nets import Kind, Start
+from wn.claims.predictions import predicted_factor
 from wn.claims.rows import Row
 from wn.config import NormConfig, TransformerConfig
 from wn.data import Dataset
@@ -23,7 +24,6 @@ from wn.norm import data_dependent_init
 SEEDS = range(5)
 DEPTHS = (2, 5, 10, 20, 50)
 STARTS: tuple[Start, ...] = ("data", "he", "arpit", "stale", "batch_norm")
-SLOPES = {"relu": 0.0, "leaky_relu": 0.1}
 
 
 @measurement("E1a")
@@ -142,23 +142,6 @@ def image_correlation(model: nets.Deep, x: Tensor) -> float:
     """Mean cosine between the pre-activations, in the last hidden layer, of two different images."""
     unit = F.normalize(model.features(x).flatten(1), dim=1)
     return float((unit.sum(0).square().sum() - len(x)) / (len(x) * (len(x) - 1)))
-
-
-def predicted_factor(kind: Kind, depth: int, activation: str) -> float:
-    """Per layer, for infinite width and normal pre-activations.
-
-    With a the slope for negative inputs, ``c = E f'(z)^2 / Var f(z)``, ``E f'^2 = (1 + a^2)/2``, ``Var f =
-    (1 + a^2)/2 - (1 - a)^2/(2 pi)``: a layer whose outputs have variance 1 has ``||w||^2 = 1 / Var f``.
-    A residual network's k-th branch sees variance k, so that ``||w||^2`` is k times smaller, and its gradient
-    adds to that of the shortcut.
-    """
-    a = SLOPES[activation]
-    slope = (1 + a * a) / 2
-    c = slope / (slope - (1 - a) ** 2 / (2 * math.pi))
-    if kind != "residual":
-        return math.sqrt(c)
-    product = math.prod(1 + c / k for k in range(1, depth))
-    return float(product ** (0.5 / (depth - 1)))
 
 
 Case = tuple[Kind, str, tuple[Start, ...]]
