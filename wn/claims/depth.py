@@ -80,10 +80,10 @@ def largest_error(model: nn.Module, batch: Tensor) -> float:
 @measurement("E1b")
 def other_images() -> Iterator[Part]:
     """Variance, a mean over units, of pre-activations on validation images, by layer."""
-    yield Part("mlp", lambda: _held_out("mlp, 10 layers", "plain", 50, 256, (16, 64, 250, 500, 1000)))
-    yield Part(
-        "convnet", lambda: _held_out("convnet, 10 layers", "convolutional", 20, 64, (16, 64, 250, 500, 1000))
-    )
+    mlp = ("mlp, 10 layers", "plain", 50, 256, (16, 64, 250, 500, 1000))
+    convnet = ("convnet, 10 layers", "convolutional", 10, 64, (16, 64, 250, 500))
+    yield Part("mlp", lambda: _held_out(*mlp))
+    yield Part("convnet", lambda: _held_out(*convnet))
 
 
 def _held_out(condition: str, kind: Kind, depth: int, width: int, sizes: Sequence[int]) -> list[Row]:
@@ -123,7 +123,7 @@ class AtStart(NamedTuple):
 def probe(kind: Kind, depth: int, activation: str, start: Start, seed: int) -> AtStart:
     """One backward pass on the images of the initialisation, one forward pass on the validation images."""
     data = nets.digits()
-    width, images = (64, 200) if kind == "convolutional" else (256, 500)
+    width, images = (64, 100) if kind == "convolutional" else (256, 500)
     chosen = nets.first_batch(data, images, seed)
     x, y = data.train.x[chosen], data.train.y[chosen]
     model = nets.deep(kind, depth, width, activation, start, x, seed)
