@@ -80,10 +80,9 @@ def largest_error(model: nn.Module, batch: Tensor) -> float:
 @measurement("E1b")
 def other_images() -> Iterator[Part]:
     """Variance, a mean over units, of pre-activations on validation images, by layer."""
-    mlp = ("mlp, 10 layers", "plain", 50, 256, (16, 64, 250, 500, 1000))
-    convnet = ("convnet, 10 layers", "convolutional", 10, 64, (16, 64, 250, 500))
-    yield Part("mlp", lambda: _held_out(*mlp))
-    yield Part("convnet", lambda: _held_out(*convnet))
+    mlp, convnet = (16, 64, 250, 500, 1000), (16, 64, 250, 500)
+    yield Part("mlp", lambda: _held_out("mlp, 10 layers", "plain", 50, 256, mlp))
+    yield Part("convnet", lambda: _held_out("convnet, 10 layers", "convolutional", 10, 64, convnet))
 
 
 def _held_out(condition: str, kind: Kind, depth: int, width: int, sizes: Sequence[int]) -> list[Row]:
