@@ -13,12 +13,12 @@ from wn.claims.predictions import predicted_factor
 from wn.report.figures import OTHERS, PLAIN, STYLE
 
 TITLE = "Initialisation in depth: gradient of the first hidden layer over that of the last, images alike"
-STARTS = {
-    "data": ("from data", STYLE["weight_norm_init"]),
-    "he": ("He", STYLE["none"]),
-    "arpit": ("Arpit et al.", STYLE["arpit_weight_norm"]),
-    "batch_norm": ("batch normalisation", STYLE["batch_norm"]),
-    "stale": ("from data, stale", (OTHERS[0], "x", ":")),
+STARTS = {  # the last is drawn on top: its line lies on batch normalisation's
+    "batch_norm": ("batch normalisation", STYLE["batch_norm"], 9),
+    "he": ("He", STYLE["none"], 5),
+    "arpit": ("Arpit et al.", STYLE["arpit_weight_norm"], 5),
+    "stale": ("from data, all layers at once", (OTHERS[0], "x", ":"), 5),
+    "data": ("from data", STYLE["weight_norm_init"], 5),
 }
 COLUMNS = {  # condition of E2b, of E2a, kind
     "plain": ("mlp, plain, ReLU", "mlp, plain", "plain"),
@@ -52,16 +52,22 @@ def depth_figure(rows: pd.DataFrame) -> Figure | None:
     axes[0, 0].plot(
         [], [], color="#888888", linestyle="--", linewidth=3, alpha=0.5, label="predicted, from data"
     )
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        columnspacing=1.2,
+        frameon=False,
+    )
     return figure
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, quantity: str, geometric: bool) -> None:
-    for start, (label, (color, marker, line)) in STARTS.items():
+    for start, (label, (color, marker, line), size) in STARTS.items():
         own = rows[rows["quantity"] == f"{quantity}, {start}"].replace([np.inf, -np.inf], np.nan)
         own = own.dropna(subset="value")
         values = np.log(own["value"]) if geometric else own["value"]
         means = values.groupby(own["x"]).mean()
         means = np.exp(means) if geometric else means
-        style: Any = {"color": color, "marker": marker, "linestyle": line, "label": label}
-        axes.plot(means.index, means, mfc="white" if marker != "x" else color, **style)
+        style: Any = {"color": color, "marker": marker, "linestyle": line}
+        axes.plot(means.index, means, mfc="white", ms=size, label=label, **style)
