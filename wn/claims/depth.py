@@ -1,0 +1,203 @@
+"""Claims about the data-dependent initialisation in depth (section 3), before any training."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wn.claims import nets
+from wn.claims.measuring import Part, measurement
+from wn.claims.nets import Kind, Start
+from wn.claims.predictions import predicted_factor
+from wn.claims.rows import Row
+from wn.config import NormConfig, TransformerConfig
+from wn.data import Dataset
+from wn.models import build
+from wn.norm import data_dependent_init
+
+SEEDS = range(5)
+DEPTHS = (2, 5, 10, 20, 50)
+STARTS: tuple[Start, ...] = ("data", "he", "arpit", "stale", "batch_norm")
+
+
+@measurement("E1a")
+def first_batch_exactly() -> Iterator[Part]:
+    """Largest |mean| and |standard deviation - 1| over layers and units on the initialisation batch."""
+    deep: dict[str, tuple[str, Kind, int, int, int]] = {
+        "mlp": ("mlp, depth 50", "plain", 50, 256, 500),
+        "residual": ("mlp, residual, depth 50", "residual", 50, 256, 500),
+        "convnet": ("convnet, depth 20", "convolutional", 20, 16, 100),
+    }
+
+    def network(kind: Kind, depth: int, width: int, images: int, seed: int) -> float:
+        data = nets.digits(torch.float64)
+        batch = data.train.x[nets.first_batch(data, images, seed)]
+        return largest_error(nets.deep(kind, depth, width, "relu", "data", batch, seed), batch)
+
+    def transformer(seed: int) -> float:
+        data = nets.digits(torch.float64)
+        norm = NormConfig.model_validate(nets.NORMS["data"])
+        model = build(TransformerConfig(), norm, data.shape, data.classes, seed).double()
+        batch = data.train.x[nets.first_batch(data, 500, seed)]
+        data_dependent_init(model, batch)
+        return largest_error(model, batch)
+
+    for part, (condition, kind, depth, width, images) in deep.items():
+        yield Part(
+            part,
+            functools.partial(
+                _per_seed, condition, "error", functools.partial(network, kind, depth, width, images)
+            ),
+        )
+    yield Part("transformer", lambda: _per_seed("transformer, 2 blocks", "error", transformer))
+
+
+def _per_seed(condition: str, quantity: str, measure: Callable[[int], float]) -> list[Row]:
+    return [row(condition, quantity, seed, measure(seed)) for seed in SEEDS]
+
+
+def row(condition: str, quantity: str, seed: int, value: float, x: float | None = None) -> Row:
+    return {"condition": condition, "quantity": quantity, "seed": seed, "value": value, "x": x}
+
+
+@torch.no_grad()
+def largest_error(model: nn.Module, batch: Tensor) -> float:
+    """Largest |mean|, or |standard deviation - 1| of a unit that varies at all, over a model's layers."""
+    worst = 0.0
+    for layer, t in nets.outputs(model, batch).items():
+        sigma, mu = torch.std_mean(nets.samples(layer, t), 0, correction=0)
+        errors = torch.cat([mu.abs(), (sigma - 1)[sigma > 1e-12].abs()])
+        worst = max(worst, errors.max().item())
+    return worst
+
+
+@measurement("E1b")
+def other_images() -> Iterator[Part]:
+    """Variance, a mean over units, of pre-activations on validation images, by layer."""
+    mlp, convnet = (16, 64, 250, 500, 1000), (16, 64, 250, 500)
+    yield Part("mlp", lambda: _held_out("mlp, 10 layers", "plain", 50, 256, mlp))
+    yield Part("convnet", lambda: _held_out("convnet, 10 layers", "convolutional", 10, 64, convnet))
+
+
+def _held_out(condition: str, kind: Kind, depth: int, width: int, sizes: Sequence[int]) -> list[Row]:
+    rows, data = [], nets.digits()
+    for seed in SEEDS:
+        for size in sizes:
+            batch = data.train.x[nets.first_batch(data, size, seed)]
+            variances = held_out_variances(nets.deep(kind, depth, width, "relu", "data", batch, seed), data)
+            rows += [
+                row(condition, f"variance, {size} images", seed, variances[layer - 1], layer)
+                for layer in DEPTHS
+                if layer <= depth
+            ]
+            if size == 500:
+                furthest = max(variances[:10], key=lambda v: abs(math.log(v)))
+                rows.append(row(condition, "variance", seed, furthest))
+        he = held_out_variances(nets.deep(kind, 10, width, "relu", "he", data.train.x[:2], seed), data)
+        rows.append(row(condition, "control He, layer 10", seed, he[9]))
+    return rows
+
+
+@torch.no_grad()
+def held_out_variances(model: nn.Module, data: Dataset) -> list[float]:
+    """Of each hidden layer."""
+    found = nets.outputs(model, data.valid.x)
+    return [nets.samples(layer, t).var(0).mean().item() for layer, t in found.items()][:-1]
+
+
+class AtStart(NamedTuple):
+    """A network as it starts: ``gradient_ratio`` of first to last hidden layer, ``correlation`` of images."""
+
+    gradient_ratio: float
+    correlation: float
+
+
+@functools.cache
+def probe(kind: Kind, depth: int, activation: str, start: Start, seed: int) -> AtStart:
+    """One backward pass on the images of the initialisation, one forward pass on the validation images."""
+    # Outputs of a stale start reach 1e26, whose squares float32 does not hold.
+    data = nets.digits(torch.float64 if start == "stale" else torch.float32)
+    width, images = (64, 100) if kind == "convolutional" else (256, 500)
+    chosen = nets.first_batch(data, images, seed)
+    x, y = data.train.x[chosen], data.train.y[chosen]
+    model = nets.deep(kind, depth, width, activation, start, x, seed)
+    return AtStart(gradient_ratio(model, x, y), image_correlation(model, data.valid.x))
+
+
+def gradient_ratio(model: nets.Deep, x: Tensor, y: Tensor) -> float:
+    """Norm over the batch of d loss / d t_1, over that of d loss / d t_depth."""
+    *hidden, logits = nets.outputs(model, x).values()
+    first, last = torch.autograd.grad(F.cross_entropy(logits, y), [hidden[0], hidden[-1]])
+    return float(first.norm() / last.norm())
+
+
+@torch.no_grad()
+def image_correlation(model: nets.Deep, x: Tensor) -> float:
+    """Mean cosine between the pre-activations, in the last hidden layer, of two different images."""
+    unit = F.normalize(model.features(x).flatten(1), dim=1)
+    return float((unit.sum(0).square().sum() - len(x)) / (len(x) * (len(x) - 1)))
+
+
+Case = tuple[Kind, str, tuple[Start, ...]]
+FEWER: tuple[Start, ...] = ("data", "he", "batch_norm")
+
+
+@measurement("E2a")
+def forward() -> Iterator[Part]:
+    """Mean cosine between the pre-activations of different validation images in the last hidden layer."""
+    cases: dict[str, Case] = {
+        "mlp, plain": ("plain", "relu", STARTS),
+        "mlp, residual": ("residual", "relu", STARTS),
+        "convnet, plain": ("convolutional", "relu", FEWER),
+    }
+
+    def rows(condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]:
+        found = {depth: probe(kind, depth, activation, start, seed).correlation for depth in DEPTHS}
+        judged = "correlation" if start == "data" else f"control {start}"
+        curve = [row(condition, f"correlation, {start}", seed, v, depth) for depth, v in found.items()]
+        return [row(condition, judged, seed, found[50]), *curve]
+
+    yield from _parts(cases, rows)
+
+
+@measurement("E2b")
+def backward() -> Iterator[Part]:
+    """Gradient norm, first over last hidden pre-activations, per layer: measured over predicted."""
+    cases: dict[str, Case] = {
+        "mlp, plain, ReLU": ("plain", "relu", STARTS),
+        "mlp, plain, leaky ReLU": ("plain", "leaky_relu", FEWER),
+        "mlp, residual, ReLU": ("residual", "relu", STARTS),
+        "convnet, plain, ReLU": ("convolutional", "relu", FEWER),
+    }
+
+    def rows(condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]:
+        found = {depth: probe(kind, depth, activation, start, seed).gradient_ratio for depth in DEPTHS}
+        judged = "factor" if start == "data" else f"control {start}"
+        factor = found[50] ** (1 / 49) / predicted_factor(kind, 50, activation)
+        curve = [row(condition, f"gradient ratio, {start}", seed, v, depth) for depth, v in found.items()]
+        return [row(condition, judged, seed, factor), *curve]
+
+    yield from _parts(cases, rows)
+
+
+class _Rows(Protocol):
+    def __call__(self, condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]: ...
+
+
+def _parts(cases: dict[str, Case], rows: _Rows) -> Iterator[Part]:
+    """A part for each condition and start."""
+    for condition, (kind, activation, starts) in cases.items():
+        for start in starts:
+            one = functools.partial(rows, condition, kind, activation, start)
+            name = f"{condition.replace(', ', '-').replace(' ', '-')}-{start}"
+            yield Part(name, functools.partial(_over_seeds, one))
+
+
+def _over_seeds(rows: Callable[[int], list[Row]]) -> list[Row]:
+    return [one for seed in SEEDS for one in rows(seed)]

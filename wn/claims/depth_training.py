@@ -1,0 +1,174 @@
+"""Claims about the data-dependent initialisation that need training: to what depth, and beside which norm."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from wn.claims import nets
+from wn.claims.depth import SEEDS, row
+from wn.claims.measuring import Part, measurement
+from wn.claims.nets import Kind, Start
+from wn.claims.rows import Row
+from wn.claims.training import train
+from wn.config import OptimConfig
+from wn.config.compose import compose
+from wn.data import permutation
+from wn.metrics import CLASSIFICATION, means
+from wn.norm import parameter_groups
+from wn.optim import Optimizer
+from wn.stack import Stack
+from wn.step import Step
+
+RATES = {"adam": (1e-4, 1e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1)}
+CHANCE, BATCH = 0.9, 100
+
+
+@measurement("E2c")
+def to_what_depth() -> Iterator[Part]:
+    """Validation error after 10 epochs at the best learning rate, by depth and initialisation."""
+    cases: list[tuple[str, Kind, tuple[int, ...], str, tuple[Start, ...]]] = [
+        ("mlp, plain", "plain", (2, 5, 10, 20, 50), "Adam", ("data", "he")),
+        ("mlp, residual", "residual", (50,), "SGD", ("data", "he")),
+        ("mlp, plain", "plain", (10, 20, 50), "SGD", ("data",)),
+        ("convnet, plain", "convolutional", (10, 20), "Adam", ("data",)),
+        ("mlp, plain", "plain", (10, 20, 50), "Adam", ("arpit", "stale")),
+        ("convnet, plain", "convolutional", (10, 20), "Adam", ("he",)),
+    ]
+    for name, kind, depths, rule, starts in cases:
+        for depth, start in itertools.product(depths, starts):
+            measure = functools.partial(_trained, name, kind, depth, rule, start)
+            yield Part(f"{kind}-{depth}-{rule}-{start}", measure)
+
+
+def _trained(name: str, kind: Kind, depth: int, rule: str, start: Start) -> list[Row]:
+    """Rows of the best learning rate. A depth that is not judged belongs to the condition of the next."""
+    rates = RATES[rule.lower()]
+    errors = train_deep(kind, depth, start, OptimConfig.model_validate({"name": rule.lower()}), rates, SEEDS)
+    best = min(rates, key=lambda lr: sum(errors[lr]))
+    condition = f"{name}, depth {max(depth, 10)}, {rule}"
+    rows = [row(condition, f"error, {start}", seed, e, depth) for seed, e in enumerate(errors[best])]
+    rows += [row(condition, f"best lr, {start}", 0, best, depth)]
+    if depth >= 10:
+        judged = "error" if start == "data" else f"control {start}"
+        rows += [row(condition, judged, seed, e) for seed, e in enumerate(errors[best])]
+    return rows
+
+
+def train_deep(
+    kind: Kind,
+    depth: int,
+    start: Start,
+    optim: OptimConfig,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    epochs: int = 10,
+) -> dict[float, list[float]]:
+    """Validation error by learning rate, one a seed; all are one stack. What has diverged is at chance."""
+    data, width = nets.digits(), 8 if kind == "convolutional" else 64
+    members = [(lr, seed) for lr in rates for seed in seeds]
+    models = []
+    for _, seed in members:
+        batch = data.train.x[nets.first_batch(data, 500, seed)]
+        models.append(nets.deep(kind, depth, width, "relu", start, batch, seed))
+    stack = Stack(models)
+    kind_of = {id(p): kind for kind, ps in parameter_groups(stack.template).items() for p in ps}
+    kinds = {name: kind_of[id(p)] for name, p in stack.template.named_parameters()}
+    optims = [optim.model_copy(update={"lr": lr}) for lr, _ in members]
+    optimizer = Optimizer(optims, stack.params, kinds)
+    totals = torch.zeros(len(CLASSIFICATION.names), len(members))
+    plain = (totals, contextlib.nullcontext, False, False)
+    step = Step(stack, optimizer, None, CLASSIFICATION, data.train, *plain)
+    size = len(data.train.x)
+    for epoch in range(1, epochs + 1):
+        stack.train()
+        orders = torch.stack([permutation(seed, epoch, size) for _, seed in members])
+        for indices in torch.split(orders, BATCH, 1)[: size // BATCH]:
+            step(indices)
+    measured = means(stack, CLASSIFICATION, data.valid, contextlib.nullcontext)
+    errors = [
+        e if math.isfinite(x) else CHANCE for e, x in zip(measured["error"], measured["loss"], strict=True)
+    ]
+    n = len(seeds)
+    return {lr: errors[i * n : (i + 1) * n] for i, lr in enumerate(rates)}
+
+
+HALF_DECADES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+PERCEPTRON = {"model": "mlp", "optim": "sgd", "trainer.epochs": 15, "model.weight_init": "paper"}
+VAE = {"model": "mlp_vae", "optim": "adamax", "trainer.epochs": 10, "model.weight_init": "paper"}
+SMALL: dict[str, dict[str, Any]] = {
+    "mlp": PERCEPTRON,
+    "mlp, ten layers": {**PERCEPTRON, "model.widths": [64] * 9},
+    "vae": {**VAE, "trainer.images": 0, "trainer.iwae_samples": 1},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "weight norm, set by data": {"norm": "weight_norm_init"},
+    "weight norm, g = 1": {"norm": "weight_norm", "norm.scale": "one"},
+    "weight norm, g = ||v||": {"norm": "weight_norm"},
+    "batch norm, set by data": {"norm": "batch_norm", "norm.init": "data"},
+    "batch norm": {"norm": "batch_norm"},
+}
+
+
+@measurement("E3")
+def only_without_statistics() -> Iterator[Part]:
+    """What the initialisation gains in weight normalisation, less what it gains in batch normalisation."""
+    for model in SMALL:
+        yield Part(model.replace(", ", "-").replace(" ", "-"), functools.partial(_interaction, model))
+
+
+def _interaction(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
+    losses = {
+        arm: final_losses({**SMALL[model], **settings}, HALF_DECADES, seeds) for arm, settings in ARMS.items()
+    }
+    at = {arm: min(by_lr, key=lambda lr: sum(by_lr[lr])) for arm, by_lr in losses.items()}
+    best = {arm: losses[arm][lr] for arm, lr in at.items()}
+    rows: list[Row] = []
+    for start in ("g = 1", "g = ||v||"):
+        condition = f"{model}, {start}"
+        for name, values in interaction(best, start).items():
+            rows += [row(condition, name, seed, value) for seed, value in zip(seeds, values, strict=True)]
+    for arm, lr in at.items():
+        own = f"{model}, {'g = 1' if arm.endswith('g = 1') else 'g = ||v||'}"
+        rows.append(row(own, f"best lr, {arm}", 0, lr))
+        for rate, values in losses[arm].items():
+            rows += [row(own, f"loss, {arm}", seed, v, rate) for seed, v in zip(seeds, values, strict=True)]
+    return rows
+
+
+def interaction(best: Mapping[str, Sequence[float]], start: str) -> dict[str, list[float]]:
+    """(without - with, weight norm) - (the same, batch norm), over the lowest mean; and the two apart."""
+    arms = {
+        "weight": ("weight norm, set by data", f"weight norm, {start}"),
+        "batch": ("batch norm, set by data", "batch norm"),
+    }
+    lowest = min(sum(best[arm]) / len(best[arm]) for pair in arms.values() for arm in pair)
+    gains = {
+        name: [(b - a) / lowest for a, b in zip(best[with_], best[without], strict=True)]
+        for name, (with_, without) in arms.items()
+    }
+    difference = [w - b for w, b in zip(gains["weight"], gains["batch"], strict=True)]
+    return {
+        "interaction": difference,
+        "control weight norm": gains["weight"],
+        "control batch norm": gains["batch"],
+    }
+
+
+def final_losses(
+    settings: Mapping[str, Any], rates: Sequence[float], seeds: Sequence[int]
+) -> dict[float, list[float]]:
+    """Final validation loss by learning rate, one a seed; diverged: that before training."""
+    members = [(lr, seed) for lr in rates for seed in seeds]
+    watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
+    losses = []
+    for rows, result in zip(watch.metrics, watch.results, strict=True):
+        losses.append(rows[0 if result is None else -1]["valid_loss"])
+    n = len(seeds)
+    return {lr: losses[i * n : (i + 1) * n] for i, lr in enumerate(rates)}

@@ -1,0 +1,105 @@
+"""The claim that recurrent networks must resort to standard initialisation (section 3); exploratory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from wn.claims import nets
+from wn.claims.depth import SEEDS, row
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
+from wn.config import NormConfig
+from wn.models import with_norm
+
+UNITS, ROUNDS = 64, 10
+
+
+class LSTM(nn.Module):
+    """Reads ``[batch, steps, features]``: ``a_t = W_x x_t + b + W_h h_(t-1)``, its quarters i, f, o, c. ::
+
+        c_t = sigmoid(f) c_(t-1) + sigmoid(i) tanh(c),  h_t = sigmoid(o) tanh(c_t)
+
+    Weights start uniform within 1/sqrt(units), as torch's own.
+    """
+
+    def __init__(self, features: int, units: int = UNITS) -> None:
+        super().__init__()
+        self.of_input = nn.Linear(features, 4 * units)
+        self.of_state = nn.Linear(units, 4 * units, bias=False)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1 / math.sqrt(units), 1 / math.sqrt(units))
+
+    def gate_inputs(self, x: Tensor) -> Tensor:
+        """``a_t`` of every step, ``[batch, steps, 4 units]``."""
+        units = self.of_state.in_features
+        h = c = x.new_zeros(len(x), units)
+        found = []
+        for step in x.unbind(1):
+            found.append(self.of_input(step) + self.of_state(h))
+            i, f, o, new = found[-1].chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return torch.stack(found, 1)
+
+
+def network(features: int, seed: int) -> LSTM:
+    """With weight normalisation, g = ||v||."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        lstm = LSTM(features)
+    with_norm(lstm, NormConfig(direction="row", gain="free"))
+    return lstm
+
+
+@torch.no_grad()
+def set_from(lstm: LSTM, x: Tensor, all_steps: bool) -> None:
+    """Gains and biases so that a has mean 0 and variance 1 over images, at the first step or over all.
+
+    At the first step the state is zero, so only W_x and b are set. Over all steps W_h is scaled too, which
+    changes later states: that is repeated.
+    """
+    for _ in range(ROUNDS if all_steps else 1):
+        a = lstm.gate_inputs(x)
+        sigma, mu = torch.std_mean((a if all_steps else a[:, :1]).flatten(0, 1), 0, correction=0)
+        for layer in (lstm.of_input, lstm.of_state) if all_steps else (lstm.of_input,):
+            layer.divide_gains(sigma)  # type: ignore[operator]
+        lstm.of_input.bias.sub_(mu).div_(sigma)
+
+
+@torch.no_grad()
+def deviations(lstm: LSTM, x: Tensor) -> list[float]:
+    """By step, the root of the mean over units of the variance over images."""
+    variances: list[float] = lstm.gate_inputs(x).var(0).mean(1).tolist()
+    return [math.sqrt(v) for v in variances]
+
+
+@measurement("E4")
+def recurrent() -> Iterator[Part]:
+    """Largest |log2| over steps of the gates' inputs' standard deviation, on validation images."""
+    yield Part("lstm", lambda: [one for seed in SEEDS for one in _drifts(seed)])
+
+
+def _drifts(seed: int) -> list[Row]:
+    data = nets.digits()
+    x = data.train.x[nets.first_batch(data, 500, seed)].squeeze(1)
+    other, rows = data.valid.x.squeeze(1), []
+    make = functools.partial(network, x.shape[-1], seed)
+
+    def drift(lstm: LSTM) -> float:
+        return max(abs(math.log2(s)) for s in deviations(lstm, other))
+
+    for condition, all_steps in (("lstm, set at the first step", False), ("lstm, set over all steps", True)):
+        lstm = make()
+        set_from(lstm, x, all_steps)
+        rows.append(row(condition, "drift", seed, drift(lstm)))
+        rows.append(row(condition, "control torch", seed, drift(make())))
+        rows += [
+            row(condition, "standard deviation", seed, s, step)
+            for step, s in enumerate(deviations(lstm, other), start=1)
+        ]
+    return rows
