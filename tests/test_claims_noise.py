@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from wn.claims.training import Watch
 from wn.config import ConvNetConfig, MLPConfig, NormConfig
 from wn.models import build
 from wn.presets import PRESETS
+from wn.report.claims.noise import LINES, NETWORKS, PANELS, noise_figure
 
 
 def draw() -> torch.Generator:
@@ -198,3 +200,22 @@ def test_a_bound_is_a_negative_loss(monkeypatch: pytest.MonkeyPatch):
         if r["quantity"] == "difference"
     ]
     assert [row["value"] for row in rows] == [-2, -2]  # batch normalisation's bound is lower
+
+
+def test_the_figure_has_a_line_for_each_norm_and_network():
+    rows = pd.DataFrame(
+        {"claim": "G1a", "condition": f"{family}, trained with {network}", "quantity": f"kurtosis {norm}"}
+        | {"seed": seed, "x": size, "value": 10.0 / size + seed}
+        for family in PANELS
+        for network in NETWORKS
+        for norm in LINES
+        for seed in (0, 1)
+        for size in (2, 100)
+    )
+    figure = noise_figure(rows)
+    assert figure is not None
+    lines = [line for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2]
+    drawn = [line for line in lines if list(line.get_xdata()) == [2, 100]]
+    assert len(drawn) == 8
+    assert list(drawn[0].get_ydata()) == pytest.approx([5.5, 0.6])
+    assert noise_figure(rows.assign(claim="G2")) is None

@@ -8,15 +8,16 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wn.report.claims import noise
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
 Draw = Callable[[pd.DataFrame], Figure | None]
 
-FIGURES: dict[str, Draw] = {}
+FIGURES: dict[str, Draw] = {"noise": noise.noise_figure}
 """File name -> what draws it from all rows (with a column ``claim``); None where its rows are not there."""
 
-TITLES: dict[str, str] = {}
+TITLES: dict[str, str] = {"noise": noise.TITLE}
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:
