@@ -1,4 +1,8 @@
-"""H: what a training step costs under each norm. Norms take turns, since a machine's speed drifts."""
+"""H: what a training step costs under each norm, on one core of the CPU.
+
+Norms take turns, since a machine's speed drifts. Time is the processor's, of one thread: on an idle machine
+that is the clock's, and other processes change it little.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +63,9 @@ def fastest(steps: Mapping[str, Step], rounds: int) -> list[Seconds]:
         times: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(rounds):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                begun = time.perf_counter()
+                begun = time.process_time()
                 steps[name]()
-                times[name].append(time.perf_counter() - begun)
+                times[name].append(time.process_time() - begun)
         blocks.append({name: min(own) for name, own in times.items()})
     return blocks
 
@@ -71,7 +75,12 @@ def blocks_of(condition: str) -> list[Seconds]:
     """Times of the steps of a network under its norms, block by block."""
     network = NETWORKS[condition]
     make = _torchs if condition == TORCHS else functools.partial(_ours, network)
-    return fastest({norm: make(norm) for norm in network.norms}, network.rounds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return fastest({norm: make(norm) for norm in network.norms}, network.rounds)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def ratio_rows(condition: str, of: str, to: str, controls: Mapping[str, tuple[str, str]]) -> list[Row]:
