@@ -100,8 +100,8 @@ class Activations(NamedTuple):
     first: Tensor
     second: Tensor
 
-    def of(self, images: Tensor) -> Activations:
-        return Activations(*(t[images] for t in self))
+    def of(self, images: Any, *units: int) -> Activations:
+        return Activations(*(t[(images, *units)] for t in self))
 
 
 def activations(y: dict[str, Tensor], draw: torch.Generator) -> Activations:
@@ -129,9 +129,9 @@ def batch_means(values: Tensor, size: int, draws: int, draw: torch.Generator) ->
 
 
 def kurtosis(x: Tensor) -> Tensor:
-    """Excess kurtosis over the first axis: 0 of a normal distribution."""
-    centered = x - x.mean(0)
-    return centered.pow(4).mean(0) / centered.square().mean(0).square() - 3
+    """Excess kurtosis over the last axis: 0 of a normal distribution."""
+    squares = (x - x.mean(-1, keepdim=True)).square_()
+    return torch.linalg.vecdot(squares, squares) / x.shape[-1] / squares.mean(-1).square() - 3
 
 
 class Noise(NamedTuple):
@@ -152,26 +152,27 @@ def noise(found: Activations, size: int, draws: int, draw: torch.Generator) -> N
     order = torch.randperm(len(found.z), generator=draw)
     own, rest = found.of(order[:IMAGES]), found.of(order[IMAGES:])
     others = batch_means(torch.cat([rest.first, rest.second], 1), size - 1, draws, draw)
-    means, squares = others.chunk(2, 1)
-    columns: list[list[Tensor]] = []
-    for unit in range(found.z.shape[1]):
-        z, first, second = (t[:, unit] for t in own)
-        mean = ((size - 1) * means[:, unit, None] + first) / size  # [draws, images]
-        square = ((size - 1) * squares[:, unit, None] + second) / size
-        inverse = torch.rsqrt((square - mean.square()).clamp_min(0) + EPS)
-        bn, mobn = (z - mean) * inverse - z, -mean[:, :1]  # of the image itself only a constant is added
-        tail = (bn - bn.mean(0)).abs().quantile(0.999, 0) / bn.std(0) if size == BATCH else bn[0] * torch.nan
-        columns.append(
-            [
-                kurtosis(bn),
-                kurtosis(mobn),
-                bn.std(0),
-                mobn.std(0),
-                kurtosis(inverse),
-                tail,
-            ]
-        )
-    return Noise(*(torch.cat(values).median().item() for values in zip(*columns, strict=True)))
+    means, squares = others.T.contiguous().chunk(2)
+    units = [_of_unit(own.of(..., unit), means[unit], squares[unit], size) for unit in range(len(means))]
+    return Noise(*(torch.cat(values).median().item() for values in zip(*units, strict=True)))
+
+
+def _of_unit(own: Activations, means: Tensor, squares: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The fields of :class:`Noise` for each image ``[images]``, by the others' means ``[draws]``."""
+    mobn = -(size - 1) / size * means[None]  # of the image itself only a constant is added
+    columns = []
+    for some in torch.split(torch.arange(len(own.z)), 4):  # a few at once stay in the processor's cache
+        z, first, second = (t[:, None] for t in own.of(some))
+        mean, square = ((size - 1) * means + first) / size, ((size - 1) * squares + second) / size
+        inverse = torch.rsqrt((square - mean.square()).clamp_min_(0) + EPS)
+        bn = (z - mean) * inverse - z
+        rest = [bn[:, 0] * torch.nan] * 2
+        if size == BATCH:
+            tail = (bn - bn.mean(-1, keepdim=True)).abs_().quantile(0.999, -1) / bn.std(-1)
+            rest = [kurtosis(inverse), tail]
+        columns.append([kurtosis(bn), bn.std(-1), *rest])
+    kurtosis_bn, sd_bn, scale, tails = (torch.cat(parts) for parts in zip(*columns, strict=True))
+    return kurtosis_bn, kurtosis(mobn), sd_bn, mobn.std(-1), scale, tails
 
 
 def normal_activations(images: int, draw: torch.Generator) -> Activations:
