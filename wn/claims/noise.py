@@ -131,7 +131,8 @@ def batch_means(values: Tensor, size: int, draws: int, draw: torch.Generator) ->
 def kurtosis(x: Tensor) -> Tensor:
     """Excess kurtosis over the last axis: 0 of a normal distribution."""
     squares = (x - x.mean(-1, keepdim=True)).square_()
-    return torch.linalg.vecdot(squares, squares) / x.shape[-1] / squares.mean(-1).square() - 3
+    fourth: Tensor = torch.linalg.vecdot(squares, squares) / x.shape[-1]
+    return fourth / squares.mean(-1).square() - 3
 
 
 class Noise(NamedTuple):
