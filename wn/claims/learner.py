@@ -82,3 +82,23 @@ class LSTMCell(nn.Module):
 
 def glorot(layer: nn.Linear) -> nn.Linear:
     return init_weights_(layer, "glorot")
+
+
+def reached(curve: Tensor, target: float | Tensor) -> Tensor:
+    """Epoch at which curves ``[..., epochs + 1]`` first reach a target ``[...]``, linear between epochs.
+
+    Where a curve never does: one epoch more than there are.
+
+    >>> reached(torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.1, 0.2]]), 0.75).tolist()
+    [1.5, 3.0]
+    """
+    goal = torch.as_tensor(target, dtype=curve.dtype).expand(curve.shape[:-1])[..., None]
+    above = curve >= goal
+    last = curve.shape[-1] - 1
+    first = above.to(torch.uint8).argmax(-1, keepdim=True)  # 0 where there is none, too
+    before = (first - 1).clamp_min(0)
+    low, high = curve.gather(-1, before), curve.gather(-1, first)
+    share = ((goal - low) / (high - low)).nan_to_num(nan=1.0)  # after a bound that is no number
+    share = torch.where(first > 0, share, torch.zeros_like(share))
+    found = torch.where(above.any(-1, keepdim=True), before + share, torch.full_like(low, last + 1.0))
+    return found[..., 0]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wn.claims.learner import Learner, LSTMCell, glorot
+from wn.claims.learner import Learner, LSTMCell, glorot, reached
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
 from wn.config import DataConfig, OptimConfig
@@ -108,22 +108,3 @@ def accuracies(norm: str, condition: str, data: Dataset, seeds: Sequence[int], e
 def _accuracy(trained: Learner, split: Split) -> Tensor:
     logits: Tensor = trained.stack.train(False)(split.x, shared=True)
     return (logits.argmax(-1) == split.y).double().mean(-1)
-
-
-def reached(curve: Tensor, target: float | Tensor) -> Tensor:
-    """Epoch at which curves ``[..., epochs + 1]`` first reach a target ``[...]``, linear between epochs.
-
-    Where a curve never does: one epoch more than there are.
-
-    >>> reached(torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.1, 0.2]]), 0.75).tolist()
-    [1.5, 3.0]
-    """
-    goal = torch.as_tensor(target, dtype=curve.dtype).expand(curve.shape[:-1])[..., None]
-    above = curve >= goal
-    last = curve.shape[-1] - 1
-    first = above.to(torch.uint8).argmax(-1, keepdim=True)  # 0 where there is none, too
-    before = (first - 1).clamp_min(0)
-    low, high = curve.gather(-1, before), curve.gather(-1, first)
-    share = torch.where(first > 0, (goal - low) / (high - low), torch.zeros_like(low))
-    found = torch.where(above.any(-1, keepdim=True), before + share, torch.full_like(low, last + 1.0))
-    return found[..., 0]
