@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wn.report.claims import growth, headline
+from wn.report.claims import depth, growth, headline, noise
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
@@ -17,12 +17,16 @@ Draw = Callable[[pd.DataFrame], Figure | None]
 FIGURES: dict[str, Draw] = {
     "headline": headline.headline,
     "growth": growth.draw,
+    "depth": depth.depth_figure,
+    "noise": noise.noise_figure,
 }
 """File name -> what draws it from all rows (with a column ``claim``); None where its rows are not there."""
 
 TITLES = {
     "headline": headline.TITLE,
     "growth": growth.TITLE,
+    "depth": depth.TITLE,
+    "noise": noise.TITLE,
 }
 
 
