@@ -139,27 +139,34 @@ def _inside(quantity: Quantity, x: Array) -> _Test:
 
 
 def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
-    """The word for a claim, and why it is not a plain one."""
+    """The word for a claim, and why it is not a plain one. A condition without rows is no evidence."""
     words = {condition: _of_condition(claim, judged, condition) for condition in claim.conditions}
-    words = {condition: word for condition, word in words.items() if word != UNTESTED}
-    by = {word: [c for c, w in words.items() if w == word] for word in (CONFIRMED, LIMITS, REFUTED, OPEN)}
-    good = by[CONFIRMED] + by[LIMITS]
+    by = {
+        w: [c for c, word in words.items() if word == w] for w in (CONFIRMED, LIMITS, REFUTED, OPEN, UNTESTED)
+    }
+    good, undecided = by[CONFIRMED] + by[LIMITS], by[OPEN] + by[UNTESTED]
+    left = [f"{word}: {'; '.join(by[word])}" for word in (OPEN, UNTESTED) if by[word]]
+    if by[REFUTED] and good:
+        return DEPENDS, f"confirmed: {'; '.join(good)}. Refuted: {'; '.join(by[REFUTED])}"
     if by[REFUTED]:
-        if good:
-            return DEPENDS, f"confirmed: {'; '.join(good)}. Refuted: {'; '.join(by[REFUTED])}"
-        if len(by[REFUTED]) < 2 and claim.type != "experiment":
-            return OPEN, "refuted once; a second, independent measurement is missing"
-        return REFUTED, f"open: {'; '.join(by[OPEN])}" * bool(by[OPEN])
-    if not good or len(by[OPEN]) > len(good):
-        return OPEN, f"confirmed: {'; '.join(good)}" * bool(good)
-    if by[OPEN]:
-        return LIMITS, f"open: {'; '.join(by[OPEN])}"
+        again = len(_families(by[REFUTED])) > 1 or set(by[REFUTED]) & set(claim.second)
+        if claim.type == "experiment" or again:
+            return REFUTED, ". ".join(left)
+        return OPEN, "refuted in one family of models; a second, independent measurement is missing"
+    if not good or len(undecided) > len(good):
+        return OPEN, ". ".join([f"confirmed: {'; '.join(good)}"] * bool(good) + left)
+    if undecided:
+        return LIMITS, ". ".join(left)
     if by[LIMITS]:
         return LIMITS, f"weaker: {'; '.join(by[LIMITS])}"
     general = claim.type in ("law", "mechanism", "comparison")
-    if general and len({condition.split()[0].strip(",") for condition in good}) < 2:
+    if general and len(_families(good)) < 2:
         return LIMITS, "one family of models"
     return CONFIRMED, ""
+
+
+def _families(conditions: Sequence[str]) -> set[str]:
+    return {condition.split()[0].strip(",") for condition in conditions}
 
 
 def _of_condition(claim: Claim, judged: Sequence[Judged], condition: str) -> str:
