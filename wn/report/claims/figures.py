@@ -8,17 +8,26 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wn.report.claims import depth, growth, headline, noise
 from wn.report.claims.collect import Found
-from wn.report.claims.depth import TITLE as depth_title
-from wn.report.claims.depth import depth_figure
 from wn.report.figures import house_style, save
 
 Draw = Callable[[pd.DataFrame], Figure | None]
 
-FIGURES: dict[str, Draw] = {"depth": depth_figure}
+FIGURES: dict[str, Draw] = {
+    "headline": headline.headline,
+    "growth": growth.draw,
+    "depth": depth.depth_figure,
+    "noise": noise.noise_figure,
+}
 """File name -> what draws it from all rows (with a column ``claim``); None where its rows are not there."""
 
-TITLES: dict[str, str] = {"depth": depth_title}
+TITLES = {
+    "headline": headline.TITLE,
+    "growth": growth.TITLE,
+    "depth": depth.TITLE,
+    "noise": noise.TITLE,
+}
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:

@@ -1,0 +1,158 @@
+"""Exact statements about ||v|| and the scale of v (sections 2 and 2.1), in float64: claims A2 to A4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wn import probes
+from wn.claims.lengths import AfterStep, Lengths, directions, train_with
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
+from wn.config import Config
+from wn.config.compose import compose
+from wn.norm import normalized_layers
+from wn.trainer import Trainer
+
+SEEDS = range(5)
+MODELS: dict[str, dict[str, Any]] = {
+    "mlp": {"model": "mlp"},
+    "vae": {"model": "mlp_vae", "trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1},
+}
+PLAIN_DESCENT = {"optim": "sgd", "optim.momentum": 0.0}
+MOMENTUM = {
+    **{"optim": "sgd", "optim.momentum": 0.9, "optim.late_momentum": 0.5},
+    **{"optim.schedule": "constant_then_linear"},
+}
+RULES: dict[str, dict[str, Any]] = {
+    "SGD": PLAIN_DESCENT,
+    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
+    "Adam": {"optim": "adam", "optim.eps": 1e-150},
+    "Adamax": {"optim": "adamax", "optim.eps": 1e-150},
+}
+EPOCHS = 46  # of eleven steps: 506
+
+
+def config(model: str, rule: dict[str, Any], lr: float, seed: int, **changes: Any) -> Config:
+    fixed = {"trainer.precision": "float64", "trainer.device": "cpu", "trainer.epochs": EPOCHS}
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    settings = {"norm": "weight_norm", **fixed, **MODELS[model], **rule, "optim.lr": lr, "seed": seed}
+    return compose({**settings, **dotted})
+
+
+def lengths_of(
+    model: str, rule: dict[str, Any], rates: tuple[float, ...], norm: str = "weight_norm"
+) -> tuple[Lengths, list[int]]:
+    """Train seeds x learning rates as one stack; lengths of v, and the members' seeds."""
+    configs = [config(model, rule, lr, seed, norm=norm) for seed in SEEDS for lr in rates]
+    kept: list[Lengths] = []
+
+    def prepare(trainer: Trainer) -> AfterStep:
+        kept.append(Lengths(trainer))
+        return kept[0]
+
+    train_with(configs, prepare)
+    return kept[0], [c.seed for c in configs]
+
+
+def worst(condition: str, quantity: str, values: Tensor, seeds: list[int]) -> list[Row]:
+    """A row for each seed: the largest value of its members."""
+    return [
+        Row(condition=condition, quantity=quantity, seed=seed, value=max(own))
+        for seed in sorted(set(seeds))
+        if (own := [v for v, s in zip(values.tolist(), seeds, strict=True) if s == seed])
+    ]
+
+
+@measurement("A2")
+def plain_descent() -> Iterator[Part]:
+    """||v_t||^2 against ||v_0||^2 + sum of lr^2 ||grad_v||^2 (section 2.1)."""
+    for model, rates in (("mlp", (0.01, 0.1, 0.3)), ("vae", (1e-4, 1e-3, 3e-3))):
+        yield Part(model, partial(_growth, model, "SGD", PLAIN_DESCENT, rates))
+
+
+@measurement("A3")
+def heavy_ball() -> Iterator[Part]:
+    """||v_t||^2 against the recursion of :mod:`wn.claims.lengths`; and how often Adam's ||v|| falls."""
+    for model, rates in (("mlp", (0.001, 0.01, 0.1)), ("vae", (1e-5, 1e-4, 3e-4))):
+        yield Part(model, partial(_growth, model, "momentum", MOMENTUM, rates))
+        yield Part(f"{model}-falls", partial(_falls, model))
+
+
+def _growth(model: str, name: str, rule: dict[str, Any], rates: tuple[float, ...]) -> list[Row]:
+    condition = f"{model}, {name}"
+    lengths, seeds = lengths_of(model, rule, rates)
+    rows = worst(condition, "error", lengths.error.maximum(lengths.drop), seeds)
+    rows += worst(condition, f"control falls under {name}", lengths.share_that_falls, seeds)
+    plain, seeds = lengths_of(model, rule, rates, norm="none")
+    return rows + worst(condition, "control error of plain weights", plain.error.maximum(plain.drop), seeds)
+
+
+def _falls(model: str) -> list[Row]:
+    rows: list[Row] = []
+    for name in ("Adam", "Adamax"):
+        lengths, seeds = lengths_of(model, {"optim": name.lower()}, (0.001,))
+        quantity = f"control falls under {name}"
+        rows += worst(f"{model}, momentum", quantity, lengths.share_that_falls, seeds)
+    return rows
+
+
+SCALES = (0.1, 0.3, 3.0)
+RATES = {"SGD": 0.01, "momentum": 0.001, "Adam": 0.001, "Adamax": 0.001}
+
+
+@measurement("A4")
+def scale_of_v() -> Iterator[Part]:
+    """v_0 times c, against another learning rate of the direction (section 2)."""
+    for model, name in [("mlp", name) for name in RULES] + [("vae", "Adamax")]:
+        yield Part(f"{model}-{name}", partial(_scales, model, name))
+
+
+def _scales(model: str, name: str) -> list[Row]:
+    power = 1 if name in ("Adam", "Adamax") else 2
+    condition, scaled = f"{model}, {name}", scaling_error(model, name, power)
+    rows = [Row(condition=condition, quantity="error", seed=s, value=e) for s, e in scaled.items()]
+    same = scaling_error(model, name, 0)
+    quantity = "control error at the same learning rate"
+    return rows + [Row(condition=condition, quantity=quantity, seed=s, value=e) for s, e in same.items()]
+
+
+def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[int, float]:
+    """Largest difference between training from c v_0 at lr and from v_0 at lr / c^power, by seed.
+
+    Members come in pairs; gains and biases have the learning rate lr in both.
+    """
+    lr, pairs = RATES[name], [(seed, c) for seed in SEEDS for c in SCALES]
+    configs = [
+        config(model, RULES[name], rate, seed, optim__lr_gain=lr, optim__lr_bias=lr, trainer__epochs=epochs)
+        for seed, c in pairs
+        for rate in (lr, lr / c**power)
+    ]
+    worst = torch.zeros(len(pairs), dtype=torch.float64)
+
+    def compare(trainer: Trainer) -> None:
+        layers = normalized_layers(trainer.stack.template)
+        for layer, w in probes.snapshot(trainer.stack).items():
+            own, other = w[0::2].flatten(1), w[1::2].flatten(1)
+            worst.copy_(worst.maximum((own - other).abs().amax(1) / own.abs().amax(1)))
+            norm = w.flatten(2).norm(dim=-1)  # [members, units]
+            if layers[layer].has_gain:
+                g = trainer.stack.params[f"{layer}.g"].detach().abs()
+                worst.copy_(worst.maximum(((norm - g).abs() / norm).amax(1).view(-1, 2).amax(1)))
+
+    def prepare(trainer: Trainer) -> AfterStep:
+        factors = torch.tensor([c for _, c in pairs], dtype=torch.float64)
+        for v in directions(trainer).values():
+            v[0::2] *= factors.view(-1, *[1] * (v.dim() - 1))
+        return compare
+
+    train_with(configs, prepare)
+    found = zip(pairs, worst.tolist(), strict=True)
+    errors: dict[int, float] = {}
+    for (seed, _), error in found:
+        errors[seed] = max(error, errors.get(seed, 0.0))
+    return errors

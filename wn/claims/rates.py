@@ -1,0 +1,285 @@
+"""How wide the range of learning rates is, and why: interventions on gains, biases, growth and schedule.
+
+The width of an arm is the decades of learning rate at which a seed's final validation loss is near the best
+that the arm has with that seed. All arms but batch normalisation start as the same function (section 3), and
+a difference of widths is paired by seed. *Capped* is min(lr, c): a constant rate would widen a range
+downwards, as gains would go on learning where the rate of the weights is too small to.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
+from wn.config import Config
+from wn.config.compose import Value, compose
+from wn.report.statistics import Array, usable_width
+from wn.sweep import train_sweep
+
+Settings = dict[str, Value]
+
+SEEDS = range(5)
+RATES = (*(float(f"{digit}e{power}") for power in range(-4, 6) for digit in (1, 3)), 1e6)
+"""Half decades; how far an arm's grid goes is for its losses to say (:func:`grid_end`)."""
+
+FIRST, MORE = 9, 2
+"""Rates that every arm trains at (up to 1), and those that are added at once to a grid that goes on."""
+
+MODELS: dict[str, Settings] = {
+    "mlp": {"model": "mlp", "data": "digits", "trainer.epochs": 30},
+    "vae": {"model": "mlp_vae", "data": "digits", "trainer.epochs": 20},
+}
+OPTIMISERS: dict[str, Settings] = {
+    "SGD": {"optim": "sgd", "optim.momentum": 0.0},
+    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
+    "Adam": {"optim": "adam"},
+    "Adamax": {"optim": "adamax"},
+}
+
+
+def _capped(c: float) -> Settings:
+    return {"optim.lr_gain_cap": c, "optim.lr_bias_cap": c}
+
+
+PLAIN: Settings = {"norm": "none_init"}
+WEIGHT_NORM: Settings = {"norm": "weight_norm_init"}
+HELD: Settings = {**WEIGHT_NORM, "norm.hold": "start"}
+DECAY: Settings = {"optim.schedule": "constant_then_linear", "optim.decay_from": 0.0}
+"""Linear from the first epoch to nearly zero in the last; of capped rates too, after the cap."""
+
+ARMS: dict[str, Settings] = {
+    "plain": PLAIN,
+    "plain, biases capped": {**PLAIN, "optim.lr_bias_cap": 0.1},
+    "plain, decay": {**PLAIN, **DECAY},
+    "weight norm": WEIGHT_NORM,
+    "gains capped": {**WEIGHT_NORM, "optim.lr_gain_cap": 0.1},
+    "gains fixed": {**WEIGHT_NORM, "norm.gain": "fixed"},
+    "capped": {**WEIGHT_NORM, **_capped(0.1)},
+    "capped at 0.03": {**WEIGHT_NORM, **_capped(0.03)},
+    "capped at 0.3": {**WEIGHT_NORM, **_capped(0.3)},
+    "capped, decay": {**WEIGHT_NORM, **_capped(0.1), **DECAY},
+    "capped and held": {**HELD, **_capped(0.1)},
+    "capped and held, decay": {**HELD, **_capped(0.1), **DECAY},
+    "batch norm": {"norm": "batch_norm"},
+    "batch norm, capped": {"norm": "batch_norm", **_capped(0.1)},
+}
+
+PLACE: Settings = {"experiment_name": "claims_rates", "tracking.mode": "disabled", "trainer.progress": False}
+QUICK: Settings = {
+    **{"trainer.probe_every": 1000, "trainer.images": 0},  # nothing is read of a run but its validation loss
+    **{"trainer.iwae_samples": 1, "trainer.iwae_images": 1},
+}
+
+
+def config_of(model: str, optimiser: str, arm: str, lr: float, seed: int) -> Config:
+    """One run; what says where and how it is watched is no part of its identity."""
+    chosen = MODELS[model] | OPTIMISERS[optimiser] | ARMS[arm]
+    return compose({**chosen, **PLACE, **QUICK, "optim.lr": lr, "seed": seed})
+
+
+def tolerated(model: str, best: Array) -> Array:
+    """The loss up to which a rate is usable: 1.5 times the best; of a VAE 1 nat above it.
+
+    Digits have a mean image that costs 27.2 nats, 1.1 times the best of these VAEs: within 1.5 of the best a
+    decoder that has learnt nothing else would do.
+    """
+    limit = 1.5 * best if model == "mlp" else best + 1.0
+    return np.where(np.isfinite(best), limit, -np.inf)  # with a seed that always diverges no rate is usable
+
+
+class Grid(NamedTuple):
+    """An arm's rates (L,), ascending, and its final validation losses (L, S): infinite where diverged."""
+
+    rates: Array
+    losses: Array
+
+    def widths(self, model: str, best: Array | None = None) -> tuple[Array, bool]:
+        """Decades (S,), and whether some seed is in range at an end of the grid; ``best``: another arm's."""
+        limits = tolerated(model, self.losses.min(axis=0) if best is None else best)
+        found = [usable_width(self.rates, self.losses[:, s], limit) for s, limit in enumerate(limits)]
+        return np.array([width for width, _ in found]), any(edge for _, edge in found)
+
+
+def grid_end(model: str, losses: Array) -> int | None:
+    """How many rates a grid has: the fewest of which the last two are out of range for all seeds.
+
+    ``losses`` (L, S) of the first rates; None where it has to go on.
+    """
+    for count in range(3, len(losses) + 1):
+        some = losses[:count]
+        inside = some <= tolerated(model, some.min(axis=0))
+        if inside.any() and not inside[-2:].any():
+            return count
+    return len(losses) if len(losses) == len(RATES) else None
+
+
+Losses = Callable[[Sequence[Config]], list[float]]
+
+
+def trained(configs: Sequence[Config]) -> list[float]:
+    """Final validation losses, infinite where training diverged; what is recorded is not trained again."""
+    found = []
+    for record in train_sweep(configs):
+        if record.status not in ("finished", "diverged"):
+            raise RuntimeError(f"run {record.folder.name}: {record.status}")
+        finished = record.status == "finished"
+        found.append(float(record.content["final"]["valid_loss"]) if finished else math.inf)
+    return found
+
+
+def explore(condition: str, arms: Sequence[str], losses_of: Losses = trained) -> dict[str, Grid]:
+    """Every arm's grid, as long as it has to be; ``condition`` is ``MODEL, OPTIMISER``."""
+    model, optimiser = condition.split(", ")
+    known: dict[str, list[list[float]]] = {arm: [] for arm in arms}
+    ends: dict[str, int | None] = dict.fromkeys(arms)
+    while going := [arm for arm in arms if ends[arm] is None]:
+        wanted = []
+        for arm in going:
+            there = len(known[arm])
+            wanted += [(arm, lr) for lr in RATES[there : there + (MORE if there else FIRST)]]
+        configs = [config_of(model, optimiser, arm, lr, seed) for arm, lr in wanted for seed in SEEDS]
+        measured = np.reshape(losses_of(configs), (len(wanted), len(SEEDS)))
+        for (arm, _), row in zip(wanted, measured.tolist(), strict=True):
+            known[arm].append(row)
+        ends |= {arm: grid_end(model, np.array(known[arm])) for arm in going}
+    return {arm: Grid(np.array(RATES[: ends[arm]]), np.array(known[arm][: ends[arm]])) for arm in arms}
+
+
+@functools.cache  # several claims are about the same arms
+def grid_of(condition: str, arms: tuple[str, ...]) -> dict[str, Grid]:
+    return explore(condition, arms)
+
+
+class Contrast(NamedTuple):
+    """A quantity that is judged, or shown as a control: the width of one arm less that of another."""
+
+    quantity: str
+    arm: str
+    less: str
+
+
+def rows_of(
+    condition: str,
+    grids: dict[str, Grid],
+    contrasts: Sequence[Contrast],
+    own: Sequence[str] = (),
+    evidence: Sequence[str] = (),
+) -> list[Row]:
+    """Differences by seed; the widths of ``own`` arms, ``edge`` where the grid is too short; losses.
+
+    A difference has no rows where one of its arms is in range at an end of its grid. ``evidence``: the arms
+    whose losses are given as well.
+    """
+    model = condition.split(", ")[0]
+    rows: list[Row] = []
+
+    def add(quantity: str, values: Array, x: float | None = None) -> None:
+        rows.extend(
+            {"condition": condition, "quantity": quantity, "seed": seed, "value": float(value), "x": x}
+            for seed, value in zip(SEEDS, values, strict=True)
+        )
+
+    widths = {arm: grid.widths(model) for arm, grid in grids.items()}
+    for quantity, arm, less in contrasts:
+        (one, open_), (other, also) = widths[arm], widths[less]
+        if not open_ and not also:
+            add(quantity, one - other)
+    for arm in own:
+        width, edge = widths[arm]
+        add(f"edge {arm}" if edge else f"width {arm}", width)
+        add(f"best {arm}", grids[arm].losses.min(axis=0))
+    for arm in evidence:
+        for rate, losses in zip(grids[arm].rates, grids[arm].losses, strict=True):
+            add(f"loss {arm}", losses, float(rate))
+    return rows
+
+
+def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[Row]:
+    """The same difference where both arms are held against the best of the second."""
+    model, best = condition.split(", ")[0], grids[less].losses.min(axis=0)
+    (one, open_), (other, also) = (grids[name].widths(model, best) for name in (arm, less))
+    if open_ or also:
+        return []
+    name = f"control {arm} less {less}, both held against the best of {less}"
+    differences = zip(SEEDS, one - other, strict=True)
+    return [{"condition": condition, "quantity": name, "seed": s, "value": float(d)} for s, d in differences]
+
+
+CONDITIONS = tuple(f"{model}, {optimiser}" for model in MODELS for optimiser in OPTIMISERS)
+
+
+def _parts(
+    judged: Sequence[Contrast], controls: Sequence[Contrast], evidence: Sequence[str], every: bool = False
+) -> Iterator[Part]:
+    """A part per condition for what is judged, then one for its controls; with ``every`` of all arms."""
+    arms = _arms(judged)
+    others = tuple(arm for arm in ARMS if every or arm in _arms(controls))
+    new = [arm for arm in others if arm not in arms]
+    for condition in CONDITIONS:
+        name = condition.replace(", ", "_").lower()
+        yield Part(name, functools.partial(_judged, condition, arms, judged, evidence))
+    for condition in CONDITIONS:
+        name = condition.replace(", ", "_").lower()
+        yield Part(f"{name}_controls", functools.partial(_controls, condition, others, controls, new))
+
+
+def _arms(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    return tuple(arm for arm in ARMS if any(arm in contrast[1:] for contrast in contrasts))
+
+
+def _judged(
+    condition: str, arms: tuple[str, ...], contrasts: Sequence[Contrast], evidence: Sequence[str]
+) -> list[Row]:
+    grids = grid_of(condition, arms)
+    shared = [row for _, arm, less in contrasts for row in common(condition, grids, arm, less)]
+    return rows_of(condition, grids, contrasts, arms, evidence) + shared
+
+
+def _controls(
+    condition: str, arms: tuple[str, ...], contrasts: Sequence[Contrast], own: Sequence[str]
+) -> list[Row]:
+    return rows_of(condition, grid_of(condition, arms), contrasts, own)
+
+
+def _less(arm: str, other: str) -> Contrast:
+    return Contrast(f"control {arm} less {other}", arm, other)
+
+
+@measurement("B5")
+def wider_range() -> Iterator[Part]:
+    """Section 2.1: width of weight normalisation less that of plain weights, one rate for all parameters."""
+    judged = [Contrast("wider", "weight norm", "plain")]
+    others = ("plain, biases capped", "plain, decay", "batch norm")
+    return _parts(judged, [_less(arm, "plain") for arm in others], ["plain", "weight norm"])
+
+
+@measurement("B6a")
+def what_limits() -> Iterator[Part]:
+    """Width with gains and biases at min(lr, 0.1), less that with one rate for all, and less plain's."""
+    judged = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
+    others = ("capped at 0.03", "capped at 0.3", "gains capped", "gains fixed")
+    controls = [_less(arm, "weight norm") for arm in others]
+    controls += [_less("plain, biases capped", "plain"), _less("batch norm, capped", "batch norm")]
+    return _parts(judged, controls, ["capped"], every=True)
+
+
+@measurement("B6b")
+def annealing() -> Iterator[Part]:
+    """Width of capped, at a constant rate, less that of plain weights with linear decay to zero."""
+    judged = [Contrast("over annealing", "capped", "plain, decay")]
+    controls = [_less("plain, decay", "plain"), _less("capped, decay", "plain, decay")]
+    return _parts(judged, controls, ["plain, decay"])
+
+
+@measurement("B7")
+def growth() -> Iterator[Part]:
+    """Width of capped less that of capped with ||v|| put back to its start after every step."""
+    judged = [Contrast("by growth", "capped", "capped and held")]
+    controls = [_less("capped and held", "plain"), _less("capped, decay", "capped and held, decay")]
+    return _parts(judged, controls, ["capped and held"])
