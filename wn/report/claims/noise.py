@@ -27,7 +27,7 @@ def noise_figure(rows: pd.DataFrame) -> Figure | None:
     mine = rows[rows["claim"].eq("G1a") & rows["quantity"].astype(str).str.startswith("kurtosis ")]
     if mine.empty:
         return None
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
     for axes, (family, title) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
         for norm in LINES:
             for network in NETWORKS:
@@ -40,7 +40,8 @@ def noise_figure(rows: pd.DataFrame) -> Figure | None:
         axes.set_title(title, fontsize=9)
         _scales(axes, sorted(mine["x"].unique()))
     figure.axes[0].set_ylabel("excess kurtosis of the noise")
-    figure.axes[1].legend(fontsize=7.5, loc="upper right")
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()[:-1]}
+    figure.legend(list(handles.values()), list(handles), fontsize=7.5, ncols=2, loc="outside upper center")
     words = (
         'mean of 5 seeds of the median over units and images, band: lowest to highest; dotted: 3, "highly"'
     )
@@ -51,7 +52,7 @@ def noise_figure(rows: pd.DataFrame) -> Figure | None:
 def _line(axes: Axes, own: pd.DataFrame, norm: str, network: str) -> None:
     color, marker, _ = STYLE[LINES[norm]]
     by_size = own.groupby("x")["value"].agg(["mean", "min", "max"])
-    label = f"{norm}'s noise, network trained with {network}"
+    label = f"noise of {norm}, in a network trained with {network}"
     style: Any = {
         "color": color,
         "marker": marker,
