@@ -298,4 +298,6 @@ def gradients(y: Tensor, weights: Tensor, layer: nn.Module, x: Tensor) -> Iterat
 
 def ramp(y: Tensor) -> Tensor:
     """Unequal weights for a loss: a plain sum is constant under batch statistics, its gradient rounding."""
-    return torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    # Not in float16 itself: torch 2.11 counts the steps in the type of the result, and 65504 is its largest.
+    wide = torch.promote_types(y.dtype, torch.float32)
+    return torch.linspace(-1, 2, y.numel(), dtype=wide).to(y.dtype).reshape(y.shape)

@@ -85,6 +85,8 @@ class Row(Part):
     """In the rerun of the authors' code by the authors of RMSNorm."""
     band: tuple[float, float] | None = None
     """Where the mean of three seeds or more is expected."""
+    curve: str | None = None
+    """The published curve that it is held against; null: the one of its name, if there is one."""
 
     @property
     def all_lrs(self) -> list[float]:

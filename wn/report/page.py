@@ -64,7 +64,9 @@ def text(table: Table, steps: Steps) -> str:
 
 def markdown(table: Table, steps: Steps, front: bool = False) -> str:
     """The same as a page has it; the front page has fewer columns."""
-    below = [f"- {note}" for note in table.notes] + [f"- {what}: `{how}`" for what, how in steps]
+    below = [f"- {note}" for note in table.notes] + [f"- {what}: `{how}`" for what, how in steps] * (
+        not front
+    )
     return "\n".join([columns.in_markdown(table.cells(front)), "", *below]).rstrip() + "\n"
 
 
@@ -96,6 +98,10 @@ def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at
         parts[:0] = [f"## {plan.experiment.title}", claim, f"```\n{command}\n```"]
     if rows.runs.empty:
         return "\n\n".join(parts) + "\n"
+    from wn.report import published  # matplotlib takes a second
+
+    if beside := published.section(plan, rows):
+        parts.append(beside)
     drawn = {name: alt for name, alt in FIGURES.items() if (folder / f"{name}.svg").exists()}
     parts += [f"![{alt}]({at}{name}.svg)" for name, alt in drawn.items()]
     every = f"; every run is a row of [{collect.RUNS}]({at}{collect.RUNS})"

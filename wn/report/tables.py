@@ -208,7 +208,9 @@ class Table(NamedTuple):
     notes: list[str]
 
     def cells(self, front: bool = False) -> list[list[str]]:
-        return table([column for column in self.columns if column.front or not front], self.rows)
+        """Text of all columns and rows; on the front page of some, and of the rows that are measured."""
+        rows = [row for row in self.rows if not (front and row["pending"])]
+        return table([column for column in self.columns if column.front or not front], rows or self.rows)
 
 
 def table_of(plan: Plan, runs: pd.DataFrame) -> Table:

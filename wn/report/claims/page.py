@@ -43,7 +43,7 @@ def counts(found: Sequence[Found]) -> str:
     """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
     words = Counter("toy" if one.word.startswith("toy") else one.word for one in found)
     told = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
-    shown = sum("no data" not in one.claim.paper for one in found)
+    shown = sum("figure" in one.claim.paper or "table" in one.claim.paper for one in found)
     return f"{len(found)} statements: {told}. The paper shows data for {shown} of them."
 
 

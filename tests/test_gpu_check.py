@@ -1,0 +1,38 @@
+"""The check of a GPU, with the CPU in the GPU's place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+
+import gpu_check  # the project's scripts are no package
+
+
+@pytest.mark.parametrize("norm", gpu_check.NORMS)
+def test_the_cpu_passes_in_the_gpus_place(norm: str):
+    rows = gpu_check.compare("mlp", norm, "cpu", compiled=False)
+    assert [what for what, *_ in rows] == [
+        "device against CPU",
+        "captured against eager",
+        "stack of 2, one dropped, against alone",
+        "resumed against uninterrupted",
+    ]
+    assert all(fine for *_, fine in rows)
+
+
+def test_a_wrong_step_and_other_noise_are_seen():
+    model = {"name": "mlp", **gpu_check.MODELS["mlp"]}
+    start, right, wrong = (gpu_check.trainer_of(model, "batch_norm", "cpu", 160) for _ in range(3))
+    other = gpu_check.trainer_of(model, "batch_norm", "cpu", 160)
+    gpu_check.advance(right, 0, 8)
+    wrong.optimizer.hyper["lr"] *= 1.01
+    gpu_check.advance(wrong, 0, 8)
+    loss, moved = gpu_check.difference(wrong, right, start)
+    assert loss > gpu_check.SAME[0]
+    assert moved == pytest.approx(0.01, rel=0.5)
+    gpu_check.advance(other, 0, 7)  # its noise is a step behind
+    assert gpu_check.difference(other, right, start) == (float("inf"), float("inf"))
