@@ -8,15 +8,22 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from wn.report import claims_covariance
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
 Draw = Callable[[pd.DataFrame], Figure | None]
 
-FIGURES: dict[str, Draw] = {}
+FIGURES: dict[str, Draw] = {
+    "covariance": claims_covariance.covariance,
+    "batch_norm": claims_covariance.batch_norm,
+}
 """File name -> what draws it from all rows (with a column ``claim``); None where its rows are not there."""
 
-TITLES: dict[str, str] = {}
+TITLES: dict[str, str] = {
+    "covariance": "How much of w lies along the first eigenvectors of its gradient's covariance",
+    "batch_norm": "Spread of batch normalisation's scale over ||v||, by layer and by position",
+}
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[str]:
