@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from wn.claims.arms import Race, crossing, curve
 from wn.config.compose import compose
 from wn.data import Split
 from wn.norm import NormalizedLayer, fold, normalize, normalized_layers
+from wn.report.claims import covariance
 from wn.resources import resolve
 from wn.stack import Stack
 from wn.trainer import Observer, Trainer
@@ -231,3 +233,38 @@ def test_a_drift_is_that_of_the_scale_and_not_of_gains():
             model[0].g.mul_(math.exp(k))  # but that of the layer before is: log sigma = 0, 1, 2, sd 1
             model[0].bias.zero_()
     torch.testing.assert_close(batch_norm.drifts(models, x)["1"], torch.ones(8).double())
+
+
+# figures
+
+
+def test_the_figure_of_alignment_shows_each_layer_and_a_random_direction():
+    row = {"claim": "C1", "condition": "mlp, gradients of images", "seed": 0}
+    values = {"cos2": 0.02, "energy": 0.1, "random": 1 / 101}
+    rows = [
+        {**row, "quantity": f"{word} of {layer}", "x": epoch, "value": value}
+        for layer in ("hidden1", "logits")
+        for epoch in (0, 1, 10, 30)
+        for word, value in values.items()
+    ]
+    figure = covariance.covariance(pd.DataFrame(rows))
+    assert figure is not None
+    above, below = figure.axes
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["hidden1", "logits"]
+    random = [float(axis.lines[-2].get_ydata()[0]) for axis in (above, below)]
+    assert random == pytest.approx([0.4549 / 100, 4.351 / 100], rel=0.02)  # chi-square's medians over d - 1
+    assert covariance.covariance(pd.DataFrame(rows).assign(claim="D2")) is None
+
+
+def test_the_figure_of_ratios_shows_the_spread_of_each_layer():
+    rows = [
+        {"claim": "D2", "condition": f"{family}, {time}", "quantity": quantity, "x": x, "value": value}
+        for family in ("mlp", "convnet")
+        for time in ("at the start", "trained")
+        for quantity, x, value in (("cv of first", None, 0.1), ("deviation by row, conv1", 0.0, 0.2))
+    ]
+    figure = covariance.batch_norm(pd.DataFrame(rows))
+    assert figure is not None
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1] * 4
+    assert figure.axes[1].lines[0].get_ydata().tolist() == [0.2]
+    assert covariance.batch_norm(pd.DataFrame(rows[:0], columns=list(rows[0]))) is None

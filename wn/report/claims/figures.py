@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from wn.report.claims import depth, growth, headline, noise
+from wn.report.claims import covariance, depth, growth, headline, noise
 from wn.report.claims.collect import Found
 from wn.report.figures import house_style, save
 
@@ -17,6 +17,8 @@ Draw = Callable[[pd.DataFrame], Figure | None]
 FIGURES: dict[str, Draw] = {
     "headline": headline.headline,
     "growth": growth.draw,
+    "covariance": covariance.covariance,
+    "batch_norm": covariance.batch_norm,
     "depth": depth.depth_figure,
     "noise": noise.noise_figure,
 }
@@ -25,6 +27,8 @@ FIGURES: dict[str, Draw] = {
 TITLES = {
     "headline": headline.TITLE,
     "growth": growth.TITLE,
+    "covariance": "How much of w lies along the first eigenvectors of its gradient's covariance",
+    "batch_norm": "Spread of batch normalisation's scale over ||v||, by layer and by position",
     "depth": depth.TITLE,
     "noise": noise.TITLE,
 }
