@@ -46,7 +46,9 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         ax.set_ylabel("angle (radians)")
     lines = {line.get_label(): line for ax in axes.flat for line in ax.get_lines()}
     shown = [lines[label] for label, *_ in ARMS.values() if label in lines]
-    figure.legend(handles=shown, loc="outside upper center", ncols=len(shown), frameon=False)
+    figure.legend(
+        handles=shown, loc="outside upper center", ncols=len(shown) if len(rules) > 2 else 2, frameon=False
+    )
     return figure
 
 
