@@ -17,7 +17,7 @@ from wn.claims.arms import Race, crossing, curve
 from wn.config.compose import compose
 from wn.data import Split
 from wn.norm import NormalizedLayer, fold, normalize, normalized_layers
-from wn.report.claims import covariance
+from wn.report.claims import covariance as figures
 from wn.resources import resolve
 from wn.stack import Stack
 from wn.trainer import Observer, Trainer
@@ -247,13 +247,13 @@ def test_the_figure_of_alignment_shows_each_layer_and_a_random_direction():
         for epoch in (0, 1, 10, 30)
         for word, value in values.items()
     ]
-    figure = covariance.covariance(pd.DataFrame(rows))
+    figure = figures.covariance(pd.DataFrame(rows))
     assert figure is not None
     above, below = figure.axes
     assert [tick.get_text() for tick in below.get_xticklabels()] == ["hidden1", "logits"]
     random = [float(axis.lines[-2].get_ydata()[0]) for axis in (above, below)]
     assert random == pytest.approx([0.4549 / 100, 4.351 / 100], rel=0.02)  # chi-square's medians over d - 1
-    assert covariance.covariance(pd.DataFrame(rows).assign(claim="D2")) is None
+    assert figures.covariance(pd.DataFrame(rows).assign(claim="D2")) is None
 
 
 def test_the_figure_of_ratios_shows_the_spread_of_each_layer():
@@ -263,8 +263,8 @@ def test_the_figure_of_ratios_shows_the_spread_of_each_layer():
         for time in ("at the start", "trained")
         for quantity, x, value in (("cv of first", None, 0.1), ("deviation by row, conv1", 0.0, 0.2))
     ]
-    figure = covariance.batch_norm(pd.DataFrame(rows))
+    figure = figures.batch_norm(pd.DataFrame(rows))
     assert figure is not None
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1] * 4
     assert figure.axes[1].lines[0].get_ydata().tolist() == [0.2]
-    assert covariance.batch_norm(pd.DataFrame(rows[:0], columns=list(rows[0]))) is None
+    assert figures.batch_norm(pd.DataFrame(rows[:0], columns=list(rows[0]))) is None
