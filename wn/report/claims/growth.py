@@ -38,6 +38,9 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     axes = figure.subplots(len(models), len(rules), sharey=True, squeeze=False)
     for row, model in zip(axes, models, strict=True):
         for ax, rule in zip(row, rules, strict=True):
+            if f"{model}, {rule}" not in conditions:
+                ax.set_axis_off()
+                continue
             _panel(ax, rows[rows["condition"] == f"{model}, {rule}"])
             ax.set_title(f"{MODELS[model]}, {rule}", fontsize=9)
     for ax in axes[-1]:

@@ -39,6 +39,7 @@ STRONG = ("plain", "weight norm", "capped", "capped and held")
 """The four that make the argument; the others are controls, and paler."""
 
 MODELS = {"mlp": "MLP", "vae": "VAE", "convnet": "ConvNet"}
+OPTIMISERS = ("SGD", "momentum", "Adam", "Adamax")
 CLAIMS = ("B6a", "B5", "B6b", "B7")
 """The first has every arm; what is not measured yet of its controls is in the others' rows."""
 
@@ -61,22 +62,23 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     if "claim" not in rows or (mine := rows[rows["claim"].isin(CLAIMS)]).empty:
         return None
     found = widths(mine)
-    conditions = list(dict.fromkeys(condition for condition, _ in found))
-    optimisers = list(dict.fromkeys(c.split(", ")[1] for c in conditions))
+    conditions = {condition for condition, _ in found}
+    optimisers = [name for name in OPTIMISERS if any(c.endswith(f", {name}") for c in conditions)]
+    arms = [arm for arm in ARMS if any(arm == measured for _, measured in found)]
     models = [model for model in MODELS if any(c.startswith(f"{model}, ") for c in conditions)]
-    size = (2.3 + 1.95 * len(optimisers), 0.7 + 2.75 * len(models))
+    size = (2.3 + 1.95 * len(optimisers), 0.7 + (0.7 + 0.15 * len(arms)) * len(models))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(models), len(optimisers), sharex=True, sharey=True, squeeze=False)
     for line, model in zip(grid, models, strict=True):
         for axes, optimiser in zip(line, optimisers, strict=True):
-            _panel(axes, found, f"{model}, {optimiser}")
+            _panel(axes, found, f"{model}, {optimiser}", arms)
             axes.set_title(f"{MODELS[model]}, {optimiser}", fontsize=9)
-    grid[0, 0].set_yticks(range(len(ARMS)), [label for label, _ in ARMS.values()])
-    grid[0, 0].set_ylim(len(ARMS) - 0.4, -0.6)
+    grid[0, 0].set_yticks(range(len(arms)), [ARMS[arm][0] for arm in arms])
+    grid[0, 0].set_ylim(len(arms) - 0.4, -0.6)
     grid[0, 0].xaxis.set_major_locator(MultipleLocator(2))
     grid[0, 0].set_xlim(left=0)
     for line in grid:
-        for arm, text in zip(ARMS, line[0].get_yticklabels(), strict=True):
+        for arm, text in zip(arms, line[0].get_yticklabels(), strict=True):
             text.set(fontsize=7.5, fontweight="bold" if arm in STRONG else "normal")
     figure.supxlabel(
         "decades of learning rate in which validation loss stays near the arm's best (MLP: within 1.5 times "
@@ -87,8 +89,9 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _panel(axes: Axes, found: Widths, condition: str) -> None:
-    for place, (arm, (_, color)) in enumerate(ARMS.items()):
+def _panel(axes: Axes, found: Widths, condition: str, arms: list[str]) -> None:
+    for place, arm in enumerate(arms):
+        color = ARMS[arm][1]
         width, edge = found.get((condition, arm), (None, False))
         if width is None:
             continue

@@ -48,16 +48,15 @@ def counts(found: Sequence[Found]) -> str:
 
 
 def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
-    minutes = sum(one.seconds for one in found if not one.claim.long) / 60
     parts = [
         "# Every claim of the paper, with a verdict",
         f"**{counts(found)}**",
-        "Each claim has a criterion that was committed before anything was measured "
+        "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured "
         "([experiments/claims/](../../experiments/claims)); the verdict is computed from the rows beside "
         "this page. An interval is Student's at 95% over seeds.",
         in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
-        f"```\npython -m wn.claims          # measures all but the long ones: {minutes:.0f} core-minutes\n"
+        "```\npython -m wn.claims          # measures all but the long ones\n"
         "python -m wn.claims --long   # the long ones too\n"
         "python -m wn.claims B3       # one claim; B or growth: a family\n"
         "python -m wn.report claims   # verdicts of what was measured\n```",
@@ -126,10 +125,9 @@ def _section(one: Found) -> str:
     if len(one.rows):
         commits = ", ".join(sorted({str(commit)[:10] for commit in one.rows["commit"].unique()}))
         device = ", ".join(sorted(one.rows["device"].unique()))
-        lines.append(
-            f"`python -m wn.claims {claim.id}`: {one.seconds / 60:.1f} minutes, {device}, commit {commits}"
-            f" ({one.order}), [rows]({claim.id}.csv)."
-        )
+        clock = f"{one.seconds / 60:.1f} minutes by the clock"
+        told = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({one.order})"
+        lines.append(f"{told}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)
 
 
