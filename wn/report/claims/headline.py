@@ -35,6 +35,7 @@ STRONG = ("plain", "weight norm", "capped", "capped and held")
 """The four that make the argument; the others are controls, and paler."""
 
 MODELS = {"mlp": "MLP", "vae": "VAE", "convnet": "ConvNet"}
+OPTIMISERS = ("SGD", "momentum", "Adam", "Adamax")
 CLAIMS = ("B6a", "B5", "B6b", "B7")
 """The first has every arm; what is not measured yet of its controls is in the others' rows."""
 
@@ -57,9 +58,9 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     if "claim" not in rows or (mine := rows[rows["claim"].isin(CLAIMS)]).empty:
         return None
     found = widths(mine)
-    conditions = list(dict.fromkeys(condition for condition, _ in found))
-    optimisers = list(dict.fromkeys(c.split(", ")[1] for c in conditions))
-    models = [model for model in MODELS if any(c.startswith(f"{model}, ") for c in conditions)]
+    known = {tuple(condition.split(", ")) for condition, _ in found}
+    models = [model for model in MODELS if model in {first for first, _ in known}]
+    optimisers = [name for name in OPTIMISERS if name in {second for _, second in known}]
     size = (2.3 + 1.95 * len(optimisers), 0.7 + 2.75 * len(models))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(models), len(optimisers), sharex=True, sharey=True, squeeze=False)
