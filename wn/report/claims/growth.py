@@ -17,6 +17,7 @@ ARMS = {
     "batch normalisation": ("batch normalisation", "batch_norm", "-", "B8"),
 }
 MODELS = {"mlp": "MLP", "vae": "VAE"}
+RULES = ("SGD", "momentum", "Adam")
 
 TITLE = (
     "B2, B8: angle between successive directions at the end of training, against the learning rate; mean and "
@@ -32,7 +33,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
     if not conditions:
         return None
     models = [m for m in MODELS if any(c.startswith(m) for c in conditions)]
-    rules = list(dict.fromkeys(c.split(", ")[1] for c in conditions))
+    rules = [r for r in RULES if any(c.endswith(r) for c in conditions)]
     size = (2.6 * len(rules) + 0.6, 2.3 * len(models) + 0.7)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(models), len(rules), sharey=True, squeeze=False)
