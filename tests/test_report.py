@@ -356,6 +356,7 @@ def test_committed_results_are_those_of_the_committed_rows(
     emptied = re.sub(r"(?s)(report -->\n).*?(<!-- end)", r"\1\2", front)
     (tmp_path / "README.md").write_text(emptied, encoding="utf-8")
     told("--publish", "--runs-dir", "nothing")
+    told("claims", "--publish", "--runs-dir", "nothing")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == front, (
         "stale: python -m wn.report --publish"
     )

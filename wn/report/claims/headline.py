@@ -83,7 +83,7 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     figure.supxlabel(
         "decades of learning rate in which validation loss stays near the arm's best (MLP: within 1.5 times "
         "it, VAE: within 1 nat);\nline: 95% interval over seeds; dashed: plain weights; triangle: in range "
-        "at an end of the grid, so wider than drawn; capped: learns at min(lr, c)",
+        "at an end of the grid, so wider than drawn; capped at c: learns at min(lr, c)",
         **SMALL,
     )
     return figure

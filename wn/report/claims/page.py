@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wn.records import write_atomically
 from wn.report.claims import figures
-from wn.report.claims.collect import VERIFIED, Found, controls, gather, publish
+from wn.report.claims.collect import Found, controls, gather, publish
 from wn.report.claims.verdicts import Judged
 from wn.report.columns import aligned, in_markdown
 
@@ -20,7 +20,7 @@ WORDS = {
     "depends": "confirmed in some conditions and refuted in others, which are named",
     "refuted": "the whole interval on the other side, in two independent measurements",
     "open": "the interval is between",
-    "toy": "an experiment of section 5 at smaller scale: +, − or 0 is the direction that was seen",
+    "toy": "an experiment of section 5 at smaller scale; +: for the claim, −: against it, 0: undecided",
     "not tested": "no rows yet",
 }
 
@@ -43,17 +43,18 @@ def counts(found: Sequence[Found]) -> str:
     """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
     words = Counter("toy" if one.word.startswith("toy") else one.word for one in found)
     told = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
-    shown = sum("figure" in one.claim.paper or "table" in one.claim.paper for one in found)
+    shown = sum(any(word in one.claim.paper for word in ("figure", "table", "%", "n = ")) for one in found)
     return f"{len(found)} statements: {told}. The paper shows data for {shown} of them."
 
 
 def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
     parts = [
-        "# Every claim of the paper, with a verdict",
+        "# The claims of the paper, each with a verdict",
         f"**{counts(found)}**",
         "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured "
         "([experiments/claims/](../../experiments/claims)); the verdict is computed from the rows beside "
-        "this page. An interval is Student's at 95% over seeds.",
+        "this page. An interval is Student's at 95% over seeds. Statements that are ours follow from the "
+        "paper's and say so. Errors and training curves of section 5.1 are [elsewhere](../README.md).",
         in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
         "```\npython -m wn.claims          # measures all but the long ones\n"
@@ -126,8 +127,10 @@ def _section(one: Found) -> str:
         commits = ", ".join(sorted({str(commit)[:10] for commit in one.rows["commit"].unique()}))
         device = ", ".join(sorted(one.rows["device"].unique()))
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
-        told = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({one.order})"
-        lines.append(f"{told}, [rows]({claim.id}.csv).")
+        if one.seconds < 1:
+            clock = "computed from what another claim has trained"
+        origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({one.order})"
+        lines.append(f"{origin}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)
 
 
@@ -160,8 +163,6 @@ def _renew_front_page(found: Sequence[Found], readme: Path) -> None:
     head, there, rest = before.partition(begin)
     if not there or end not in rest:
         return
-    unverified = [one.claim.id for one in found if len(one.rows) and one.order != VERIFIED]
-    note = f" Order unverified: {', '.join(unverified)}." * bool(unverified)
-    after = head + begin + f"**{counts(found)}**{note}\n" + end + rest.partition(end)[2]
+    after = head + begin + f"**{counts(found)}**\n" + end + rest.partition(end)[2]
     if after != before:
         write_atomically(readme, after.encode("utf-8"))

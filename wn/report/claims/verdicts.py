@@ -147,7 +147,8 @@ def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
     good, undecided = by[CONFIRMED] + by[LIMITS], by[OPEN] + by[UNTESTED]
     left = [f"{word}: {'; '.join(by[word])}" for word in (OPEN, UNTESTED) if by[word]]
     if by[REFUTED] and good:
-        return DEPENDS, f"confirmed: {'; '.join(good)}. Refuted: {'; '.join(by[REFUTED])}"
+        kinds = [f"{word}: {'; '.join(by[word])}" for word in (CONFIRMED, LIMITS, REFUTED) if by[word]]
+        return DEPENDS, ". ".join(kinds + left)
     if by[REFUTED]:
         again = len(_families(by[REFUTED])) > 1 or set(by[REFUTED]) & set(claim.second)
         if claim.type == "experiment" or again:
