@@ -41,7 +41,7 @@ KNOWS = {
     "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.claims": "* report torch",
-    "wn.claims.criteria": "config",
+    "wn.claims.criteria": "config experiments",
     "wn.claims.rows": "",
     "wn.report": "claims config grammar presets provenance records timings experiments pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk

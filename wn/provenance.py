@@ -67,23 +67,29 @@ def cpu_name() -> str:
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any]:
-    """Commit, and whether what decides the numbers differs from it; None where ``root`` is no checkout.
+    """Commit, and whether what decides the numbers differs from it; None where ``root`` is no checkout."""
+    if not is_checkout(root):
+        return {"commit": None, "dirty": None}
+    changed, head = (
+        ask_git(root, *words)
+        for words in (("status", "--porcelain", "--", "wn", "configs", "experiments"), ("rev-parse", "HEAD"))
+    )
+    commit = None if head is None else head.decode().strip()
+    return {"commit": commit, "dirty": None if changed is None else bool(changed.strip())}
 
-    A surrounding repository's commit, or that of GIT_DIR, would be another project's.
-    """
+
+def is_checkout(root: Path) -> bool:
+    """Whether ``root`` is the top of a repository: a surrounding one would be another project's."""
+    top = ask_git(root, "rev-parse", "--show-toplevel")
+    return top is not None and Path(os.fsdecode(top).strip()).resolve() == root.resolve()
+
+
+def ask_git(root: Path, *words: str) -> bytes | None:
+    """What git prints of the repository at ``root``, and not of that in GIT_DIR; None where it fails."""
     located = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
     environment = {key: value for key, value in os.environ.items() if key not in located}
-
-    def git(*words: str) -> str | None:
+    try:
         command = ["git", "-C", str(root), *words]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root.resolve():
-        return {"commit": None, "dirty": None}
-    changed = git("status", "--porcelain", "--", "wn", "configs", "experiments")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None

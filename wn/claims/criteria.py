@@ -10,6 +10,7 @@ import pydantic
 from wn.config import UserError, nearest, places
 from wn.config.errors import explain_file
 from wn.config.yaml_files import read_yaml
+from wn.experiments import Part
 
 FOLDER = places.ROOT / "experiments" / "claims"
 
@@ -17,13 +18,7 @@ Bounds = tuple[float, float]
 T = TypeVar("T", "Claim", "Notes")
 
 
-class FromFile(pydantic.BaseModel):
-    """Base of what is read from a file: immutable, and an unknown key is an error."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Quantity(FromFile):
+class Quantity(Part):
     """What is measured once a seed, and the thresholds that its 95% interval over seeds is held against.
 
     ``above``: *confirmed* where the interval lies above ``confirmed``, *confirmed with limits* where above
@@ -57,7 +52,7 @@ class Quantity(FromFile):
         return self
 
 
-class Claim(FromFile):
+class Claim(Part):
     """One statement of the paper, in our words."""
 
     id: str = pydantic.Field(pattern=r"^[A-L]\d?[a-z]?$")
@@ -73,7 +68,7 @@ class Claim(FromFile):
     quantities: dict[str, Quantity] = pydantic.Field(min_length=1)
     conditions: dict[str, str] = pydantic.Field(min_length=1)
     """What it is tested on; the first word is the family of models."""
-    second: list[str] = []
+    second: list[str] = pydantic.Field(default=[])
     """Conditions that were measured to confirm a refutation, by another model or code."""
 
     @pydantic.model_validator(mode="after")
@@ -85,14 +80,14 @@ class Claim(FromFile):
         return self
 
 
-class Lower(FromFile):
+class Lower(Part):
     """A verdict that a reader of the rows may lower, never raise."""
 
     to: Literal["open", "confirmed with limits"]
     why: str
 
 
-class Notes(FromFile):
+class Notes(Part):
     """Remarks beside a verdict, which are no part of the criterion and may change."""
 
     literature: str = ""

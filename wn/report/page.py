@@ -143,10 +143,8 @@ def write_pages(results_dir: Path) -> None:
         rows, _ = collect.committed(plan, results_dir / name)
         table, steps = table_of(plan, rows.runs), steps_of(plan, rows, results_dir)
         parts.append(section(plan, rows, table, steps, results_dir / name, f"{name}/"))
-        begin, end = f"<!-- begin {name}: written by python -m wn.report -->\n", f"<!-- end {name} -->"
-        head, found, rest = front.partition(begin)
-        if found and end in rest and (not plan.is_sweep or len(rows.runs) == len(plan.group_of)):
-            front = head + begin + markdown(table, steps, front=True) + end + rest.partition(end)[2]
+        if not plan.is_sweep or len(rows.runs) == len(plan.group_of):
+            front = renewed(front, name, markdown(table, steps, front=True))
     pages = sorted((results_dir / "bench").glob("*.md"))
     titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for path in pages]
     links = [f"- [{title}](bench/{path.name})\n" for title, path in zip(titles, pages, strict=True)]
@@ -154,3 +152,10 @@ def write_pages(results_dir: Path) -> None:
     write_atomically(results_dir / "README.md", "\n".join(parts).encode("utf-8"))
     if front != before:
         write_atomically(readme, front.encode("utf-8"))
+
+
+def renewed(text: str, name: str, content: str) -> str:
+    """A page with other content between the markers of ``name``; as it is where it has none."""
+    begin, end = f"<!-- begin {name}: written by python -m wn.report -->\n", f"<!-- end {name} -->"
+    head, found, rest = text.partition(begin)
+    return head + begin + content + end + rest.partition(end)[2] if found and end in rest else text

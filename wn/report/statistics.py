@@ -38,21 +38,21 @@ class Sweep(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean, and half the width of its 95% Student interval: NaN where n < 2."""
+    """A mean, and half the width of its Student interval, 95% unless said otherwise: NaN where n < 2."""
 
     mean: float
     half_width: float
     n: int
 
 
-def estimate(values: ArrayLike) -> Estimate:
-    """Mean of independent values (n,), with its interval t(0.975, n - 1) s / sqrt(n)."""
+def estimate(values: ArrayLike, tail: float = 0.025) -> Estimate:
+    """Mean of independent values (n,), with its interval t(1 - tail, n - 1) s / sqrt(n)."""
     x = np.asarray(values, dtype=float)
     mean = float(x.mean()) if len(x) else np.nan
     if len(x) < 2 or not np.isfinite(mean):
         return Estimate(mean, np.nan, len(x))
     error = x.std(ddof=1) / np.sqrt(len(x))
-    return Estimate(mean, float(scipy.special.stdtrit(len(x) - 1, 0.975) * error), len(x))
+    return Estimate(mean, float(scipy.special.stdtrit(len(x) - 1, 1 - tail) * error), len(x))
 
 
 def paired_p(differences: ArrayLike) -> float:

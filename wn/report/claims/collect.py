@@ -7,7 +7,6 @@ it: then the criterion is older than the row. Where no history tells, the order 
 from __future__ import annotations
 
 import functools
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import pandas as pd
 from wn.claims import criteria
 from wn.claims.criteria import Claim
 from wn.claims.rows import read
-from wn.provenance import ROOT
+from wn.provenance import ROOT, ask_git, is_checkout
 from wn.report.claims.verdicts import Verdict, judge
 from wn.report.collect import write_csv
 from wn.report.statistics import Array
@@ -113,19 +112,12 @@ def _order(name: str, rows: pd.DataFrame) -> str:
 @functools.cache
 def _criterion_at(commit: str, name: str) -> str | None:
     """What names the criterion at a commit: empty where the commit has none, None without history."""
-    if not commit or not (ROOT / ".git").exists():
+    if not commit or not is_checkout(ROOT):
         return None
-
-    def git(*words: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True)
-
-    try:
-        if git("cat-file", "-e", f"{commit}^{{commit}}").returncode:
-            return None  # a shallow clone, or another history
-        shown = git("show", f"{commit}:experiments/claims/{name}.yaml")
-    except OSError:
-        return None
-    return criteria.digest(shown.stdout) if shown.returncode == 0 else ""
+    if ask_git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        return None  # a shallow clone, or another history
+    shown = ask_git(ROOT, "show", f"{commit}:experiments/claims/{name}.yaml")
+    return "" if shown is None else criteria.digest(shown)
 
 
 def publish(found: list[Found], folder: Path) -> None:

@@ -12,6 +12,7 @@ from wn.report.claims import figures
 from wn.report.claims.collect import Found, controls, gather, publish
 from wn.report.claims.verdicts import Judged
 from wn.report.columns import aligned, in_markdown
+from wn.report.page import renewed
 
 WORDS = {
     "exact": "an identity, held to rounding",
@@ -159,10 +160,6 @@ def _threshold(value: float | tuple[float, float]) -> str:
 def _renew_front_page(found: Sequence[Found], readme: Path) -> None:
     """The verdicts between the markers of the project's README, where it has them."""
     before = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    begin, end = "<!-- begin claims: written by python -m wn.report -->\n", "<!-- end claims -->"
-    head, there, rest = before.partition(begin)
-    if not there or end not in rest:
-        return
-    after = head + begin + f"**{counts(found)}**\n" + end + rest.partition(end)[2]
+    after = renewed(before, "claims", f"**{counts(found)}**\n")
     if after != before:
         write_atomically(readme, after.encode("utf-8"))

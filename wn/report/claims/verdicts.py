@@ -15,7 +15,7 @@ import scipy.special
 from numpy.typing import ArrayLike
 
 from wn.claims.criteria import Claim, Quantity
-from wn.report.statistics import ENOUGH, Array, holm
+from wn.report.statistics import ENOUGH, Array, estimate, holm
 
 CONFIRMED, LIMITS, REFUTED, OPEN = "confirmed", "confirmed with limits", "refuted", "open"
 EXACT, DEPENDS, UNTESTED = "exact", "depends", "not tested"
@@ -72,8 +72,7 @@ def judge(claim: Claim, values: Values) -> Verdict:
     for (condition, name, quantity, x), test, p in zip(cells, tests, corrected, strict=True):
         alpha = 0.05 if quantity.tost else 0.025
         verdict = test.verdict if p <= alpha else OPEN
-        mean, half = _interval(x, alpha)
-        judged.append(Judged(condition, name, mean, half, len(x), float(p), verdict))
+        judged.append(Judged(condition, name, *estimate(x, alpha), float(p), verdict))
     return Verdict(*_combined(claim, judged), judged)
 
 
@@ -85,14 +84,6 @@ def _exact(cells: Sequence[tuple[str, str, Quantity, Array]]) -> Verdict:
         judged.append(Judged(condition, name, worst, np.nan, len(x), np.nan, EXACT if holds else REFUTED))
     bad = [j.condition for j in judged if j.verdict == REFUTED]
     return Verdict(REFUTED if bad else EXACT, ", ".join(bad), judged)
-
-
-def _interval(x: Array, alpha: float) -> tuple[float, float]:
-    """Mean, and half the width of Student's interval that leaves ``alpha`` on either side."""
-    if len(x) < 2 or not np.isfinite(x).all():
-        return float(np.mean(x)) if len(x) else np.nan, np.nan
-    error = x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(scipy.special.stdtrit(len(x) - 1, 1 - alpha) * error)
 
 
 def _p_above(x: Array, threshold: float) -> float:
