@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.claims.training import train
 from wn.config.compose import compose
@@ -108,10 +108,6 @@ def _rows(condition: str, quantity: str, values: Array, x: float | None = None) 
     ]
 
 
-def _file(condition: str, what: str) -> str:
-    return f"{condition} {what}".replace(", ", "_").replace(" ", "-")
-
-
 @measurement("I1a")
 def small_batches_of_batch_normalization() -> Iterator[Part]:
     """Test error in batches of 2 less that in batches of 64, the same images seen; lr chosen for each."""
@@ -120,7 +116,7 @@ def small_batches_of_batch_normalization() -> Iterator[Part]:
     yield Part("mlp_8", lambda: _details(mlp, NORMS["BN"], 8, outcome(mlp, NORMS["BN"], 8, 5)))
     for name, norm in {"plain": NORMS["plain"], **OTHERS}.items():
         quantity = f"control {name}"
-        yield Part(_file("mlp", name), functools.partial(excess, mlp, norm, quantity, 5))
+        yield Part(file_name("mlp", name), functools.partial(excess, mlp, norm, quantity, 5))
     yield Part("convnet_BN", lambda: excess("convnet, MNIST", NORMS["BN"], "excess", 5))
 
 
@@ -138,7 +134,7 @@ def generative_model() -> Iterator[Part]:
     for condition in ("vae, diagonal posterior", "vae, IAF posterior"):
         for batch, quantity in ((8, "difference"), (100, "control difference in batches of 100")):
             measure = functools.partial(_bounds, condition, batch, quantity)
-            yield Part(_file(condition, str(batch)), measure)
+            yield Part(file_name(condition, str(batch), comma="_"), measure)
 
 
 def _bounds(condition: str, batch: int, quantity: str) -> list[Row]:

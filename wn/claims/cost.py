@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.config.compose import compose
 from wn.data import Dataset, Split
@@ -165,7 +165,7 @@ def _endless(batches: list[Tensor]) -> Iterator[Tensor]:
 def _parts(of: str, controls: Mapping[str, tuple[str, str]]) -> Iterator[Part]:
     for name in ("convnet, width 16", "convnet, full width", TORCHS):
         measure = functools.partial(ratio_rows, name, of, "none", controls)
-        yield Part(name.replace(", ", "_").replace(" ", "-").replace("'", ""), measure)
+        yield Part(file_name(name, comma="_").replace("'", ""), measure)
 
 
 @measurement("H1")

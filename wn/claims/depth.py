@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn.claims import nets
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.predictions import predicted_factor
 from wn.claims.rows import Row
@@ -195,7 +195,7 @@ def _parts(cases: dict[str, Case], rows: _Rows) -> Iterator[Part]:
     for condition, (kind, activation, starts) in cases.items():
         for start in starts:
             one = functools.partial(rows, condition, kind, activation, start)
-            name = f"{condition.replace(', ', '-').replace(' ', '-')}-{start}"
+            name = file_name(condition, start)
             yield Part(name, functools.partial(_over_seeds, one))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from wn.claims import nets
 from wn.claims.depth import SEEDS, row
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.rows import Row
 from wn.claims.training import train
@@ -120,7 +120,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def only_without_statistics() -> Iterator[Part]:
     """What the initialisation gains in weight normalisation, less what it gains in batch normalisation."""
     for model in SMALL:
-        yield Part(model.replace(", ", "-").replace(" ", "-"), functools.partial(_interaction, model))
+        yield Part(file_name(model), functools.partial(_interaction, model))
 
 
 def _interaction(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:

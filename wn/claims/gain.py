@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from wn.claims.depth import row
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.claims.training import train
 from wn.config.compose import compose
@@ -66,7 +66,7 @@ def best(condition: str, gain: str, seeds: Sequence[int] = SEEDS) -> Best:
 def no_better() -> Iterator[Part]:
     """Test metric of e^s less that of g, in margins, each at its best learning rate; paired by seed."""
     for condition in CASES:
-        yield Part(condition.replace(", ", "-"), functools.partial(_differences, condition))
+        yield Part(file_name(condition), functools.partial(_differences, condition))
 
 
 def _differences(condition: str) -> list[Row]:
@@ -88,7 +88,7 @@ def _differences(condition: str) -> list[Row]:
 def slightly_slower() -> Iterator[Part]:
     """Epochs until the training loss is what g has, on average, after two thirds of them: e^s over g."""
     for condition in CASES:
-        yield Part(condition.replace(", ", "-"), functools.partial(_ratios, condition))
+        yield Part(file_name(condition), functools.partial(_ratios, condition))
 
 
 def _ratios(condition: str) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wn.claims.lengths import AfterStep, Lengths, train_with
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.claims.training import Watch, train
 from wn.config import Config
@@ -158,10 +158,6 @@ def self_stabilisation() -> Iterator[Part]:
     for condition in RATES:
         for name in ("weight normalisation", "plain weights", "held weights"):
             yield Part(file_name(condition, name), partial(_slope_of, condition, name))
-
-
-def file_name(*words: str) -> str:
-    return "-".join(words).replace(", ", "-").replace(" ", "-")
 
 
 def _slope_of(condition: str, name: str) -> list[Row]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from wn import probes
-from wn.claims.growth import ARMS, NOISE, SEEDS, config, file_name, final, half_decades, line
+from wn.claims.growth import ARMS, NOISE, SEEDS, config, final, half_decades, line
 from wn.claims.lengths import AfterStep, EveryStep, directions, squares, train_with
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.config import Config
 from wn.norm import normalized_layers

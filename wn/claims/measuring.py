@@ -29,6 +29,15 @@ class Part(NamedTuple):
     measure: Callable[[], list[Row]]
 
 
+def file_name(*words: str, comma: str = "-") -> str:
+    """A part's name from words, as a condition.
+
+    >>> file_name("mlp, SGD", "held weights"), file_name("mlp, SGD", comma="_")
+    ('mlp-SGD-held-weights', 'mlp_SGD')
+    """
+    return "-".join(words).replace(", ", comma).replace(" ", "-")
+
+
 Measurement = Callable[[], Iterator[Part]]
 
 MEASUREMENTS: dict[str, Measurement] = {}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims.cost import ratio_rows
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.claims.training import train
 from wn.config.compose import compose
@@ -303,4 +303,4 @@ def cost() -> Iterator[Part]:
     plain = {"mean-only over plain": ("mean_only_bn", "none"), "BN over plain": ("batch_norm", "none")}
     for condition in ("mlp, MNIST", "convnet, width 16", "convnet, full width"):
         measure = functools.partial(ratio_rows, condition, "mean_only_bn", "batch_norm", plain)
-        yield Part(condition.replace(", ", "_").replace(" ", "-"), measure)
+        yield Part(file_name(condition, comma="_"), measure)

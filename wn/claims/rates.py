@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wn.claims.measuring import Part, measurement
+from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
 from wn.config import Config
 from wn.config.compose import Value, compose
@@ -222,10 +222,10 @@ def _parts(
     others = tuple(arm for arm in ARMS if every or arm in _arms(controls))
     new = [arm for arm in others if arm not in arms]
     for condition in CONDITIONS:
-        name = condition.replace(", ", "_").lower()
+        name = file_name(condition, comma="_").lower()
         yield Part(name, functools.partial(_judged, condition, arms, judged, evidence))
     for condition in CONDITIONS:
-        name = condition.replace(", ", "_").lower()
+        name = file_name(condition, comma="_").lower()
         yield Part(f"{name}_controls", functools.partial(_controls, condition, others, controls, new))
 
 
