@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -157,13 +157,7 @@ def forward() -> Iterator[Part]:
         "convnet, plain": ("convolutional", "relu", FEWER),
     }
 
-    def rows(condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]:
-        found = {depth: probe(kind, depth, activation, start, seed).correlation for depth in DEPTHS}
-        judged = "correlation" if start == "data" else f"control {start}"
-        curve = [row(condition, f"correlation, {start}", seed, v, depth) for depth, v in found.items()]
-        return [row(condition, judged, seed, found[50]), *curve]
-
-    yield from _parts(cases, rows)
+    yield from _parts(cases, "correlation", "correlation", lambda at, kind, activation: at.correlation)
 
 
 @measurement("E2b")
@@ -176,22 +170,26 @@ def backward() -> Iterator[Part]:
         "convnet, plain, ReLU": ("convolutional", "relu", FEWER),
     }
 
+    def factor(at: AtStart, kind: Kind, activation: str) -> float:
+        return float(at.gradient_ratio ** (1 / 49)) / predicted_factor(kind, 50, activation)
+
+    yield from _parts(cases, "gradient_ratio", "factor", factor)
+
+
+def _parts(
+    cases: dict[str, Case], field: str, quantity: str, judged: Callable[[AtStart, Kind, str], float]
+) -> Iterator[Part]:
+    """A part for each condition and start: a field of what is found by depth, what is judged at 50."""
+
     def rows(condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]:
-        found = {depth: probe(kind, depth, activation, start, seed).gradient_ratio for depth in DEPTHS}
-        judged = "factor" if start == "data" else f"control {start}"
-        factor = found[50] ** (1 / 49) / predicted_factor(kind, 50, activation)
-        curve = [row(condition, f"gradient ratio, {start}", seed, v, depth) for depth, v in found.items()]
-        return [row(condition, judged, seed, factor), *curve]
+        found = {depth: probe(kind, depth, activation, start, seed) for depth in DEPTHS}
+        name = quantity if start == "data" else f"control {start}"
+        curve = f"{field.replace('_', ' ')}, {start}"
+        return [
+            row(condition, name, seed, judged(found[50], kind, activation)),
+            *(row(condition, curve, seed, getattr(at, field), depth) for depth, at in found.items()),
+        ]
 
-    yield from _parts(cases, rows)
-
-
-class _Rows(Protocol):
-    def __call__(self, condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]: ...
-
-
-def _parts(cases: dict[str, Case], rows: _Rows) -> Iterator[Part]:
-    """A part for each condition and start."""
     for condition, (kind, activation, starts) in cases.items():
         for start in starts:
             one = functools.partial(rows, condition, kind, activation, start)
