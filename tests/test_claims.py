@@ -147,8 +147,9 @@ def test_thresholds_must_be_in_order():
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Measurements of two parts of a claim, and which of them were called."""
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Measurements of two parts of a claim, in an empty folder, and which of them were called."""
+    monkeypatch.chdir(tmp_path)
     calls: list[str] = []
 
     def part(name: str) -> Part:
@@ -167,20 +168,27 @@ def test_what_is_complete_is_not_measured_again(measured: list[str], tmp_path: P
             return Preempted("late", where, 75) if measured else None
 
     with pytest.raises(Preempted, match="before B3, two"):
-        measuring.measure("B3", tmp_path, Late(None))
-    measuring.measure("B3", tmp_path, StopWatcher(None))
-    measuring.measure("B3", tmp_path, StopWatcher(None))
+        measuring.measure("B3", Late(None))
+    measuring.measure("B3", StopWatcher(None))
+    measuring.measure("B3", StopWatcher(None))
     assert measured == ["one", "two"]
-    assert read(tmp_path / "B3" / "two.json") is not None
+    assert read(tmp_path / "runs" / "claims" / "B3" / "two.json") is not None
 
 
-def test_another_criterion_voids_what_was_measured(
-    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    measuring.measure("B3", tmp_path, StopWatcher(None))
+def test_another_criterion_voids_what_was_measured(measured: list[str], monkeypatch: pytest.MonkeyPatch):
+    measuring.measure("B3", StopWatcher(None))
     monkeypatch.setattr(criteria, "digest_of", lambda name: "another")
-    measuring.measure("B3", tmp_path, StopWatcher(None))
+    measuring.measure("B3", StopWatcher(None))
     assert measured == ["one", "two", "one", "two"]
+
+
+def test_a_family_is_measured_by_one_process_and_steps_are_timed_alone():
+    names = command.chosen([], True)
+    together, timed = command.groups(names)
+    assert sorted(name for group in together + timed for name in group) == sorted(names)
+    assert [sorted(group) for group in timed] == [["G5", "H1", "H2"]]
+    assert ["B5", "B6a", "B6b", "B7"] in together
+    assert command.groups(["B5", "A5", "B7"]) == ([["B5", "B7"], ["A5"]], [])
 
 
 def test_an_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]):

@@ -1,38 +1,39 @@
 """``python -m wn.claims [ID ...]``: measure what is missing of the claims, into runs/claims/.
 
-Without an ID: the core; with --long also what takes hours (``long: true`` in experiments/claims/). A kill
-costs the part that was being measured; the same command goes on. ``python -m wn.report claims`` makes the
-page, results/claims/README.md.
+Without an ID: the core; with --long also what takes hours (``long: true`` in experiments/claims/). A process
+for each core; steps are timed at the end, when no other process runs. A kill costs the parts that were being
+measured; the same command goes on. ``python -m wn.report claims`` makes the page, results/claims/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+import torch
 
 import wn.claims
 from wn.claims import criteria
-from wn.claims.measuring import MEASUREMENTS, measure
+from wn.claims.measuring import MEASUREMENTS, measure, measured
 from wn.config import UserError, nearest
-from wn.processes import Preempted, StopWatcher, termination
+from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 2 after an error that the user can mend; 75 where the time was over."""
+    """0; 1 where a process died; 2 after an error that the user can mend; 75 where the time was over."""
     parser = argparse.ArgumentParser(prog="python -m wn.claims", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="claims, as A1 or a family, as B or growth")
     parser.add_argument("--long", action="store_true", help="what takes hours too")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="default: one per core")
     parser.add_argument("--max-minutes", type=float, help="for the whole command")
     options = parser.parse_args(arguments)
     try:
-        with termination(), StopWatcher(options.max_minutes) as watcher:
-            for name in chosen(options.ids, options.long):
-                measure(name, options.runs_dir / "claims", watcher)
+        with termination():
+            deaths = _measure_all(chosen(options.ids, options.long), options.workers, options.max_minutes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,7 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    for names, death in deaths:
+        print(f"{', '.join(names)}: {death}", file=sys.stderr)
+    return 1 if deaths else 0
+
+
+def _measure_all(
+    names: Sequence[str], workers: int, max_minutes: float | None
+) -> list[tuple[list[str], WorkerDied]]:
+    """Measure claims; what died twice comes back."""
+    parts = [measured(name, part) for name in names for part in MEASUREMENTS[name]()]
+    print(f"{len(names)} claims in {len(parts)} parts: {sum(parts)} measured before", flush=True)
+    together, timed = groups(names)
+    work = functools.partial(_measure_family, max_minutes)
+    return map_workers(work, together, workers) + map_workers(work, timed, 1)
+
+
+def groups(names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Claims by family, as those share trainings: that can be measured beside others, and that are timed.
+
+    The families of most claims come first: they take longest, and begun last would leave a core idle.
+    """
+    by_family = {module: [n for n in own if n in names] for module, own in families().items()}
+    timed = by_family.pop("cost")
+    return sorted(filter(None, by_family.values()), key=len, reverse=True), [timed] if timed else []
+
+
+def _measure_family(max_minutes: float | None, names: list[str]) -> None:
+    with StopWatcher(max_minutes) as watcher:
+        for name in names:
+            measure(name, watcher)
 
 
 def families() -> dict[str, list[str]]:

@@ -178,3 +178,12 @@ def weight_normalization() -> Iterator[Part]:
 def batch_normalization() -> Iterator[Part]:
     """Time of a training step with batch normalisation over that with plain weights (section 5.1)."""
     yield from _parts("batch_norm", {"weight normalisation": ("weight_norm", "none")})
+
+
+@measurement("G5")
+def mean_only_statistics() -> Iterator[Part]:
+    """Time of a training step with mean-only statistics over that with batch normalisation (section 4)."""
+    plain = {"mean-only over plain": ("mean_only_bn", "none"), "BN over plain": ("batch_norm", "none")}
+    for condition in ("mlp, MNIST", "convnet, width 16", "convnet, full width"):
+        measure = functools.partial(ratio_rows, condition, "mean_only_bn", "batch_norm", plain)
+        yield Part(file_name(condition, comma="_"), measure)

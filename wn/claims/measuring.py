@@ -54,8 +54,18 @@ def measurement(claim: str) -> Callable[[Measurement], Measurement]:
     return register
 
 
-def measure(name: str, folder: Path, watcher: StopWatcher) -> None:
-    """Measure the parts of a claim that are not there in ``folder``.
+def measured(name: str, part: Part) -> bool:
+    """Whether there is a file of a part, complete and by the criterion as it is now."""
+    done = read(_file(name, part))
+    return done is not None and done.criterion == criteria.digest_of(name)
+
+
+def _file(name: str, part: Part) -> Path:
+    return Path("runs") / "claims" / name / f"{part.name}.json"
+
+
+def measure(name: str, watcher: StopWatcher) -> None:
+    """Measure the parts of a claim that are not measured yet.
 
     Raises:
         Preempted: a signal asked for it, or the time is over; parts that are complete are kept.
@@ -63,8 +73,7 @@ def measure(name: str, folder: Path, watcher: StopWatcher) -> None:
     """
     claim, criterion = criteria.load(name), criteria.digest_of(name)
     for part in MEASUREMENTS[name]():
-        path = folder / name / f"{part.name}.json"
-        if (done := read(path)) and done.criterion == criterion:
+        if measured(name, part):
             continue
         if stop := watcher.stop(f"before {name}, {part.name}"):
             raise stop
@@ -75,6 +84,7 @@ def measure(name: str, folder: Path, watcher: StopWatcher) -> None:
             raise UserError(f"{name}: {min(unknown)}: no condition of experiments/claims/{name}.yaml")
         device = device_name(torch.device("cpu"))
         made = provenance(device)
+        path = _file(name, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = Measured(
             criterion=criterion,

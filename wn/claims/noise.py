@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wn.claims.cost import ratio_rows
-from wn.claims.measuring import Part, file_name, measurement
+from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
 from wn.claims.training import train
 from wn.config.compose import compose
@@ -295,12 +294,3 @@ def size() -> Iterator[Part]:
     yield from _parts(
         {"ratio": lambda n: n.sd_bn / n.sd_mobn}, {}, {"ratio by batch": lambda n: n.sd_bn / n.sd_mobn}
     )
-
-
-@measurement("G5")
-def cost() -> Iterator[Part]:
-    """Time of a training step with mean-only statistics over that with batch normalisation."""
-    plain = {"mean-only over plain": ("mean_only_bn", "none"), "BN over plain": ("batch_norm", "none")}
-    for condition in ("mlp, MNIST", "convnet, width 16", "convnet, full width"):
-        measure = functools.partial(ratio_rows, condition, "mean_only_bn", "batch_norm", plain)
-        yield Part(file_name(condition, comma="_"), measure)
