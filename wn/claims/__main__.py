@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
 
 import torch
 
-import wn.claims
 from wn.claims import criteria
-from wn.claims.measuring import MEASUREMENTS, measure, measured
+from wn.claims.measuring import MEASUREMENTS, families, measure_family, measured
 from wn.config import UserError, nearest
-from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers, termination
+from wn.processes import Preempted, WorkerDied, map_workers, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +52,7 @@ def _measure_all(
     parts = [measured(name, part) for name in names for part in MEASUREMENTS[name]()]
     print(f"{len(names)} claims in {len(parts)} parts: {sum(parts)} measured before", flush=True)
     together, timed = groups(names)
-    work = functools.partial(_measure_family, max_minutes)
+    work = functools.partial(measure_family, max_minutes)
     return map_workers(work, together, workers) + map_workers(work, timed, 1)
 
 
@@ -67,23 +64,6 @@ def groups(names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     by_family = {module: [n for n in own if n in names] for module, own in families().items()}
     timed = by_family.pop("cost")
     return sorted(filter(None, by_family.values()), key=len, reverse=True), [timed] if timed else []
-
-
-def _measure_family(max_minutes: float | None, names: list[str]) -> None:
-    with StopWatcher(max_minutes) as watcher:
-        for name in names:
-            measure(name, watcher)
-
-
-def families() -> dict[str, list[str]]:
-    """Modules of this package that measure, and the claims that each measures."""
-    found: dict[str, list[str]] = {}
-    for module in pkgutil.iter_modules(wn.claims.__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"wn.claims.{module.name}")
-    for claim, function in MEASUREMENTS.items():
-        found.setdefault(function.__module__.rpartition(".")[2], []).append(claim)
-    return found
 
 
 def chosen(words: Sequence[str], with_long: bool) -> list[str]:

@@ -6,6 +6,8 @@ part with a file of the same criterion is not measured again.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+import wn.claims
 from wn.claims import criteria
 from wn.claims.rows import Measured, Row, read
 from wn.config import UserError
@@ -52,6 +55,25 @@ def measurement(claim: str) -> Callable[[Measurement], Measurement]:
         return function
 
     return register
+
+
+def families() -> dict[str, list[str]]:
+    """Modules of this package that measure, and the claims that each measures."""
+    found: dict[str, list[str]] = {}
+    for module in pkgutil.iter_modules(wn.claims.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"wn.claims.{module.name}")
+    for claim, function in MEASUREMENTS.items():
+        found.setdefault(function.__module__.rpartition(".")[2], []).append(claim)
+    return found
+
+
+def measure_family(max_minutes: float | None, names: list[str]) -> None:
+    """Measure claims one after the other, in a process that may know no measurement yet."""
+    families()
+    with StopWatcher(max_minutes) as watcher:
+        for name in names:
+            measure(name, watcher)
 
 
 def measured(name: str, part: Part) -> bool:
