@@ -112,6 +112,11 @@ def test_few_seeds_and_wide_intervals_are_open():
     assert judge(claim(), values(2, 2, spread=5)).word == "open"
 
 
+def test_nothing_is_judged_below_the_seeds_that_a_criterion_asks_for():
+    assert judge(claim(seeds=5), values(2, 2, n=4)).word == "open"
+    assert judge(claim(seeds=5), values(2, 2, n=5)).word == "confirmed"
+
+
 def test_the_interval_is_students():
     """0.05 (-1, -0.5, 0, 0.5, 1): s = 0.03953, and t(0.975, 4) = 2.776."""
     (judged, _) = judge(claim(), values(2, 2)).judged

@@ -55,7 +55,7 @@ class Quantity(Part):
 class Claim(Part):
     """One statement of the paper, in our words."""
 
-    id: str = pydantic.Field(pattern=r"^[A-L]\d?[a-z]?$")
+    id: str = pydantic.Field(pattern=r"^[A-M]\d?[a-z]?$")
     section: str
     statement: str
     type: Literal["exact", "law", "mechanism", "comparison", "cost", "experiment"]
@@ -65,6 +65,8 @@ class Claim(Part):
     design: str
     control: str
     long: bool = False
+    seeds: int = pydantic.Field(default=3, ge=3)
+    """Below so many nothing is judged, so that seeds that come in one by one are looked at once."""
     quantities: dict[str, Quantity] = pydantic.Field(min_length=1)
     conditions: dict[str, str] = pydantic.Field(min_length=1)
     """What it is tested on; the first word is the family of models."""

@@ -15,7 +15,7 @@ import scipy.special
 from numpy.typing import ArrayLike
 
 from wn.claims.criteria import Claim, Quantity
-from wn.report.statistics import ENOUGH, Array, estimate, holm
+from wn.report.statistics import Array, estimate, holm
 
 CONFIRMED, LIMITS, REFUTED, OPEN = "confirmed", "confirmed with limits", "refuted", "open"
 EXACT, DEPENDS, UNTESTED = "exact", "depends", "not tested"
@@ -66,7 +66,7 @@ def judge(claim: Claim, values: Values) -> Verdict:
         return Verdict(UNTESTED, "", [])
     if claim.type == "exact":
         return _exact(cells)
-    tests = [_tested(quantity, x) for _, _, quantity, x in cells]
+    tests = [_tested(quantity, x, claim.seeds) for _, _, quantity, x in cells]
     corrected = holm([test.p for test in tests])
     judged = []
     for (condition, name, quantity, x), test, p in zip(cells, tests, corrected, strict=True):
@@ -95,9 +95,9 @@ def _p_above(x: Array, threshold: float) -> float:
     return float(scipy.special.stdtr(len(x) - 1, -distance / error))
 
 
-def _tested(quantity: Quantity, x: Array) -> _Test:
+def _tested(quantity: Quantity, x: Array, seeds: int) -> _Test:
     """The first verdict, from the strongest on, whose test is passed; *open*, without a p, if none is."""
-    if len(x) < ENOUGH or not np.isfinite(x).all():
+    if len(x) < seeds or not np.isfinite(x).all():
         return _Test(OPEN, np.nan)
     if quantity.rule == "inside":
         return _inside(quantity, x)

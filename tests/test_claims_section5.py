@@ -1,0 +1,156 @@
+"""Claims about section 5: values of runs with known metrics, and which runs they are of."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from wn import experiments
+from wn.claims import criteria, section5
+from wn.claims.measuring import MEASUREMENTS
+from wn.claims.section5 import Trained
+from wn.config import UserError
+from wn.report.claims.verdicts import judge
+
+ERRORS = {"WN + MOBN": 0.20, "BN": 0.22, "WN": 0.25, "normal": 0.253, "MOBN": 0.247}
+
+
+def run(test: float = 0.2, train: float = 0.5, epochs: int = 16) -> Trained:
+    """A classifier whose training error is ``train`` in epoch 8, and far higher before and after."""
+    rows = [
+        {"epoch": 0},
+        *({"epoch": e, "train_error": train if e == 8 else 0.99} for e in range(1, epochs + 1)),
+    ]
+    return Trained(rows, {"test_error": test} if epochs == 16 else {})
+
+
+def test_differences_of_test_errors_are_in_points():
+    runs = {name: run(test=error) for name, error in ERRORS.items()}
+    found = section5.lowest(runs)
+    assert found["BN less WN + MOBN"] == pytest.approx(2)
+    assert found["WN less WN + MOBN"] == pytest.approx(5)
+    same = section5.same(runs)
+    assert same["WN less normal"] == pytest.approx(-0.3)
+    assert same["MOBN less WN"] == pytest.approx(-0.3)
+    assert {*criteria.load("L1").quantities} <= {*found}
+    assert {*criteria.load("L3").quantities} <= {*same}
+
+
+def test_training_errors_are_those_of_half_the_epochs():
+    runs = {name: run(train=error) for name, error in ERRORS.items()}
+    found = section5.faster(runs)
+    assert found["normal less BN"] == pytest.approx(3.3)
+    assert found["normal less WN"] == pytest.approx(0.3)
+    assert {*criteria.load("L2").quantities} <= {*found}
+
+
+def test_what_diverged_counts_at_chance_from_then_on():
+    late, early = run(train=0.3, epochs=9), run(train=0.3, epochs=5)
+    assert (late.test_error, late.train_error(8)) == (90, pytest.approx(30))
+    assert early.train_error(8) == 90
+
+
+def vae(*bounds: float) -> Trained:
+    """The bounds after epochs 0, 10, 20, ...; an epoch without an evaluation between them."""
+    rows = [{"epoch": 10.0 * i, "test_loss": -bound} for i, bound in enumerate(bounds)]
+    return Trained([rows[0], {"epoch": 5.0}, *rows[1:]], {"test_loss": -bounds[-1]})
+
+
+def test_a_bound_that_is_reached_sooner():
+    """Plain weights are highest, at -86, after 40 epochs; the other passes -86 half way from 20 to 30."""
+    found = section5.converges(
+        {"normal": vae(-400, -94, -90, -88, -86, -86.5), "WN": vae(-400, -94, -88, -84, -84, -84)}
+    )
+    assert found["faster"] == pytest.approx(25 / 40)
+    assert found["better"] == pytest.approx(2.5)
+    assert {*criteria.load("M1").quantities} <= {*found}
+
+
+def test_a_bound_that_is_never_reached_counts_after_the_last_epoch():
+    found = section5.converges({"normal": vae(-400, -90, -86, -88), "WN": vae(-400, -90, -88, -87)})
+    assert (found["faster"], found["better"]) == (pytest.approx(30 / 20), pytest.approx(1))
+    assert section5.converges({"normal": vae(-400, -90), "WN": Trained([], {})}) == {}
+
+
+def test_where_a_line_first_reaches_a_level():
+    points = np.array([[0, -10.0], [10, -6], [20, -8], [30, -4]])
+    assert section5.reached(points, -8) == 5
+    assert section5.reached(points, -5) == 27.5
+    assert section5.reached(points, -20) == 0
+    assert section5.reached(points, -3) == math.inf
+
+
+def test_the_curves_of_the_paper_meet_the_criterion_on_the_vae():
+    """As digitised, with n as if there were five seeds: the criterion tells the figure's two curves apart."""
+    tree: Any = yaml.safe_load((experiments.FOLDER / "paper" / "figure3_mnist.yaml").read_text())
+    curves = {name: [p for p in points if p[0] <= 200] for name, points in tree["curves"].items()}
+    runs = {
+        name: Trained([{"epoch": e, "test_loss": -bound} for e, bound, _ in points], {"test_loss": 0.0})
+        for name, points in curves.items()
+    }
+    found = section5.converges(runs)
+    assert found["faster"] == pytest.approx(121.6 / 180, abs=0.001)
+    five = {name: found[name] + 0.01 * np.arange(-2, 3) for name in ("better", "faster")}
+    claim = criteria.load("M1")
+    assert judge(claim, {"vae, MNIST": five}).word == "confirmed with limits"  # of one family of models
+    back = section5.converges({"normal": runs["WN"], "WN": runs["normal"]})
+    assert not {
+        j.verdict
+        for j in judge(claim, {"vae, MNIST": {k: back[k] + 0.01 * np.arange(-2, 3) for k in five}}).judged
+    } & {"confirmed", "open"}
+
+
+TABLE = {
+    "title": "t",
+    "claim": "c",
+    "fixed": {"model.widths": [4], "trainer.epochs": 1, "trainer.batch_size": 500, "trainer.device": "cpu"},
+    "rows": [
+        {"name": "normal", "norm": "none_init", "lrs": [0.1], "chosen": 0.2},
+        {"name": "WN", "norm": "weight_norm_init", "lrs": [0.1], "chosen": 0.1},
+        {"name": "other", "norm": "none", "lrs": [0.1]},
+    ],
+    "seeds": [0, 1],
+    "chosen_by": "selection",
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path / "experiments")
+    experiments.FOLDER.mkdir()
+    (experiments.FOLDER / "table.yaml").write_text(yaml.safe_dump(TABLE))
+    monkeypatch.chdir(tmp_path)
+    section5.trained.cache_clear()
+    return "table"
+
+
+def test_runs_are_those_of_the_experiment_at_the_chosen_rate(table: str, tmp_path: Path):
+    found = section5.trained(table, ("normal", "WN"), 1)
+    configs = section5.configs_of(table, ("normal", "WN"), 1)
+    assert [(name, c.optim.lr, c.seed) for name, c in configs.items()] == [("normal", 0.2, 1), ("WN", 0.1, 1)]
+    recorded = {path.parent.name for path in tmp_path.glob("runs/table/*/record.json")}
+    assert (
+        recorded
+        == {c.run_id for c in configs.values()}
+        < {c.run_id for c in experiments.load(table).configs()}
+    )
+    assert all(0 < one.test_error < 100 for one in found.values())
+
+
+def test_a_rate_that_is_not_chosen_yet_is_asked_for(table: str):
+    with pytest.raises(
+        UserError, match=r"other: no chosen learning rate; first python -m wn.train .*selection"
+    ):
+        section5.configs_of(table, ("normal", "other"), 0)
+
+
+@pytest.mark.parametrize("name", ["L1", "L2", "L3"])
+def test_a_part_a_seed(name: str):
+    parts = [part.name for part in MEASUREMENTS[name]()]
+    assert parts[:5] == [f"seed_{seed}" for seed in range(criteria.load(name).seeds)]
+    assert all(part.endswith("_code") for part in parts[5:])

@@ -1,0 +1,211 @@
+"""Claims about section 5 that a processor can train: rows of an experiment, seed by seed.
+
+A part trains what claims need of one seed, in the experiment's own folder: what is recorded there is not
+trained again, and what is trained here is the experiment's as well. A seed that is missing has no value.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from wn import experiments
+from wn.claims.measuring import Part, measurement
+from wn.claims.rows import Row
+from wn.config import Config, UserError
+from wn.records import Record
+from wn.report.statistics import Array
+from wn.sweep import train_sweep
+
+TABLE, CONVNET = "cifar10_narrow", "convnet, CIFAR-10"
+JUDGED, CODE = ("WN + MOBN", "BN", "WN", "normal", "MOBN"), "normal as in the code"
+HALF = 8
+"""The last epoch of 16 at the constant learning rate."""
+
+CHANCE = 90.0
+"""Error in % of a run that diverged."""
+
+FIGURE, VAE = "vae_mnist_cpu", "vae, MNIST"
+EARLY = 50
+"""The epoch at which the two curves of figure 3 are one."""
+
+PLACE = {"tracking.mode": "disabled", "trainer.progress": False}
+
+
+def configs_of(experiment: str, rows: Sequence[str], seed: int) -> dict[str, Config]:
+    """A run for each row, at the learning rate that its file names, or that was chosen.
+
+    Raises:
+        UserError: a learning rate is still to be chosen.
+    """
+    file = experiments.load(experiment)
+    rates = {row.name: row.chosen if file.chosen_by else row.lrs[0] for row in file.rows if row.name in rows}
+    if waiting := [name for name, rate in rates.items() if rate is None]:
+        how = f"python -m wn.train +experiment={file.chosen_by} && python -m wn.report {file.chosen_by}"
+        raise UserError(f"experiments/{experiment}.yaml: {waiting[0]}: no chosen learning rate; first {how}")
+    wanted = {(name, rate, seed) for name, rate in rates.items()}
+    runs = file.runs(PLACE)
+    return {
+        run.row: run.config
+        for run in runs
+        if run.row is not None and (run.row, run.cell["optim.lr"], run.cell["seed"]) in wanted
+    }
+
+
+class Trained(NamedTuple):
+    """A run that is done: its metrics by epoch, and its final ones, empty where it diverged."""
+
+    epochs: list[dict[str, float]]
+    final: dict[str, float]
+
+    @classmethod
+    def of(cls, record: Record) -> Trained:
+        if not record.done:
+            raise RuntimeError(f"run {record.folder.name}: {record.status}")
+        return cls(record.metrics, record.content["final"] if record.status == "finished" else {})
+
+    @property
+    def test_error(self) -> float:
+        """In %, after the last epoch."""
+        return 100 * self.final["test_error"] if self.final else CHANCE
+
+    def train_error(self, epoch: int) -> float:
+        """In %, a mean over the epoch."""
+        return next((100 * row["train_error"] for row in self.epochs if row["epoch"] == epoch), CHANCE)
+
+    @property
+    def bounds(self) -> Array:
+        """Points [epoch, bound on the test set in nats], where it was evaluated."""
+        return np.array([(row["epoch"], -row["test_loss"]) for row in self.epochs if "test_loss" in row])
+
+
+@functools.cache  # several claims are about the same rows
+def trained(experiment: str, rows: tuple[str, ...], seed: int) -> Mapping[str, Trained]:
+    configs = configs_of(experiment, rows, seed)
+    return dict(zip(configs, map(Trained.of, train_sweep(list(configs.values()))), strict=True))
+
+
+Values = dict[str, float]
+"""By quantity, of one seed."""
+
+
+def _less(values: Mapping[str, float], *pairs: tuple[str, str], name: str = "{} less {}") -> Values:
+    return {name.format(one, other): values[one] - values[other] for one, other in pairs}
+
+
+def lowest(runs: Mapping[str, Trained]) -> Values:
+    """Test errors less that of weight normalisation with mean-only batch normalisation; L1."""
+    errors = {name: run.test_error for name, run in runs.items()}
+    judged = _less(errors, ("BN", "WN + MOBN"), ("WN", "WN + MOBN"))
+    control = _less(errors, ("normal", "WN + MOBN"), name="control {} less {}")
+    return judged | control | {f"test error {name}": error for name, error in errors.items()}
+
+
+def faster(runs: Mapping[str, Trained]) -> Values:
+    """Training error of plain weights less those of others, at equal epochs; L2."""
+    errors = {name: run.train_error(HALF) for name, run in runs.items()}
+    judged = _less(errors, ("normal", "BN"), ("normal", "WN"))
+    control = _less(errors, ("normal", "MOBN"), name="control {} less {}")
+    return judged | control | {f"train error {name}": error for name, error in errors.items()}
+
+
+def faster_than_in_the_code(runs: Mapping[str, Trained]) -> Values:
+    errors = {name: run.train_error(HALF) for name, run in runs.items()}
+    return _less(errors, (CODE, "BN"), (CODE, "WN"), name="control {} less {}")
+
+
+def same(runs: Mapping[str, Trained]) -> Values:
+    """Test errors in pairs; L3."""
+    errors = {name: run.test_error for name, run in runs.items()}
+    control = _less(errors, ("BN", "normal"), name="control {} less {}")
+    return _less(errors, ("WN", "normal"), ("MOBN", "normal"), ("MOBN", "WN")) | control
+
+
+def same_in_the_code(runs: Mapping[str, Trained]) -> Values:
+    errors = {name: run.test_error for name, run in runs.items()}
+    return _less(errors, (CODE, "normal"), name="control {} less {}")
+
+
+def reached(points: Array, level: float) -> float:
+    """The first epoch at which a line through points [epoch, bound] is at a level; infinite if none."""
+    above = np.flatnonzero(points[:, 1] >= level)
+    if not len(above):
+        return math.inf
+    after = points[above[0]]
+    before = points[max(above[0] - 1, 0)]
+    rise = after[1] - before[1]
+    return float(after[0] - (after[0] - before[0]) * ((after[1] - level) / rise if rise else 0.0))
+
+
+def converges(runs: Mapping[str, Trained]) -> Values:
+    """How much higher a bound weight normalisation has, and how much sooner; M1.
+
+    Nothing of a seed of which one run diverged.
+    """
+    if not all(run.final for run in runs.values()):
+        return {}
+    plain, wn = runs["normal"].bounds, runs["WN"].bounds
+    level, last = plain[:, 1].max(), plain[-1, 0]
+    early = [float(np.interp(EARLY, *points.T)) for points in (plain, wn)]
+    return {
+        "better": float(wn[-1, 1] - plain[-1, 1]),
+        "faster": min(reached(wn, level), last) / reached(plain, level),
+        f"control better after {EARLY} epochs": early[1] - early[0],
+    }
+
+
+def _parts(
+    experiment: str,
+    condition: str,
+    rows: Sequence[str],
+    values: Callable[[Mapping[str, Trained]], Values],
+    suffix: str = "",
+) -> Iterator[Part]:
+    """A part a seed of the experiment's."""
+    for seed in experiments.load(experiment).seeds:
+        measure = functools.partial(_measured, experiment, condition, tuple(rows), values, seed)
+        yield Part(f"seed_{seed}{suffix}", measure)
+
+
+def _measured(
+    experiment: str,
+    condition: str,
+    rows: tuple[str, ...],
+    values: Callable[[Mapping[str, Trained]], Values],
+    seed: int,
+) -> list[Row]:
+    found = values(trained(experiment, rows, seed))
+    return [
+        {"condition": condition, "quantity": name, "seed": seed, "value": value, "x": None}
+        for name, value in found.items()
+    ]
+
+
+@measurement("L1")
+def best() -> Iterator[Part]:
+    """Section 5.1: test errors of batch and of weight normalisation less that of WN + MOBN."""
+    return _parts(TABLE, CONVNET, JUDGED, lowest)
+
+
+@measurement("L2")
+def speed() -> Iterator[Part]:
+    """Section 5.1: training error of plain weights at half of the epochs, less those of BN and of WN."""
+    yield from _parts(TABLE, CONVNET, JUDGED, faster)
+    yield from _parts(TABLE, CONVNET, (*JUDGED, CODE), faster_than_in_the_code, "_code")
+
+
+@measurement("L3")
+def end() -> Iterator[Part]:
+    """Section 5.1: test errors of plain weights, WN and MOBN, in pairs."""
+    yield from _parts(TABLE, CONVNET, JUDGED, same)
+    yield from _parts(TABLE, CONVNET, (*JUDGED, CODE), same_in_the_code, "_code")
+
+
+@measurement("M1")
+def autoencoder() -> Iterator[Part]:
+    """Section 5.2: the test bound at the end, and how soon it is as high as the other ever is."""
+    return _parts(FIGURE, VAE, ("normal", "WN"), converges)
