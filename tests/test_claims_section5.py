@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from wn.claims import criteria, section5
 from wn.claims.measuring import MEASUREMENTS
 from wn.claims.section5 import Trained
 from wn.config import UserError
-from wn.report.claims.verdicts import judge
+from wn.report.claims.verdicts import Verdict, judge
 
 ERRORS = {"WN + MOBN": 0.20, "BN": 0.22, "WN": 0.25, "normal": 0.253, "MOBN": 0.247}
 
@@ -71,9 +70,15 @@ def test_a_bound_that_is_reached_sooner():
     assert {*criteria.load("M1").quantities} <= {*found}
 
 
-def test_a_bound_that_is_never_reached_counts_after_the_last_epoch():
-    found = section5.converges({"normal": vae(-400, -90, -86, -88), "WN": vae(-400, -90, -88, -87)})
-    assert (found["faster"], found["better"]) == (pytest.approx(30 / 20), pytest.approx(1))
+def test_the_level_is_one_that_both_reach():
+    """Plain weights end lower, at -87, which they have after 30 epochs, and the other half way to its 20."""
+    found = section5.converges({"normal": vae(-400, -90, -88, -87), "WN": vae(-400, -88, -86, -86)})
+    assert (found["faster"], found["better"]) == (pytest.approx(15 / 30), pytest.approx(1))
+    back = section5.converges({"WN": vae(-400, -90, -88, -87), "normal": vae(-400, -88, -86, -86)})
+    assert (back["faster"], back["better"]) == (pytest.approx(30 / 15), pytest.approx(-1))
+
+
+def test_of_a_seed_that_diverged_there_is_nothing():
     assert section5.converges({"normal": vae(-400, -90), "WN": Trained([], {})}) == {}
 
 
@@ -82,7 +87,6 @@ def test_where_a_line_first_reaches_a_level():
     assert section5.reached(points, -8) == 5
     assert section5.reached(points, -5) == 27.5
     assert section5.reached(points, -20) == 0
-    assert section5.reached(points, -3) == math.inf
 
 
 def test_the_curves_of_the_paper_meet_the_criterion_on_the_vae():
@@ -95,14 +99,14 @@ def test_the_curves_of_the_paper_meet_the_criterion_on_the_vae():
     }
     found = section5.converges(runs)
     assert found["faster"] == pytest.approx(121.6 / 180, abs=0.001)
-    five = {name: found[name] + 0.01 * np.arange(-2, 3) for name in ("better", "faster")}
-    claim = criteria.load("M1")
-    assert judge(claim, {"vae, MNIST": five}).word == "confirmed with limits"  # of one family of models
     back = section5.converges({"normal": runs["WN"], "WN": runs["normal"]})
-    assert not {
-        j.verdict
-        for j in judge(claim, {"vae, MNIST": {k: back[k] + 0.01 * np.arange(-2, 3) for k in five}}).judged
-    } & {"confirmed", "open"}
+    spread, claim = 0.01 * np.arange(-2, 3), criteria.load("M1")
+
+    def verdict(values: dict[str, float]) -> Verdict:
+        return judge(claim, {"vae, MNIST": {name: values[name] + spread for name in claim.quantities}})
+
+    assert verdict(found).word == "confirmed with limits"  # of one family of models
+    assert {judged.verdict for judged in verdict(back).judged} == {"refuted"}
 
 
 TABLE = {

@@ -7,7 +7,6 @@ trained again, and what is trained here is the experiment's as well. A seed that
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -131,12 +130,9 @@ def same_in_the_code(runs: Mapping[str, Trained]) -> Values:
 
 
 def reached(points: Array, level: float) -> float:
-    """The first epoch at which a line through points [epoch, bound] is at a level; infinite if none."""
-    above = np.flatnonzero(points[:, 1] >= level)
-    if not len(above):
-        return math.inf
-    after = points[above[0]]
-    before = points[max(above[0] - 1, 0)]
+    """The first epoch at which a line through points [epoch, bound] is at a level, which some point has."""
+    first = int(np.argmax(points[:, 1] >= level))
+    before, after = points[max(first - 1, 0)], points[first]
     rise = after[1] - before[1]
     return float(after[0] - (after[0] - before[0]) * ((after[1] - level) / rise if rise else 0.0))
 
@@ -149,11 +145,11 @@ def converges(runs: Mapping[str, Trained]) -> Values:
     if not all(run.final for run in runs.values()):
         return {}
     plain, wn = runs["normal"].bounds, runs["WN"].bounds
-    level, last = plain[:, 1].max(), plain[-1, 0]
+    level = min(plain[:, 1].max(), wn[:, 1].max())
     early = [float(np.interp(EARLY, *points.T)) for points in (plain, wn)]
     return {
         "better": float(wn[-1, 1] - plain[-1, 1]),
-        "faster": min(reached(wn, level), last) / reached(plain, level),
+        "faster": reached(wn, level) / reached(plain, level),
         f"control better after {EARLY} epochs": early[1] - early[0],
     }
 
