@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trainer_cases import dataset
 
-from wn.claims import criteria, rates
+from wn.claims import criteria, rates, rates_convnet
 from wn.claims.rates import ARMS, CONDITIONS, MODELS, OPTIMISERS, RATES, SEEDS, Contrast
 from wn.claims.training import train
 from wn.config import Config
@@ -172,3 +172,38 @@ def test_a_cap_above_the_rate_changes_nothing_and_one_below_does():
     assert losses_of("capped", 0.5)[-1] != losses_of("weight norm", 0.5)[-1]
     assert losses_of("capped, decay", 0.05)[-1] != losses_of("capped", 0.05)[-1]
     assert losses_of("capped and held", 0.5)[-1] != losses_of("capped", 0.5)[-1]
+
+
+@pytest.mark.parametrize("optimiser", rates_convnet.OPTIMISERS)
+def test_the_arms_of_the_convnet_are_what_they_say(optimiser: str, monkeypatch: pytest.MonkeyPatch):
+    """An error that tells the arm: each grid holds its own arm's."""
+    rates_convnet.grids.cache_clear()
+
+    def told(configs: Sequence[Config], metric: str) -> list[float]:
+        assert metric == "error"
+        return [0.1 * kind_of(config) + 0.01 * config.seed for config in configs]
+
+    def kind_of(config: Config) -> int:
+        norm, optim = config.norm, config.optim
+        capped = math.isfinite(optim.lr_gain_cap or math.inf)
+        held = norm.hold == "start"
+        if norm.statistics != "none":
+            return 5 if norm.statistics == "batch" else 6
+        if norm.direction == "plain":
+            return 1 if optim.schedule == "constant_then_linear" else 0
+        return 2 + capped + held
+
+    monkeypatch.setattr(rates_convnet, "trained", told)
+    grids = rates_convnet.grids(optimiser)
+    rates_convnet.grids.cache_clear()
+    assert list(grids) == list(rates_convnet.ARMS)
+    for place, grid in enumerate(grids.values()):
+        assert grid.losses == pytest.approx(0.1 * place + np.tile([0, 0.01, 0.02], (len(grid.rates), 1)))
+
+
+def test_a_convnet_at_chance_is_not_usable():
+    """Best error 0.5: up to 0.7 is usable; 0.9 is chance, at which 1.5 times the best loss may lie."""
+    errors = np.array([[0.9], [0.5], [0.9], [0.9]])
+    (width,), edge = rates.Grid(np.array([0.001, 0.01, 0.1, 1.0]), errors).widths("convnet")
+    assert not edge
+    assert width == pytest.approx(1.0)  # half a decade on each side

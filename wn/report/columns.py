@@ -5,6 +5,7 @@ A table is rows of text, the headings first, for a terminal or in Markdown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from wn.report.plan import Plan
 
 Row = dict[str, Any]
+
+NUMBER = re.compile(r"(≥ |[-–<>~(])?\d|–$|pending$|$")
+"""How a cell begins that holds a number, an interval, or none."""
 
 
 class Column(NamedTuple):
@@ -42,8 +46,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def in_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The first column and those of words are flush left, those of numbers flush right."""
     heading, *rest = rows
-    rule = ["---", *["---:"] * (len(heading) - 1)]
+    words = [i == 0 or not all(map(NUMBER.match, cells)) for i, cells in enumerate(zip(*rest, strict=True))]
+    rule = ["---" if own else "---:" for own in words] or ["---"] * len(heading)
     safe = ([cell.replace("|", "\\|") for cell in row] for row in (heading, rule, *rest))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in safe)
 

@@ -24,14 +24,15 @@ ARMS: dict[str, tuple[str, str]] = {
     "weight norm": ("weight norm, one rate for all", SKY),
     "gains fixed": ("weight norm, g fixed", SKY),
     "gains capped": ("weight norm, g capped", BLUE),
-    "capped": ("weight norm, g and b capped at 0.1", BLUE),
+    "capped": ("weight norm, g and b capped", BLUE),
     "capped at 0.03": ("… at 0.03", BLUE),
     "capped at 0.3": ("… at 0.3", BLUE),
-    "capped, decay": ("… at 0.1, linear decay", BLUE),
+    "capped, decay": ("… capped, linear decay", BLUE),
     "capped and held": ("capped, and ‖v‖ cannot grow", ORANGE),
     "capped and held, decay": ("… linear decay", ORANGE),
     "batch norm": ("batch norm, one rate for all", VERMILION),
     "batch norm, capped": ("batch norm, γ and β capped", VERMILION),
+    "mean-only batch norm": ("mean-only batch norm, one rate for all", VERMILION),
 }
 """Arm -> its name in the figure and its colour."""
 
@@ -40,8 +41,8 @@ STRONG = ("plain", "weight norm", "capped", "capped and held")
 
 MODELS = {"mlp": "MLP", "vae": "VAE", "convnet": "ConvNet"}
 OPTIMISERS = ("SGD", "momentum", "Adam", "Adamax")
-CLAIMS = ("B6a", "B5", "B6b", "B7")
-"""The first has every arm; what is not measured yet of its controls is in the others' rows."""
+CLAIMS = ("B6a", "B5", "B6b", "B7", "B6c", "B5c", "B7c")
+"""B6a and B6c have every arm; what is not measured yet of their controls is in the others' rows."""
 
 Widths = dict[tuple[str, str], tuple[Estimate, bool]]
 
@@ -71,6 +72,9 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     grid = figure.subplots(len(models), len(optimisers), sharex=True, sharey=True, squeeze=False)
     for line, model in zip(grid, models, strict=True):
         for axes, optimiser in zip(line, optimisers, strict=True):
+            if f"{model}, {optimiser}" not in conditions:
+                axes.set_axis_off()
+                continue
             _panel(axes, found, f"{model}, {optimiser}", arms)
             axes.set_title(f"{MODELS[model]}, {optimiser}", fontsize=9)
     grid[0, 0].set_yticks(range(len(arms)), [ARMS[arm][0] for arm in arms])

@@ -110,6 +110,7 @@ def _section(one: Found) -> str:
         f"Design: {claim.design} Control: {claim.control}",
     ]
     if one.verdict.judged:
+        lines.append("\n".join(f"- *{name}*: {quantity.what}" for name, quantity in claim.quantities.items()))
         lines.append(in_markdown(_judged(one)))
     compared = controls(one.rows)
     if len(compared):
@@ -148,7 +149,7 @@ def _judged(one: Found) -> list[list[str]]:
         refuted = "–" if quantity.refuted is None else other + _threshold(quantity.refuted)
         measured = _estimate(judged)
         rows.append(
-            [judged.condition, quantity.what, measured, str(judged.n), confirmed, refuted, judged.verdict]
+            [judged.condition, judged.quantity, measured, str(judged.n), confirmed, refuted, judged.verdict]
         )
     return rows
 
