@@ -136,6 +136,14 @@ def test_the_schedule_reaches_the_updates_and_the_rows() -> None:
     assert watcher.rows[0][4]["valid_loss"] != constant.rows[0][4]["valid_loss"]
 
 
+def test_networks_that_are_given_take_the_place_of_the_configurations_own() -> None:
+    small, on, watcher = config(seed=3, model=MLPConfig(widths=(5,), noise=0.1)), dataset(), Watcher()
+    network = build(small.model, small.norm, on.shape, on.classes, small.seed)
+    Trainer([config(seed=3)], on, CPU, watcher, [network]).run()
+    _, expected = train(small, on=on)
+    assert (watcher.rows, watcher.ends) == (expected.rows, expected.ends)
+
+
 # Learning something real
 
 
