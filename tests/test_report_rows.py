@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_cases import (
     LRS,
     NAME,
     SWEEP,
     config,
+    contents,
     declare,
     run_of,
     write_record,
@@ -95,6 +97,26 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, plan: Plan, told: Any, 
     assert "layer hidden1," in drawn.get_supxlabel(), "the middle one"
     assert set(rows.runs.loc[rows.curves["run_id"], "seed"]) == {0}
     assert 0.0033333 in set(rows.curves["value"]), "five digits"
+
+
+def test_names_of_norms_are_shown_and_change_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan, told: Any, no_figures: None
+) -> None:
+    write_sweep(tmp_path / "runs", plan)
+    told(NAME, "--publish")
+    folder = tmp_path / "results" / NAME
+    before, table = contents(folder), pd.read_csv(folder / "table.csv")
+    shutil.rmtree(tmp_path / "runs")
+    names = {"plain, as it is": "none", "ours": "weight_norm"}
+    declare(tmp_path, monkeypatch, SWEEP | {"grid": SWEEP["grid"] | {"norm": names}})
+    shown = told(NAME, "--publish")
+    assert [line for line in shown.splitlines() if line.startswith("ours")][-1] == "ours: norm=weight_norm"
+    after = contents(folder)
+    assert all(after[file] == before[file] for file in ("runs.csv", "curves.csv"))
+    named = pd.read_csv(folder / "table.csv")
+    assert list(named.pop("norm")) == list(names)
+    assert list(table.pop("norm")) == list(names.values())
+    pd.testing.assert_frame_equal(named, table)
 
 
 # Any other sweep -------------------------------------------------------------------------------------
