@@ -1,4 +1,4 @@
-"""What every test starts from: no W&B account, no display, one thread."""
+"""What every test starts from (no W&B account, no display, one thread), and what several files share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from tracking_cases import Fake
     from train_cases import Call, Result
+
+    from wn.report.plan import Plan
 
 for variable in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[variable]  # the developer's project and key are not for tests
@@ -79,3 +83,96 @@ def call(
     yield called
     logging.root.handlers[:] = handlers  # Hydra's write to this test's captured output
     logging.root.setLevel(level)
+
+
+@pytest.fixture
+def nothing_stays_loaded() -> Iterator[None]:
+    """No plugin of one test is known to the next."""
+    yield
+    from wn import plugins
+
+    plugins.load([])
+
+
+@pytest.fixture
+def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that says the files of ``mnist_cases`` are the published ones."""
+    from mnist_cases import TINY
+
+    from wn.data import sources
+
+    monkeypatch.setitem(sources.OFFICIAL, "mnist", TINY)
+
+
+# The report
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """An experiment that is a sweep, of which nothing is done; the folder is the test's own."""
+    from report_cases import SWEEP, declare
+
+    monkeypatch.chdir(tmp_path)
+    return declare(tmp_path, monkeypatch, SWEEP)
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes seconds."""
+    import pandas as pd
+
+    from wn.report import curves
+
+    summary = {"x": "lr", "y": "error", "line": "line", "points": pd.DataFrame()}
+    monkeypatch.setattr(curves, "draw", lambda *_: ({}, summary))
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command and returns what it prints."""
+    from wn.report.__main__ import main
+
+    def told(*words: str, status: int = 0) -> str:
+        assert main(words) == status
+        out, err = capsys.readouterr()
+        assert not (err and status == 0)
+        return str(err if status else out)
+
+    return told
+
+
+# W&B
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A user without key, in a folder of their own, and a W&B that has not started."""
+    import wandb
+
+    from wn import tracking
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home-of-nobody"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(socket, "gethostname", lambda: "host-of-nobody")
+    monkeypatch.chdir(tmp_path)
+    tracking.connection.cache_clear()
+    yield
+    tracking.connection.cache_clear()
+    wandb.teardown()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Fake]:
+    """The runs that were started on a stand-in for W&B."""
+    import wandb
+    from tracking_cases import Fake
+
+    runs: list[Fake] = []
+
+    def init(**identity: Any) -> Fake:
+        runs.append(Fake(**identity))
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    return runs

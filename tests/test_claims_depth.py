@@ -11,7 +11,7 @@ from torch import nn
 
 from wn.claims import depth, depth_training, gain, nets, recurrent
 from wn.claims.predictions import predicted_factor
-from wn.config import NormConfig, OptimConfig, TransformerConfig
+from wn.config import NormConfig, TransformerConfig
 from wn.models import build
 from wn.norm import data_dependent_init, normalized_layers
 
@@ -105,12 +105,12 @@ def test_held_out_variance_is_one_on_the_same_images():
 
 
 def test_networks_train_and_a_rate_that_is_none_leaves_them_at_chance():
-    errors = depth_training.train_deep("plain", 2, "data", OptimConfig(name="adam"), (1e-9, 1e-2), [0], 4)
+    errors = depth_training.train_deep("plain", 2, "data", "adam", (1e-9, 1e-2), [0], 4)
     assert errors[1e-9][0] > 0.5 > 0.2 > errors[1e-2][0]
 
 
 def test_a_diverged_run_is_at_chance():
-    errors = depth_training.train_deep("plain", 2, "he", OptimConfig(name="sgd"), (1e30,), [0], 2)
+    errors = depth_training.train_deep("plain", 2, "he", "sgd", (1e30,), [0], 2)
     assert errors[1e30] == [depth_training.CHANCE]
 
 

@@ -61,9 +61,15 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "arm_axis": (grid("weight_norm", "weight_norm optim.lr=1"), "optim.lr is an axis, and set by a value"),
     # shape
     "nested": (f"{HEAD}  optim: {{lr: 0.1}}\n{GRID}", "fixed optim: should be one value; .* as optim.lr"),
-    "nested_axis": (grid("[0.1]", "[[0.1]]"), "grid optim.lr 1: should be one value"),
-    "scalar_axis": (grid("[0.1]", "0.1"), "grid optim.lr: 0.1: Input should be a valid list"),
-    "no_value": (grid("[0.1]", "[]"), r"grid optim.lr: \[\]: List should have at least 1 item"),
+    "nested_axis": (grid("[0.1]", "[[0.1]]"), "grid optim.lr values 1: should be one value"),
+    "scalar_axis": (grid("[0.1]", "0.1"), "grid optim.lr values: 0.1: Input should be a valid list"),
+    "no_value": (grid("[0.1]", "[]"), r"grid optim.lr values: \[\]: List should have at least 1 item"),
+    "names": (grid("[0.1]", "{low: 0.1}"), "grid optim.lr: should be a list; only .* norm have names"),
+    "no_name": (
+        grid("[none, weight_norm]", "{}"),
+        r"grid norm names: \{\}: Dictionary should have",
+    ),
+    "nested_name": (grid("[none,", "[none, {a: none},"), "grid norm values 2: should be one value"),
     "no_grid": (f"{HEAD}grid: {{}}\n", "the runs are a grid, or rows and seeds"),
     "no_seeds": (HEAD + ROWS, "the runs are a grid, or rows and seeds"),
     "grid_seeds": (f"{GOOD}seeds: [0]\n", "the runs are a grid, or rows and seeds"),
@@ -236,6 +242,17 @@ def test_a_preset_and_overrides_are_a_row_of_their_own(call: Call, folder: Path)
     (record,) = records(folder / "runs/arms").values()
     assert (record["config"]["norm"]["eps"], record["config"]["seed"]) == (1e-3, 1)
     assert call("+experiment=arms norm.eps=1e-2").status == 2
+
+
+def test_names_of_norms_change_no_run(folder: Path) -> None:
+    arm = "weight_norm norm.eps=1e-3"
+    put("list", grid("weight_norm", f"weight_norm, {arm}"))
+    put("names", grid("[none, weight_norm]", f"{{plain: none, weight norm: weight_norm, other eps: {arm}}}"))
+    plain, named = of_experiment("list"), of_experiment("names")
+    assert list(plain.group_of) == list(named.group_of)
+    assert [group.norm for group in named.groups] == [group.norm for group in plain.groups]
+    assert [group.name for group in named.groups] == ["plain", "weight norm", "other eps"]
+    assert named.facets == ()
 
 
 # One reading of YAML

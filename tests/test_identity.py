@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
+from record_cases import config_in, ended
 
 from wn import experiments
 from wn.config import Config, OptimConfig, TrainerConfig, decides, parse
@@ -117,3 +120,68 @@ def test_a_run_id_reads_back_from_its_record() -> None:
     config = compose({"norm": "weight_norm_mean_only_bn_init", "optim": "adam_paper", "data": "cifar10"})
     again = parse(json.loads(json.dumps(config.model_dump(mode="json"))))
     assert again.run_id == config.run_id
+
+
+def test_run_id_is_pinned() -> None:
+    # A change here gives every run of every user another name: raise SCHEMA and mean it.
+    assert Config().run_id == "b908fe6fae49"
+
+
+def test_run_id_is_the_hash_of_what_decides_the_numbers_and_is_not_at_its_default() -> None:
+    numbers = {
+        "schema": 2,
+        "model": {"name": "mlp", "widths": [7]},
+        "norm": {"gain": "free", "statistics": "batch"},
+        "trainer": {"epochs": 2},
+        "seed": 3,
+    }
+    text = json.dumps(numbers, sort_keys=True, separators=(",", ":"))
+    del numbers["schema"]
+    assert parse(numbers).run_id == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"runs_dir": "/elsewhere"},
+        {"experiment_name": "other"},
+        {"data": {"root": "/data", "download": False}},
+        {"trainer": {"device": "cuda:1", "deterministic": True, "max_minutes": 9.5}},
+        {"trainer": {"progress": False, "checkpoint_every": 3, "probe_every": 7}},
+        {"tracking": {"mode": "offline", "project": "p", "entity": "e"}},
+    ],
+)
+def test_where_a_run_happens_is_no_part_of_its_identity(where: dict[str, Any]) -> None:
+    assert parse(where).run_id == Config().run_id
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"seed": 1},
+        {"optim": {"lr": 0.02}},
+        {"optim": {"name": "adam"}},
+        {"optim": {"weight_decay": 1e-4}},
+        {"norm": {"direction": "row", "gain": "free"}},
+        {"norm": {"init": "data"}},
+        {"norm": {"eps": 1e-5}},
+        {"model": {"widths": [128]}},
+        {"model": {"dropout": 0.5}},
+        {"data": {"name": "mnist"}},
+        {"data": {"valid_fraction": 0.1}},
+        {"data": {"train_fraction": 0.1}},
+        {"data": {"whiten": True}},
+        {"trainer": {"epochs": 31}},
+        {"trainer": {"batch_size": 50}},
+        {"trainer": {"init_batch_size": 100}},
+        {"trainer": {"precision": "bfloat16"}},
+    ],
+)
+def test_what_decides_the_numbers_decides_the_identity(what: dict[str, Any]) -> None:
+    assert parse(what).run_id != Config().run_id
+
+
+def test_a_record_holds_all_of_its_run_s_identity(tmp_path: Path) -> None:
+    config = config_in(tmp_path, seed=3, model={"widths": [7]}, norm={"gain": "free", "statistics": "batch"})
+    content = json.loads((ended(config).folder / "record.json").read_text())
+    assert parse(content["config"]).run_id == config.run_id == content["run_id"]

@@ -6,9 +6,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import sweep_cases as cases
 import torch
+from plugin_cases import NORM, own
 from train_cases import REPOSITORY, Call, declare, records
 
 from wn import evaluate, experiments, launcher, models, plugins, sweep, trained
@@ -26,26 +25,7 @@ from wn.report.__main__ import main as report
 from wn.sweep import train_sweep
 
 EXAMPLE = REPOSITORY / "docs/examples/own.py"
-
-NORM = """
-from wn import plugins
-from wn.norm import NormalizedLayer
-
-@plugins.norm("mine")
-class Mine(NormalizedLayer):
-    pass
-"""
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_loaded() -> Iterator[None]:
-    yield
-    plugins.load([])
-
-
-def own(folder: Path, text: str = NORM, name: str = "own.py") -> str:
-    (folder / name).write_text(text, encoding="utf-8")
-    return str(folder / name)
+pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
 
 
 def tiny(folder: Path, file: str, **changes: Any) -> Config:
@@ -268,88 +248,3 @@ def test_a_data_set_is_scaled_and_divided_like_any_other(tmp_path: Path, kind: s
     assert float(found.train.x.std(correction=0)) == pytest.approx(1, abs=1e-6)
     whole = torch.cat([found.train.x, found.valid.x]).flatten(1)
     assert np.isclose(sorted(whole[:, 1] - whole[:, 0])[0], sorted(whole[:, 1] - whole[:, 0])[-1], atol=1e-5)
-
-
-# Mistakes: one line each, and nothing trained
-
-HEAD = "from wn import plugins\nfrom torch import nn\n"
-MISTAKES = {
-    # text of the file, words, the line
-    "no file": (None, "norm=mine", r"plugins=own\.py: no such file"),
-    "a syntax error": ("def f(:\n", "", r"own\.py:1: SyntaxError: invalid syntax"),
-    "an exception": (HEAD + "\n1 / 0\n", "", r"own\.py:4: ZeroDivisionError: division by zero"),
-    "an exit": (HEAD + "exit(3)\n", "", r"own\.py:3: SystemExit: 3"),
-    "nothing registered": (HEAD, "", r"own\.py: registers nothing; see plugins\.norm"),
-    "a preset's name": (
-        HEAD + "plugins.norm('none')(nn.Identity)\n",
-        "",
-        r"norm=none: this name is taken, by the project; choose another",
-    ),
-    "a name twice": (
-        HEAD + "plugins.norm('a')(nn.Identity)\nplugins.norm('a')(nn.Identity)\n",
-        "",
-        r"norm=a: this name is taken, by own\.py; choose another",
-    ),
-    "a name that is none": (
-        HEAD + "plugins.norm('a b')(nn.Identity)\n",
-        "",
-        "a name is of letters, digits and _",
-    ),
-    "another name": (NORM, "norm=min", r"norm=min: no such preset; did you mean 'mine'\?"),
-    "no module": (
-        HEAD + "plugins.norm('mine')(lambda layer: 3)\n",
-        "norm=mine",
-        r"norm=mine: returned int for Linear\(.*\), and should return a module",
-    ),
-    "a norm that fails": (
-        HEAD + "@plugins.norm('mine')\ndef f(layer):\n    return layer.nothing\n",
-        "norm=mine",
-        r"own\.py:5: AttributeError: 'Linear' object has no attribute 'nothing'",
-    ),
-    "a choice that it does not take": (
-        HEAD + "plugins.norm('mine')(lambda layer: layer)\n",
-        "norm=mine norm.init=data",
-        r"own\.py: TypeError: .*unexpected keyword argument 'init'",
-    ),
-    "a number of another type": (
-        HEAD + "@plugins.model('m')\ndef f(shape, classes, widths: int = 3): ...\n",
-        "model=m",
-        r"model\.widths=\[4\]: Input should be a valid integer",
-    ),
-    "dropout that no seed decides": (
-        HEAD + "plugins.model('m')(lambda s, c, widths=0: nn.Sequential(nn.Dropout(0.5)))\n",
-        "model=m",
-        r"model=m: 0 is torch's Dropout, which draws .*; take wn\.models\.noise\.Dropout",
-    ),
-    "data that are none": (
-        HEAD + "plugins.data('d')(lambda: 3)\n",
-        "data=d",
-        r"data=d: should return \(\(x, y\), \(x_test, y_test\)\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_trained(call: Call, tmp_path: Path, mistake: str) -> None:
-    text, words, line = MISTAKES[mistake]
-    if text is not None:
-        own(tmp_path, text)
-    result = call(f"plugins=own.py {words}")
-    assert result.status == 2
-    assert result.err.count("\n") == 1
-    assert re.search(line, result.err), result.err
-    assert not records(tmp_path / "runs/adhoc")
-
-
-def test_a_file_that_is_edited_is_run_again(tmp_path: Path) -> None:
-    file = own(tmp_path)
-    plugins.load([file])
-    first = plugins.find("norm", "mine")
-    plugins.load([file])
-    assert plugins.find("norm", "mine") is first
-    old = compose({"norm": "mine", "plugins": file})
-    own(tmp_path, NORM + "# edited\n")
-    plugins.load([file])
-    assert plugins.find("norm", "mine").sha256 != first.sha256
-    with pytest.raises(UserError, match="another version than this run's"):
-        plugins.check(old)

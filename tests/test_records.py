@@ -1,13 +1,11 @@
-"""The record on disk: identity, atomic writes, locks, what a reader sees and what it never shall."""
+"""The record on disk: atomic writes, what a reader sees and what it never shall."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,98 +16,15 @@ from typing import Any
 
 import filelock
 import pytest
+from record_cases import config_in, ended, interrupt
 
-from wn.again import reuse
-from wn.config import Config, UserError, parse
+from wn.config import UserError
 from wn.provenance import git_state
 from wn.records import Damaged, Record, read_experiment, read_rows, to_json, write_atomically
 
 REPOSITORY = Path(__file__).parent.parent
 
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.~:<])/\w+")
-
-
-def config_in(folder: Path, **changes: Any) -> Config:
-    return parse({"runs_dir": str(folder), **changes})
-
-
-def ended(config: Config, status: str = "finished", rows: int = 2, claimed: Record | None = None) -> Record:
-    """A record with a result, as a trainer leaves it."""
-    record = claimed or Record.of(config)
-    assert record.claim()
-    record.begin(config, [config.run_id], "a processor")
-    record.append([{"step": step, "loss": 1.0 / (1 + step)} for step in range(rows)], [{"step": 1, "g": 2.0}])
-    record.save(status=status, initial={"valid_loss": 2.0}, final={"valid_loss": 0.5})
-    record.release()
-    return record
-
-
-# Identity
-
-
-def test_run_id_is_pinned() -> None:
-    # A change here gives every run of every user another name: raise SCHEMA and mean it.
-    assert Config().run_id == "b908fe6fae49"
-
-
-def test_run_id_is_the_hash_of_what_decides_the_numbers_and_is_not_at_its_default() -> None:
-    numbers = {
-        "schema": 2,
-        "model": {"name": "mlp", "widths": [7]},
-        "norm": {"gain": "free", "statistics": "batch"},
-        "trainer": {"epochs": 2},
-        "seed": 3,
-    }
-    text = json.dumps(numbers, sort_keys=True, separators=(",", ":"))
-    del numbers["schema"]
-    assert parse(numbers).run_id == hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        {"runs_dir": "/elsewhere"},
-        {"experiment_name": "other"},
-        {"data": {"root": "/data", "download": False}},
-        {"trainer": {"device": "cuda:1", "deterministic": True, "max_minutes": 9.5}},
-        {"trainer": {"progress": False, "checkpoint_every": 3, "probe_every": 7}},
-        {"tracking": {"mode": "offline", "project": "p", "entity": "e"}},
-    ],
-)
-def test_where_a_run_happens_is_no_part_of_its_identity(where: dict[str, Any]) -> None:
-    assert parse(where).run_id == Config().run_id
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        {"seed": 1},
-        {"optim": {"lr": 0.02}},
-        {"optim": {"name": "adam"}},
-        {"optim": {"weight_decay": 1e-4}},
-        {"norm": {"direction": "row", "gain": "free"}},
-        {"norm": {"init": "data"}},
-        {"norm": {"eps": 1e-5}},
-        {"model": {"widths": [128]}},
-        {"model": {"dropout": 0.5}},
-        {"data": {"name": "mnist"}},
-        {"data": {"valid_fraction": 0.1}},
-        {"data": {"train_fraction": 0.1}},
-        {"data": {"whiten": True}},
-        {"trainer": {"epochs": 31}},
-        {"trainer": {"batch_size": 50}},
-        {"trainer": {"init_batch_size": 100}},
-        {"trainer": {"precision": "bfloat16"}},
-    ],
-)
-def test_what_decides_the_numbers_decides_the_identity(what: dict[str, Any]) -> None:
-    assert parse(what).run_id != Config().run_id
-
-
-def test_a_record_holds_all_of_its_run_s_identity(tmp_path: Path) -> None:
-    config = config_in(tmp_path, seed=3, model={"widths": [7]}, norm={"gain": "free", "statistics": "batch"})
-    content = json.loads((ended(config).folder / "record.json").read_text())
-    assert parse(content["config"]).run_id == config.run_id == content["run_id"]
 
 
 # Writing and reading
@@ -141,15 +56,11 @@ def test_a_write_that_is_cut_short_changes_nothing(tmp_path: Path, monkeypatch: 
     record = ended(config_in(tmp_path))
     before = (record.folder / "record.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", _interrupt)
+        patch.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             record.save(status="failed")
     assert (record.folder / "record.json").read_bytes() == before
     assert [r.status for r in read_experiment(tmp_path, "adhoc")] == ["finished"]
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_numbers_that_are_none_become_null() -> None:
@@ -346,100 +257,3 @@ def test_the_commit_is_this_project_s_or_none(tmp_path: Path, monkeypatch: pytes
     assert git_state() == here
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
     assert git_state() == here
-
-
-# Locks
-
-
-def test_a_run_is_claimed_once(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    one, other = Record.of(config), Record.of(config)
-    assert one.claim()
-    assert not other.claim()
-    ended(config, claimed=one)
-    one.release()
-    assert other.claim()
-    assert other.done  # read again under the lock
-    other.release()
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    code = (
-        "import sys, time; from wn.records import Record; from wn.config import parse\n"
-        "record = Record.of(parse({'runs_dir': sys.argv[1]}))\n"
-        "print(record.claim(), flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
-        record = Record.of(config)
-        assert not record.claim()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert record.claim()
-    record.release()
-
-
-# Several experiments
-
-
-def reuse_in(config: Config) -> bool:
-    return reuse([Record.of(config)]) == {config.run_id}
-
-
-@pytest.mark.parametrize("status", ["finished", "diverged"])
-def test_a_result_of_another_experiment_is_reused(tmp_path: Path, status: str) -> None:
-    there = ended(config_in(tmp_path, experiment_name="one"), status)
-    config = config_in(tmp_path, experiment_name="two")
-    assert reuse_in(config)
-    here = Record.of(config)
-    assert here.status == status
-    assert here.content == {**there.content, "experiment": "two"}
-    assert (here.metrics, here.probes) == (there.metrics, there.probes)
-    assert Record.read(there.folder).content["experiment"] == "one"
-    assert here.claim()  # the lock was given back
-    here.release()
-
-
-def test_only_results_of_others_are_reused(tmp_path: Path) -> None:
-    for name, status in (("one", "failed"), ("two", "running"), ("here", "finished")):
-        ended(config_in(tmp_path, experiment_name=name), status)
-    ended(config_in(tmp_path, experiment_name="three", seed=1))
-    assert not reuse_in(config_in(tmp_path, experiment_name="here"))
-
-
-def test_a_run_in_training_is_not_overwritten_by_an_adopted_one(tmp_path: Path) -> None:
-    ended(config_in(tmp_path, experiment_name="one"))
-    config = config_in(tmp_path, experiment_name="two")
-    training = Record.of(config)
-    assert training.claim()
-    training.append([{"step": 0}], [])
-    assert not reuse_in(config)
-    assert training.metrics == [{"step": 0}]
-    training.release()
-
-
-def test_adoption_that_is_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = ended(config_in(tmp_path, experiment_name="one"))
-    config = config_in(tmp_path, experiment_name="two")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            reuse_in(config)
-    assert not Record.of(config).done
-    assert reuse_in(config)
-    assert Record.of(config).metrics == there.metrics
-
-
-def test_an_experiment_s_records_come_in_order_and_alone(tmp_path: Path) -> None:
-    configs = [config_in(tmp_path, seed=seed) for seed in range(4)]
-    for config in configs:
-        ended(config)
-    Record.of(config_in(tmp_path, seed=9))  # nothing trained yet
-    (tmp_path / "adhoc" / "stacks").mkdir()
-    ended(config_in(tmp_path, experiment_name="other"))
-    found = [record.content["run_id"] for record in read_experiment(tmp_path, "adhoc")]
-    assert found == sorted(config.run_id for config in configs)
-    assert list(read_experiment(tmp_path, "nope")) == []

@@ -32,7 +32,7 @@ from report_cases import (
 )
 
 from wn.records import public_config
-from wn.report import collect, curves, web
+from wn.report import collect, web
 from wn.report.__main__ import main
 from wn.report.plan import Plan
 from wn.report.tables import table_of
@@ -50,13 +50,6 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     plan = declare(tmp_path, monkeypatch, SWEEP)
     write_sweep(tmp_path / "runs", plan)
     return plan
-
-
-@pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes seconds."""
-    summary = {"x": "lr", "y": "error", "line": "line", "points": pd.DataFrame()}
-    monkeypatch.setattr(curves, "draw", lambda *_: ({}, summary))
 
 
 def written(plan: Plan, folder: Path) -> str:

@@ -3,8 +3,9 @@
 An experiment names the settings that all its runs share (``fixed``) and which runs there are: every
 combination of a ``grid``, or the ``rows`` of a table, each with learning rates of its own, once per seed.
 A key is a preset's group (``norm``) or a dotted field (``optim.lr``). A value of a group may have overrides
-behind the preset, as on the command line: ``weight_norm norm.eps=1e-5``. :meth:`Experiment.runs` makes
-configurations of it, and so ``run_id``s: a record or a committed row counts if its ``run_id`` is among them.
+behind the preset, as on the command line: ``weight_norm norm.eps=1e-5``; norms of a grid may have names, by
+which tables and figures call them. :meth:`Experiment.runs` makes configurations of it, and so ``run_id``s: a
+record or a committed row counts if its ``run_id`` is among them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ def _plain_or_list(value: Any) -> Any:
 
 Plain = Annotated[Any, pydantic.AfterValidator(_plain)]
 PlainOrList = Annotated[Any, pydantic.AfterValidator(_plain_or_list)]
-Axis = Annotated[list[Plain], pydantic.Field(min_length=1)]
+Axis = Annotated[
+    Annotated[list[Plain], pydantic.Field(min_length=1), pydantic.Tag("values")]
+    | Annotated[dict[str, Plain], pydantic.Field(min_length=1), pydantic.Tag("names")],
+    pydantic.Discriminator(lambda axis: "names" if isinstance(axis, dict) else "values"),
+]
+"""Values, or the value of each name."""
 
 
 def settings_of(key: str, value: Value) -> dict[str, Any]:
@@ -124,6 +130,8 @@ class Experiment(Part):
             raise ValueError("the runs are a grid, or rows and seeds")
         if len({row.name for row in self.rows}) < len(self.rows):
             raise ValueError("two rows have the same name")
+        if named := [key for key, axis in self.grid.items() if isinstance(axis, dict) and key != "norm"]:
+            raise ValueError(f"grid {named[0]}: should be a list; only the values of norm have names")
         own = math.prod(map(len, self.grid.values())) if self.grid else len(self.seeds) * len(self.rows)
         if own > LARGEST:
             raise ValueError(f"{own:,} runs; an experiment has {LARGEST:,} at most")
@@ -147,9 +155,20 @@ class Experiment(Part):
         return list(self.grid or ("norm", "optim.lr", "seed"))
 
     @property
+    def values(self) -> dict[str, list[Value]]:
+        """Of each axis of the grid."""
+        return {k: list(axis.values()) if isinstance(axis, dict) else axis for k, axis in self.grid.items()}
+
+    @property
+    def labels(self) -> dict[Value, str]:
+        """The names of the grid's norms, where it gives them."""
+        norms = self.grid.get("norm")
+        return {norm: name for name, norm in norms.items()} if isinstance(norms, dict) else {}
+
+    @property
     def variants(self) -> set[str]:
         """The fields that values of the axes set behind a preset."""
-        every = self.grid or {"norm": [row.norm for row in self.rows]}
+        every = self.values or {"norm": [row.norm for row in self.rows]}
         return {k for key in every for one in every[key] for k in settings_of(key, one) if k != key}
 
     def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
@@ -160,7 +179,7 @@ class Experiment(Part):
         """
         every: list[tuple[Row | None, tuple[Value, ...]]]
         if self.grid:
-            every = [(None, values) for values in itertools.product(*self.grid.values())]
+            every = [(None, values) for values in itertools.product(*self.values.values())]
         else:
             rows = itertools.product(self.seeds, self.rows)
             every = [(row, (row.norm, lr, seed)) for seed, row in rows for lr in row.all_lrs]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wn import metrics, probes
 from wn.config import Config, UserError
@@ -73,9 +73,17 @@ class Trainer:
     Args:
         configs: the members; they agree in all but :data:`wn.config.STACKABLE`.
         data: on the device, in the precision's type.
+        models: the members' networks where they are not those of the configurations.
     """
 
-    def __init__(self, configs: Sequence[Config], data: Dataset, device: torch.device, observer: Observer):
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        data: Dataset,
+        device: torch.device,
+        observer: Observer,
+        models: Sequence[nn.Module] | None = None,
+    ) -> None:
         self.configs, self.data, self.device, self.observer = list(configs), data, device, observer
         self.config = configs[0]
         self.steps_per_epoch = steps_per_epoch(self.config, data)
@@ -88,7 +96,8 @@ class Trainer:
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
-        self.stack = Stack([build(c.model, c.norm, *sizes, c.seed).to(device, dtype) for c in configs])
+        models = models or [build(c.model, c.norm, *sizes, c.seed) for c in configs]
+        self.stack = Stack([model.to(device, dtype) for model in models])
         self._prepare()
 
     def run(self) -> None:

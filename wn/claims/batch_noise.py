@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
-from wn.claims.training import Watch
-from wn.config import Config
+from wn.claims.training import train
 from wn.config.compose import compose
-from wn.data import Dataset
 from wn.models import build
 from wn.models.noise import CounterBased, normal
 from wn.norm import NormalizedLayer
 from wn.resources import resolve
-from wn.stack import Stack
-from wn.trainer import Trainer
 
 CONDITION = "convnet, width 16"
 SETTINGS: dict[str, Any] = {
@@ -76,25 +72,13 @@ def with_noise(network: nn.Module, kind: str, seed: int) -> nn.Sequential:
     return noisy
 
 
-class NoisyTrainer(Trainer):
-    """The one training loop, on a network with such noise."""
-
-    def __init__(self, configs: Sequence[Config], data: Dataset, watch: Watch, kind: str) -> None:
-        super().__init__(configs, data, torch.device("cpu"), watch)
-        models = [build(c.model, c.norm, data.shape, data.classes, c.seed) for c in configs]
-        if kind:
-            noisy = [with_noise(m, kind, c.seed) for m, c in zip(models, configs, strict=True)]
-            self.stack = Stack(noisy)
-            self._prepare()
-
-
 def test_error(arm: str, seed: int) -> float:
     """In percent, after training; 90 where it diverged."""
     norm, kind = ARMS[arm]
     config = compose({**SETTINGS, "norm": norm, "seed": seed})
-    watch = Watch(1)
-    NoisyTrainer([config], resolve(config)[1], watch, kind).run()
-    result = watch.results[0]
+    data = resolve(config)[1]
+    network = build(config.model, config.norm, data.shape, data.classes, seed)
+    result = train([config], data, [with_noise(network, kind, seed) if kind else network]).results[0]
     return 90.0 if result is None else 100.0 * float(result["test_error"])
 
 

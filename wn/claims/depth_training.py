@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from wn.claims import nets
 from wn.claims.depth import SEEDS, row
@@ -17,17 +13,10 @@ from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.rows import Row
 from wn.claims.training import train
-from wn.config import OptimConfig
 from wn.config.compose import compose
-from wn.data import permutation
-from wn.metrics import CLASSIFICATION, means
-from wn.norm import parameter_groups
-from wn.optim import Optimizer
-from wn.stack import Stack
-from wn.step import Step
 
 RATES = {"adam": (1e-4, 1e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1)}
-CHANCE, BATCH = 0.9, 100
+CHANCE = 0.9
 
 
 @measurement("E2c")
@@ -50,7 +39,7 @@ def to_what_depth() -> Iterator[Part]:
 def _trained(name: str, kind: Kind, depth: int, rule: str, start: Start) -> list[Row]:
     """Rows of the best learning rate. A depth that is not judged belongs to the condition of the next."""
     rates = RATES[rule.lower()]
-    errors = train_deep(kind, depth, start, OptimConfig.model_validate({"name": rule.lower()}), rates, SEEDS)
+    errors = train_deep(kind, depth, start, rule.lower(), rates, SEEDS)
     best = min(rates, key=lambda lr: sum(errors[lr]))
     condition = f"{name}, depth {max(depth, 10)}, {rule}"
     rows = [row(condition, f"error, {start}", seed, e, depth) for seed, e in enumerate(errors[best])]
@@ -65,7 +54,7 @@ def train_deep(
     kind: Kind,
     depth: int,
     start: Start,
-    optim: OptimConfig,
+    rule: str,
     rates: Sequence[float],
     seeds: Sequence[int],
     epochs: int = 10,
@@ -73,27 +62,16 @@ def train_deep(
     """Validation error by learning rate, one a seed; all are one stack. What has diverged is at chance."""
     data, width = nets.digits(), 8 if kind == "convolutional" else 64
     members = [(lr, seed) for lr in rates for seed in seeds]
+    settings = {"norm": "none", "optim": rule, "trainer.epochs": epochs}
+    configs = [compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members]
     models = []
     for _, seed in members:
         batch = data.train.x[nets.first_batch(data, 500, seed)]
         models.append(nets.deep(kind, depth, width, "relu", start, batch, seed))
-    stack = Stack(models)
-    kind_of = {id(p): kind for kind, ps in parameter_groups(stack.template).items() for p in ps}
-    kinds = {name: kind_of[id(p)] for name, p in stack.template.named_parameters()}
-    optims = [optim.model_copy(update={"lr": lr}) for lr, _ in members]
-    optimizer = Optimizer(optims, stack.params, kinds)
-    totals = torch.zeros(len(CLASSIFICATION.names), len(members))
-    plain = (totals, contextlib.nullcontext, False, False)
-    step = Step(stack, optimizer, None, CLASSIFICATION, data.train, *plain)
-    size = len(data.train.x)
-    for epoch in range(1, epochs + 1):
-        stack.train()
-        orders = torch.stack([permutation(seed, epoch, size) for _, seed in members])
-        for indices in torch.split(orders, BATCH, 1)[: size // BATCH]:
-            step(indices)
-    measured = means(stack, CLASSIFICATION, data.valid, contextlib.nullcontext)
+    watch = train(configs, data, models)
     errors = [
-        e if math.isfinite(x) else CHANCE for e, x in zip(measured["error"], measured["loss"], strict=True)
+        CHANCE if result is None else metrics[-1]["valid_error"]
+        for metrics, result in zip(watch.metrics, watch.results, strict=True)
     ]
     n = len(seeds)
     return {lr: errors[i * n : (i + 1) * n] for i, lr in enumerate(rates)}

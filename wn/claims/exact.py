@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from wn import probes
-from wn.claims.lengths import AfterStep, Lengths, directions, train_with
+from wn.claims.lengths import Lengths, directions
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
+from wn.claims.training import AfterStep, train
 from wn.config import Config
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -55,7 +56,7 @@ def lengths_of(
         kept.append(Lengths(trainer))
         return kept[0]
 
-    train_with(configs, prepare)
+    train(configs, prepare=prepare)
     return kept[0], [c.seed for c in configs]
 
 
@@ -150,7 +151,7 @@ def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[i
             v[0::2] *= factors.view(-1, *[1] * (v.dim() - 1))
         return compare
 
-    train_with(configs, prepare)
+    train(configs, prepare=prepare)
     found = zip(pairs, worst.tolist(), strict=True)
     errors: dict[int, float] = {}
     for (seed, _), error in found:

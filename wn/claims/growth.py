@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wn.claims.lengths import AfterStep, Lengths, train_with
+from wn.claims.lengths import Lengths
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
-from wn.claims.training import Watch, train
+from wn.claims.training import AfterStep, Watch, train
 from wn.config import Config
 from wn.config.compose import compose
 from wn.trainer import Trainer
@@ -184,7 +184,7 @@ def _recursive(condition: str, name: str, quantity: str) -> list[Row]:
         kept.append(Lengths(trainer))
         return kept[0]
 
-    trained = Sweep(members, train_with(configs, prepare))
+    trained = Sweep(members, train(configs, prepare=prepare))
     rows = slopes(condition, name, trained, quantity.format("slope"))
     return rows + recursion(condition, trained, kept[0], quantity.format("recursion"))
 

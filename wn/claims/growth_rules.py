@@ -13,9 +13,10 @@ from torch import Tensor
 
 from wn import probes
 from wn.claims.growth import ARMS, NOISE, SEEDS, config, final, half_decades, line
-from wn.claims.lengths import AfterStep, EveryStep, directions, squares, train_with
+from wn.claims.lengths import directions, squares
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
+from wn.claims.training import AfterStep, Watch, train
 from wn.config import Config
 from wn.norm import normalized_layers
 from wn.resources import resolve
@@ -81,7 +82,7 @@ def growth_at(condition: str, lr: float, size: int, images: int, changes: dict[s
 
         return after_step
 
-    train_with(configs, prepare)
+    train(configs, prepare=prepare)
     return found[0]
 
 
@@ -118,7 +119,7 @@ def _at_best(shown: str, condition: str, between: tuple[float, float]) -> list[R
         return lambda trainer: None
 
     configs = [config(condition, lr, seed, **{"trainer.probe_every": 1000}) for seed, lr in members]
-    watch, start = train_with(configs, prepare), starts[0]
+    watch, start = train(configs, prepare=prepare), starts[0]
     losses = {
         lr: np.mean([final(watch, i, "valid_loss") for i, m in enumerate(members) if m[1] == lr])
         for lr in rates
@@ -188,7 +189,7 @@ def _unit_rows(trainer: Trainer) -> dict[str, Tensor]:
     return {name: v / v.norm(dim=-1, keepdim=True) for name, v in rows.items()}
 
 
-def penalised(penalty: float, epochs: int = EPOCHS) -> tuple[EveryStep, SecondHalf]:
+def penalised(penalty: float, epochs: int = EPOCHS) -> tuple[Watch, SecondHalf]:
     """All seeds as one stack, with a penalty on v."""
     kept: list[SecondHalf] = []
 
@@ -196,17 +197,17 @@ def penalised(penalty: float, epochs: int = EPOCHS) -> tuple[EveryStep, SecondHa
         kept.append(SecondHalf(trainer))
         return kept[0]
 
-    return train_with(_configs(epochs, {"optim.weight_decay": penalty}), prepare), kept[0]
+    return train(_configs(epochs, {"optim.weight_decay": penalty}), prepare=prepare), kept[0]
 
 
-def held(norms: Tensor, epochs: int = EPOCHS) -> EveryStep:
+def held(norms: Tensor, epochs: int = EPOCHS) -> Watch:
     """The same without penalty, ||v|| held at ``norms`` [members, units] from the start."""
 
     def prepare(trainer: Trainer) -> AfterStep:
         hold_at(trainer, norms)
         return lambda trainer: None
 
-    return train_with(_configs(epochs, ARMS["held weights"]), prepare)
+    return train(_configs(epochs, ARMS["held weights"]), prepare=prepare)
 
 
 def _configs(epochs: int, changes: dict[str, Any]) -> list[Config]:
@@ -244,7 +245,7 @@ def _penalised() -> list[Row]:
     return rows
 
 
-def _late_error(watch: EveryStep, member: int) -> float:
+def _late_error(watch: Watch, member: int) -> float:
     """Validation error, mean over the second half's epochs."""
     errors = [row["valid_error"] for row in watch.metrics[member]]
     return float(np.mean(errors[len(errors) // 2 :]))

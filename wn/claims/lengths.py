@@ -13,43 +13,14 @@ a_t = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from wn.claims.training import Watch
-from wn.config import Config
 from wn.norm import normalized_layers
-from wn.resources import resolve
 from wn.trainer import Trainer
-
-AfterStep = Callable[[Trainer], None]
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 """A relative change of ||v||^2 in a step that is none."""
-
-
-class EveryStep(Watch):
-    """Lets a function see the trainer after every step; rows of its stack are those of ``trainer.alive``."""
-
-    def __init__(self, members: int) -> None:
-        super().__init__(members)
-        self.after_step: AfterStep = lambda trainer: None
-        self.trainer: Trainer | None = None
-
-    def on_step(self, done: int, total: int) -> None:
-        if self.trainer:
-            self.after_step(self.trainer)
-
-
-def train_with(configs: Sequence[Config], prepare: Callable[[Trainer], AfterStep]) -> EveryStep:
-    """Train a stack; ``prepare`` may change the start, and returns what to call after each step."""
-    watch = EveryStep(len(configs))
-    watch.trainer = Trainer(configs, resolve(configs[0])[1], torch.device("cpu"), watch)
-    watch.after_step = prepare(watch.trainer)
-    watch.trainer.run()
-    return watch
 
 
 def directions(trainer: Trainer) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from wn.config import Config
 from wn.data import Dataset
@@ -13,6 +15,8 @@ from wn.resources import resolve
 from wn.trainer import Observer, Trainer
 
 Row = dict[str, Any]
+AfterStep = Callable[[Trainer], None]
+"""Sees the trainer after every step; rows of its stack are those of ``trainer.alive``."""
 
 
 class Watch(Observer):
@@ -23,6 +27,10 @@ class Watch(Observer):
         self.probes: list[list[Row]] = [[] for _ in range(members)]
         self.results: list[Row | None] = [None] * members  # of those that diverged: None
         self.models: list[dict[str, torch.Tensor] | None] = [None] * members
+        self.after_step: Callable[[], None] = lambda: None
+
+    def on_step(self, done: int, total: int) -> None:
+        self.after_step()
 
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         self.metrics[member].append(metrics)
@@ -35,10 +43,20 @@ class Watch(Observer):
         self.results[member] = result if status == "finished" else None
 
 
-def train(configs: Sequence[Config], data: Dataset | None = None) -> Watch:
-    """Train runs that differ only in numbers as one stack, unrecorded, on the CPU."""
-    config = configs[0]
-    dataset = data or resolve(config)[1]
+def train(
+    configs: Sequence[Config],
+    data: Dataset | None = None,
+    models: Sequence[nn.Module] | None = None,
+    prepare: Callable[[Trainer], AfterStep] | None = None,
+) -> Watch:
+    """Train runs that differ only in numbers as one stack, unrecorded, on the CPU.
+
+    ``data`` and ``models`` take the place of those of the configurations. ``prepare`` may change the start,
+    and returns what to call after each step.
+    """
     watch = Watch(len(configs))
-    Trainer(configs, dataset, torch.device("cpu"), watch).run()
+    trainer = Trainer(configs, data or resolve(configs[0])[1], torch.device("cpu"), watch, models)
+    if prepare:
+        watch.after_step = functools.partial(prepare(trainer), trainer)
+    trainer.run()
     return watch

@@ -85,13 +85,14 @@ def probability(key: str) -> Callable[[Row], str]:
 
 def sweep_columns(plan: Plan) -> list[Column]:
     metric, lr = plan.metric, number("lr", "g")
+    tested = any(group.norm == "none" for group in plan.groups)
     return [
         *(Column(facet, facet, known=True, front=True) for facet in plan.facets),
         Column("norm", "norm", lambda row: row["norm"] + " *" * bool(row["unlike"]), known=True, front=True),
         Column("lr", "best lr", lambda row: lr(row) + " (edge)" * bool(row.get("edge")), front=True),
         Column(metric.test, metric.heading, interval(metric.test, 2), front=True),
         Column("n", "n", known=True, front=True),
-        Column("p_vs_none", "p vs none", probability("p_vs_none")),
+        *[Column("p_vs_none", "p vs none", probability("p_vs_none"))] * tested,
         Column("sensitivity", "S (nats)", interval("sensitivity", 3), front=True),
         *(Column(k, heading, number(k, ".2f"), front=True) for k, (heading, *_) in metric.widths.items()),
         Column("largest_stable_lr", "largest lr without NaN", number("largest_stable_lr", "g")),

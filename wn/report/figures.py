@@ -56,7 +56,8 @@ STYLE: dict[str, tuple[str, str, str]] = {
 """Colour, marker and line of a norm, in every figure: Okabe and Ito's colours, which colour-blind readers can
 tell apart, and paler ones beside them; marker and line tell them apart in grey."""
 
-OTHERS = ("#C2185B", "#4B0082", "#008080", "#808000", "#B22222", "#2F4F4F")
+OTHERS, MARKERS = ("#C2185B", "#4B0082", "#008080", "#808000", "#B22222", "#2F4F4F"), "8XHPD*"
+"""Of any other norm, by its place."""
 DASHES = ("-", "--", ":", "-.")
 """Of facets, and of a row's learning rates."""
 
@@ -107,8 +108,8 @@ def save(figure: Figure, stem: Path) -> Path:
 def look(plan: Plan, group: Group) -> dict[str, Any]:
     """How a group is drawn: colour and marker by norm, line by facet; all by place if norms are the same."""
     place, facets = plan.groups.index(group), list(dict.fromkeys(g.facet for g in plan.groups))
-    every = list(STYLE.values())
-    color, marker, line = STYLE.get(group.norm, (OTHERS[place % len(OTHERS)], "8", "-."))
+    every, other = list(STYLE.values()), place % len(OTHERS)
+    color, marker, line = STYLE.get(group.norm, (OTHERS[other], MARKERS[other], "-."))
     if len({g.norm for g in plan.groups}) == 1 < len(plan.groups):
         color, marker, _ = (every[3:] + every[:3])[place % len(every)]  # the greys last
     if len(facets) > 1:
@@ -132,6 +133,8 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
         strip.plot(row["lr"], i, **style)
+        if own.empty:
+            strip.text(0.01, i, "pending", transform=strip.get_yaxis_transform(), va="center", **SMALL)
         for point in own[own["diverged"] > 0].itertuples():
             strip.plot(point.lr, i, "x", color=style["color"], markeredgewidth=1.5)
             count = f"{point.diverged}/{point.runs}" * (point.diverged < point.runs)

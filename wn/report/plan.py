@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -100,6 +100,10 @@ class Plan:
     def group_of(self) -> dict[str, Group]:
         return {run_id: group for group in self.groups for run_id in group.configs}
 
+    def norm_of(self, group: Group) -> str:
+        """How tables call a group's norm: by the experiment's name for it, if there is one."""
+        return self.experiment.labels.get(group.norm, group.norm) if self.experiment else group.norm
+
     @property
     def is_sweep(self) -> bool:
         """A row per norm, at the learning rate that validation chooses; otherwise the file lists the rows."""
@@ -120,8 +124,8 @@ def of_experiment(name: str) -> Plan:
     experiment = experiments.load(name)
     runs = experiment.runs()
     if not experiment.rows:
-        names = [str(run.cell.get("norm", run.config.norm.label)) for run in runs]
-        groups, facets = _grouped([run.config for run in runs], names, experiment.variants)
+        norms = [str(run.cell.get("norm", run.config.norm.label)) for run in runs]
+        groups, facets = _grouped([run.config for run in runs], norms, experiment)
         return Plan(name, groups, facets, experiment)
     own = {row.name: [run.config for run in runs if run.row == row.name] for row in experiment.rows}
     return Plan(name, [Group((), own[row.name], row.name, row) for row in experiment.rows], (), experiment)
@@ -142,20 +146,22 @@ def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
 
 
 def _grouped(
-    configs: list[Config], norms: Sequence[str] = (), named: Collection[str] = ()
+    configs: list[Config], norms: Sequence[str] = (), experiment: experiments.Experiment | None = None
 ) -> tuple[list[Group], tuple[str, ...]]:
-    """Groups of runs, under names of ``norms`` that say which values the ``named`` settings have."""
+    """Groups of runs, under ``norms`` that say how its variants are set, or under the names of these."""
+    variants, labels = (experiment.variants, experiment.labels) if experiment else (set(), {})
     every = [_settings(config) for config in configs]
     for own, norm in zip(every, norms, strict=False):
         own["norm"] = norm
-    facets = facets_of([{key: own[key] for key in own if key not in named} for own in every])
+    facets = facets_of([{key: own[key] for key in own if key not in variants} for own in every])
     found: dict[tuple[str, ...], list[Config]] = {}
     for config, own in zip(configs, every, strict=True):
         found.setdefault(tuple(own.get(key, "–") for key in (*facets, "norm")), []).append(config)
     groups = []
     for (*facet, norm), alike in found.items():
         names = [f"{key}={value}" for key, value in zip(facets, facet, strict=True)]
-        groups.append(Group(tuple(facet), alike, ", ".join([*names, norm]), norm=norm))
+        name = ", ".join([*names, labels.get(norm, norm)])
+        groups.append(Group(tuple(facet), alike, name, norm=norm))
     return groups, facets
 
 

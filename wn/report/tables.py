@@ -104,7 +104,7 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
         mine = [i for i, c in group.configs.items() if line.sweep is not None or c.optim.lr == line.lr]
         done = runs["status"].reindex(mine).dropna()
         names = dict(zip(plan.facets, group.facet, strict=True)) if of_sweep else {"row": group.name}
-        row: Row = {**names, "norm": group.norm, "lr": line.lr, "chosen": line.chosen}
+        row: Row = {**names, "norm": plan.norm_of(group), "lr": line.lr, "chosen": line.chosen}
         row |= {"runs": len(done), "planned": len(mine), "diverged": int(done.eq("diverged").sum())}
         row |= {"n": len(of_sweep.seeds) if of_sweep else len(test), **_estimated(metric.test, test)}
         row[f"{metric.test}_sd"] = test.std()
@@ -222,6 +222,8 @@ def table_of(plan: Plan, runs: pd.DataFrame) -> Table:
     empty = {key for key in optional if all(missing(row.get(key)) for row in rows)}
     columns = sweep_columns(plan) if plan.is_sweep else rows_columns(plan)
     notes = [f"*: {group.name}: {text}" for group in plan.groups if (text := unlike(plan, group))]
+    if plan.experiment:
+        notes += [f"{name}: norm={norm}" for norm, name in plan.experiment.labels.items()]
     if plan.is_sweep and not plan.one_lr and any(not g.first.data.valid_fraction for g in plan.groups):
         notes.append("nothing is held out (data.valid_fraction=0): no learning rate is chosen")
     return Table([column for column in columns if column.key not in empty], rows, notes)

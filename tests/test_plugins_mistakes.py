@@ -1,0 +1,99 @@
+"""Mistakes in a user's own file: one line each, and nothing trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from plugin_cases import NORM, own
+from train_cases import Call, records
+
+from wn import plugins
+from wn.config import UserError
+from wn.config.compose import compose
+
+pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
+
+
+HEAD = "from wn import plugins\nfrom torch import nn\n"
+MISTAKES = {
+    # text of the file, words, the line
+    "no file": (None, "norm=mine", r"plugins=own\.py: no such file"),
+    "a syntax error": ("def f(:\n", "", r"own\.py:1: SyntaxError: invalid syntax"),
+    "an exception": (HEAD + "\n1 / 0\n", "", r"own\.py:4: ZeroDivisionError: division by zero"),
+    "an exit": (HEAD + "exit(3)\n", "", r"own\.py:3: SystemExit: 3"),
+    "nothing registered": (HEAD, "", r"own\.py: registers nothing; see plugins\.norm"),
+    "a preset's name": (
+        HEAD + "plugins.norm('none')(nn.Identity)\n",
+        "",
+        r"norm=none: this name is taken, by the project; choose another",
+    ),
+    "a name twice": (
+        HEAD + "plugins.norm('a')(nn.Identity)\nplugins.norm('a')(nn.Identity)\n",
+        "",
+        r"norm=a: this name is taken, by own\.py; choose another",
+    ),
+    "a name that is none": (
+        HEAD + "plugins.norm('a b')(nn.Identity)\n",
+        "",
+        "a name is of letters, digits and _",
+    ),
+    "another name": (NORM, "norm=min", r"norm=min: no such preset; did you mean 'mine'\?"),
+    "no module": (
+        HEAD + "plugins.norm('mine')(lambda layer: 3)\n",
+        "norm=mine",
+        r"norm=mine: returned int for Linear\(.*\), and should return a module",
+    ),
+    "a norm that fails": (
+        HEAD + "@plugins.norm('mine')\ndef f(layer):\n    return layer.nothing\n",
+        "norm=mine",
+        r"own\.py:5: AttributeError: 'Linear' object has no attribute 'nothing'",
+    ),
+    "a choice that it does not take": (
+        HEAD + "plugins.norm('mine')(lambda layer: layer)\n",
+        "norm=mine norm.init=data",
+        r"own\.py: TypeError: .*unexpected keyword argument 'init'",
+    ),
+    "a number of another type": (
+        HEAD + "@plugins.model('m')\ndef f(shape, classes, widths: int = 3): ...\n",
+        "model=m",
+        r"model\.widths=\[4\]: Input should be a valid integer",
+    ),
+    "dropout that no seed decides": (
+        HEAD + "plugins.model('m')(lambda s, c, widths=0: nn.Sequential(nn.Dropout(0.5)))\n",
+        "model=m",
+        r"model=m: 0 is torch's Dropout, which draws .*; take wn\.models\.noise\.Dropout",
+    ),
+    "data that are none": (
+        HEAD + "plugins.data('d')(lambda: 3)\n",
+        "data=d",
+        r"data=d: should return \(\(x, y\), \(x_test, y_test\)\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_trained(call: Call, tmp_path: Path, mistake: str) -> None:
+    text, words, line = MISTAKES[mistake]
+    if text is not None:
+        own(tmp_path, text)
+    result = call(f"plugins=own.py {words}")
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert re.search(line, result.err), result.err
+    assert not records(tmp_path / "runs/adhoc")
+
+
+def test_a_file_that_is_edited_is_run_again(tmp_path: Path) -> None:
+    file = own(tmp_path)
+    plugins.load([file])
+    first = plugins.find("norm", "mine")
+    plugins.load([file])
+    assert plugins.find("norm", "mine") is first
+    old = compose({"norm": "mine", "plugins": file})
+    own(tmp_path, NORM + "# edited\n")
+    plugins.load([file])
+    assert plugins.find("norm", "mine").sha256 != first.sha256
+    with pytest.raises(UserError, match="another version than this run's"):
+        plugins.check(old)
