@@ -12,20 +12,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from wn import experiments
-from wn.claims.measuring import Part, file_name, measurement
+from wn.claims.measuring import Part, measurement
 from wn.claims.rates import Contrast, Grid, rows_of, trained
 from wn.claims.rows import Row
-
-ARMS = (
-    "plain",
-    "plain, decay",
-    "weight norm",
-    "capped",
-    "capped and held",
-    "batch norm",
-    "mean-only batch norm",
-)
-"""In the order of the experiments' norms."""
 
 OPTIMISERS = {"SGD": "cifar10_lr_narrow_sgd", "Adam": "cifar10_lr_narrow_adam"}
 
@@ -33,43 +22,57 @@ UNSEEN = {"tracking.mode": "disabled", "trainer.progress": False}
 
 
 @functools.cache  # three claims are about the same runs
-def grids(optimiser: str) -> dict[str, Grid]:
-    """Every arm's validation errors; a run that is recorded is not trained again."""
+def grids(optimiser: str, arms: tuple[str, ...]) -> dict[str, Grid]:
+    """These arms' validation errors; a run that is recorded is not trained again."""
     experiment = experiments.load(OPTIMISERS[optimiser])
-    norms, rates, seeds = (experiment.grid[axis] for axis in ("norm", "optim.lr", "seed"))
-    errors = trained([run.config for run in experiment.runs(UNSEEN)], "error")
-    by_arm = np.reshape(errors, (len(norms), len(rates), len(seeds)))
-    return {arm: Grid(np.array(rates), own) for arm, own in zip(ARMS, by_arm, strict=True)}
+    rates, names = experiment.values["optim.lr"], experiment.labels
+    runs = [run for run in experiment.runs(UNSEEN) if names[run.cell["norm"]] in arms]
+    errors = dict(
+        zip([run.config.run_id for run in runs], trained([r.config for r in runs], "error"), strict=True)
+    )
+    found = {}
+    for arm in arms:
+        own = [errors[run.config.run_id] for run in runs if names[run.cell["norm"]] == arm]
+        found[arm] = Grid(np.array(rates), np.reshape(own, (len(rates), -1)))
+    return found
 
 
-def _parts(contrasts: Sequence[Contrast]) -> Iterator[Part]:
-    for optimiser in OPTIMISERS:
-        condition = f"convnet, {optimiser}"
-        measure = functools.partial(_rows, condition, optimiser, contrasts)
-        yield Part(file_name(condition, comma="_").lower(), measure)
+def _parts(judged: Sequence[Contrast], controls: Sequence[Contrast]) -> Iterator[Part]:
+    """A part per optimiser for what is judged, then one for its controls."""
+    new = [arm for arm in _arms(controls) if arm not in _arms(judged)]
+    for contrasts, own, suffix in ((judged, _arms(judged), ""), (controls, new, "_controls")):
+        for optimiser in OPTIMISERS:
+            measure = functools.partial(_rows, optimiser, contrasts, own)
+            yield Part(f"convnet_{optimiser.lower()}{suffix}", measure)
 
 
-def _rows(condition: str, optimiser: str, contrasts: Sequence[Contrast]) -> list[Row]:
-    return rows_of(condition, grids(optimiser), contrasts, ARMS)
+def _arms(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(arm for contrast in contrasts for arm in contrast[1:]))
+
+
+def _rows(optimiser: str, contrasts: Sequence[Contrast], own: Sequence[str]) -> list[Row]:
+    return rows_of(f"convnet, {optimiser}", grids(optimiser, _arms(contrasts)), contrasts, own)
+
+
+def _less_plain(arm: str) -> Contrast:
+    return Contrast(f"control {arm} less plain", arm, "plain")
 
 
 @measurement("B5c")
 def wider_range() -> Iterator[Part]:
-    """Width of weight normalisation less that of plain weights; batch normalisation is the control."""
-    others = ("plain, decay", "batch norm", "mean-only batch norm")
-    controls = [Contrast(f"control {arm} less plain", arm, "plain") for arm in others]
-    return _parts([Contrast("wider", "weight norm", "plain"), *controls])
+    """Width of weight normalisation less that of plain weights."""
+    others = ("batch norm", "mean-only batch norm", "plain, decay")
+    return _parts([Contrast("wider", "weight norm", "plain")], [_less_plain(arm) for arm in others])
 
 
 @measurement("B6c")
 def what_limits() -> Iterator[Part]:
     """Width with the rates of gains and biases capped, less that with one rate, and less plain's."""
     judged = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
-    return _parts([*judged, Contrast("control over annealing", "capped", "plain, decay")])
+    return _parts(judged, [Contrast("control over annealing", "capped", "plain, decay")])
 
 
 @measurement("B7c")
 def growth() -> Iterator[Part]:
     """Width of capped less that of capped with ||v|| put back to its start after every step."""
-    judged = [Contrast("by growth", "capped", "capped and held")]
-    return _parts([*judged, Contrast("control capped and held less plain", "capped and held", "plain")])
+    return _parts([Contrast("by growth", "capped", "capped and held")], [_less_plain("capped and held")])
