@@ -78,12 +78,12 @@ def test_the_generator_of_cuda_is_not_moved() -> None:
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("scheme", ["he", "paper"])
+@pytest.mark.parametrize("scheme", ["he", "paper", 0.1, 1])
 def test_weights_are_normal_with_the_named_deviation(scheme: Any) -> None:
     model = make(MLPConfig(widths=(300, 200), weight_init=scheme), shape=(1, 20, 20))
     for layer in normalized_layers(model).values():
         weight = layer.raw_weight.detach().double().flatten()
-        std = (2 / layer.raw_weight.shape[1]) ** 0.5 if scheme == "he" else 0.05
+        std = {"he": (2 / layer.raw_weight.shape[1]) ** 0.5, "paper": 0.05}.get(scheme, scheme)
         n = weight.numel()
         assert float(weight.std()) == pytest.approx(std, rel=5 / (2 * n) ** 0.5)
         assert abs(float(weight.mean())) < 5 * std / n**0.5

@@ -180,6 +180,35 @@ def test_a_file_that_says_another_rate_than_was_chosen_is_told(
     )
 
 
+def test_a_row_with_settings_of_its_own_is_held_against_the_same_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``set`` in a row and overrides behind a preset are two ways to say the same."""
+    set_behind = {"weight_norm norm.output_layers=false": 1.0, "weight_norm norm.eps=1e-5": 0.1}
+    ends = {"weight_norm": 0.01} | set_behind
+    grid = SWEEP["grid"] | {"norm": list(ends)}
+    choice = declare(tmp_path, monkeypatch, SWEEP | {"grid": grid}, "choice")
+    for group in choice.groups:
+        for (lr, _), run_id in group.ids.items():
+            end = 0.02 if lr == ends[group.norm] else 0.05
+            write_record(tmp_path / "runs" / "choice", group.configs[run_id], end)
+    (tmp_path / "results" / "choice").mkdir(parents=True)
+    collect.write(choice, rows_of(choice, tmp_path / "runs"), tmp_path / "results" / "choice")
+    rows: list[dict[str, Any]] = [
+        {"name": "all", "norm": "weight_norm"},
+        {"name": "logits plain", "norm": "weight_norm", "set": {"norm.output_layers": False}},
+        {"name": "behind", "norm": "weight_norm norm.eps=1e-5"},
+        {"name": "unknown", "norm": "weight_norm", "set": {"norm.eps": 1e-3}},
+    ]
+    rows = [row | {"lrs": [0.1], "chosen": 0.01} for row in rows]
+    plan = declare(tmp_path, monkeypatch, TABLE | {"rows": rows, "chosen_by": "choice"})
+    steps = page.steps_of(plan, rows_of(plan, tmp_path), tmp_path / "results")
+    assert steps[1:] == [
+        (f"logits plain: choice chooses lr 1, experiments/{NAME}.yaml says 0.01", "chosen: 1"),
+        (f"behind: choice chooses lr 0.1, experiments/{NAME}.yaml says 0.01", "chosen: 0.1"),
+    ]
+
+
 def test_p_is_against_the_row_at_its_learning_rate_of_the_same_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +268,30 @@ def test_an_elbo_by_hand(elbos: Plan, tmp_path: Path) -> None:
     assert (row["sd (paper's bar)"], row["IWAE bound, k = 128"]) == ("0.115 (0.050)", "-84.03 ± 0.29")
     assert "bits/dim" not in row, "not customary for binary pixels"
     assert (shown["BN", "0.002"]["paper"], shown["BN", "0.002"]["KL"]) == ("–", "pending")
+
+
+def test_a_row_may_name_another_published_curve_than_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_curve(tmp_path, "paper/bounds.yaml", {"normal": [[20, -86.25, 0.2]], "WN": [[20, -86.0, 0.05]]})
+    wide = {"name": "wide", "norm": "weight_norm_init", "lrs": [0.002], "curve": "WN"}
+    rows = [*ELBOS["rows"][:2], wide | {"set": {"model.weight_init": 0.1}}]
+    plan = declare(tmp_path, monkeypatch, ELBOS | {"rows": rows})
+    found = lines(plan, tmp_path)
+    assert (found["wide", 0.002]["paper"], found["wide", 0.002]["paper_bar"]) == (-86.0, 0.05)
+    assert found["normal", 0.002]["paper"] == -86.25
+
+
+def test_what_a_run_took_and_on_what(plan: Plan, tmp_path: Path) -> None:
+    write_seeds(tmp_path, plan, "weight_norm", 0.1, [0.07, 0.08, None], seconds=7000.0)
+    for seed, (seconds, device) in enumerate([(60.0, "CPU"), (20.0, "GPU")]):
+        run = run_of(plan, "batch_norm", 0.1, seed)
+        write_record(tmp_path / NAME, run, 0.08, seconds=seconds, provenance={"device": device})
+    shown = {key: row["a run takes"] for key, row in cells(plan, tmp_path).items()}
+    assert shown["ours", "0.1"] == "1.9 hours, CPU"
+    assert shown["BN", "0.1"] == "40 seconds, CPU; GPU"
+    assert shown["normal", "0.01"] == "pending"
+    assert "a run takes" not in table(plan, tmp_path).cells(front=True)[0], "the front page stays narrow"
 
 
 def test_only_a_point_at_the_last_epoch_is_the_paper_s(elbos: Plan, tmp_path: Path) -> None:

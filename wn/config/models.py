@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
 
+from wn.config.errors import short
+
 
 class Section(pydantic.BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
@@ -23,8 +25,20 @@ class Section(pydantic.BaseModel):
         return {**tree, **{key: str(value).lower() for key, value in numbers.items()}}
 
 
-WeightInit = Literal["he", "paper", "glorot"]
-"""Initial weights: see :func:`wn.models.init.init_weights_`."""
+def _name_or_deviation(value: Any, known: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    """Of a union pydantic tells what is wrong for each of its members; here one sentence says it."""
+    try:
+        return known(value)
+    except pydantic.ValidationError:
+        raise ValueError(
+            f"{short(value)} is neither he, paper or glorot nor a standard deviation above 0"
+        ) from None
+
+
+WeightInit = Annotated[
+    Literal["he", "paper", "glorot"] | pydantic.PositiveFloat, pydantic.WrapValidator(_name_or_deviation)
+]
+"""Initial weights, by name or by their standard deviation: see :func:`wn.models.init.init_weights_`."""
 
 Widths = tuple[pydantic.PositiveInt, ...]
 SomeWidths = Annotated[Widths, pydantic.Field(min_length=1)]

@@ -18,13 +18,15 @@ def init_weights_(layer: Layer, scheme: WeightInit) -> Layer:
 
     ``he``: normal(0, sqrt(2/fan_in)). ``paper``: normal(0, 0.05) (section 3). ``glorot``: uniform with
     variance 2/(fan_in + fan_out), as the authors' code leaves plain weights. A fan: channels x positions.
+    A number: normal(0, that number), the same in every layer.
     """
     weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
     fan_in = weight[0].numel()  # for a transposed convolution, as if its stride were 1
     if scheme == "glorot":
         nn.init.xavier_uniform_(layer.weight)
     else:
-        nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in) if scheme == "he" else 0.05)
+        std = math.sqrt(2 / fan_in) if scheme == "he" else 0.05 if scheme == "paper" else scheme
+        nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from wn.timings import spoken
+
 if TYPE_CHECKING:
     from wn.report.plan import Plan
 
@@ -126,6 +128,11 @@ def rows_columns(plan: Plan) -> list[Column]:
         done = "done" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} done"
         return done + f", {row['diverged']} diverged" * bool(row["diverged"])
 
+    def cost(row: Row) -> str:
+        if missing(row["seconds"]):
+            return "–"
+        return ", ".join(filter(None, [spoken(row["seconds"]), row["device"]]))
+
     columns = [
         Column("row", "row", known=True, front=True),
         Column("lr", "lr", lr, known=True, front=True),
@@ -153,4 +160,5 @@ def rows_columns(plan: Plan) -> list[Column]:
             Column("kl", "KL", number("kl", digits)),
             Column("bits_per_dim", "bits/dim", number("bits_per_dim", ".3f")),
         ]
+    columns.append(Column("seconds", "a run takes", cost))
     return [*columns, Column("status", "status", progress, known=True, front=True)]

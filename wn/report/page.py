@@ -11,7 +11,7 @@ from wn import experiments
 from wn.records import to_json, write_atomically
 from wn.report import collect, columns
 from wn.report.collect import Rows
-from wn.report.plan import Plan, of_experiment
+from wn.report.plan import Group, Plan, of_experiment
 from wn.report.tables import Table, lines_of, table_of
 
 FIGURES = {
@@ -47,13 +47,21 @@ def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
     chooser = of_experiment(other)
     runs = collect.committed(chooser, results_dir / other)[0].runs
     complete = [line for line in lines_of(chooser, runs) if {*line.group.configs} <= {*runs.index}]
-    best = {line.group.norm: line.lr for line in complete if not columns.missing(line.lr)}
-    for row in experiment.rows:
-        found = best.get(row.norm)
-        if found is not None and not row.set and row.chosen != found:
-            what = f"{row.name}: {other} chooses lr {found:g}, experiments/{plan.name}.yaml says {row.chosen}"
-            steps.append((what, f"chosen: {found:g}"))
+    best = [(_own(line.group), line.lr) for line in complete if not columns.missing(line.lr)]
+    for group in plan.groups:
+        found, said = [lr for own, lr in best if own == _own(group)], group.row and group.row.chosen
+        if len(found) == 1 and said != found[0]:
+            file = f"experiments/{plan.name}.yaml"
+            what = f"{group.name}: {other} chooses lr {found[0]:g}, {file} says {said}"
+            steps.append((what, f"chosen: {found[0]:g}"))
     return steps
+
+
+def _own(group: Group) -> dict[str, Any]:
+    """What sets a group apart, whether a row says it in ``set`` or a grid behind the preset."""
+    if group.row is None:
+        return experiments.settings_of("norm", group.norm)
+    return group.row.set | experiments.settings_of("norm", group.row.norm)
 
 
 def text(table: Table, steps: Steps) -> str:

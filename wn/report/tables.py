@@ -113,7 +113,7 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
                 above = (fair - _baseline(line, lines, comparable, norm)).dropna()
                 row |= {f"p_vs_{name}": statistics.paired_p(above), f"above_{name}": above.mean()}
         row["pending"] = not row["n"] and not 0 < row["planned"] == row["runs"]
-        row |= _of_sweep(plan, of_sweep) if of_sweep else _published(plan, line, curves, row)
+        row |= _of_sweep(plan, of_sweep) if of_sweep else _published(plan, line, curves, row) | _cost(own)
         rows.append(row | _means(plan, own) | {"unlike": unlike(plan, group)})
     for name in BASELINES:  # a table's comparisons with one row are a family of tests
         key = f"p_vs_{name}"
@@ -159,12 +159,18 @@ def _published(plan: Plan, line: Line, curves: dict[str, list[experiments.Point]
     """What others have published of a row; of a VAE the point of the paper's curve at the last epoch."""
     assert line.group.row
     row, epochs = line.group.row, line.group.first.trainer.epochs
-    last = [p for p in curves.get(row.name, []) if p.epoch == epochs and plan.metric.key == "loss"]
+    curve = curves.get(row.curve or row.name, []) if plan.metric.key == "loss" else []
+    last = [p for p in curve if p.epoch == epochs]
     low, high = row.band or (np.nan, np.nan)
     paper = {"paper": last[0].value, "paper_bar": last[0].bar} if last else {"paper": row.paper}
     inside = low - ROUNDING <= ours[plan.metric.test] <= high + ROUNDING if ours["n"] >= ENOUGH else None
     band = {"band_low": low, "band_high": high, "inside": inside}
     return {"paper_bar": np.nan, **paper, "rerun": row.rerun, **band}
+
+
+def _cost(own: pd.DataFrame) -> Row:
+    """Mean seconds a run, by the clock, and on which devices."""
+    return {"seconds": own["seconds"].mean(), "device": "; ".join(sorted(own["device"].dropna().unique()))}
 
 
 def _means(plan: Plan, own: pd.DataFrame) -> Row:
