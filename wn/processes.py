@@ -132,6 +132,21 @@ def termination() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def tell(end: BaseException) -> int:
+    """Print the line that a command ends with where it does not come to its end; returns the exit status.
+
+    That of a stop, 2 after a mistake of the user's, 1 after any other error.
+    """
+    if isinstance(end, KeyboardInterrupt):
+        line, status = "stopped: the same command goes on from here", 128 + signal.SIGINT
+    elif isinstance(end, Preempted):
+        line, status = str(end), end.status
+    else:
+        line, status = f"error: {end}", 2 if isinstance(end, UserError) else 1
+    print(line, file=sys.stderr)
+    return int(status)
+
+
 class WorkerDied(Exception):
     """A worker process ended amid an item, and so did a second one with the same item."""
 
