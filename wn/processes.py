@@ -47,10 +47,12 @@ class Preempted(BaseException):
     def __init__(self, why: str, where: str, status: int) -> None:
         super().__init__(why, where, status)
         self.status = status
+        self.so_far = ""  # what the whole command has come to
 
     def __str__(self) -> str:
         why, where, _ = self.args
-        return f"stopped: {where} ({why}); the same command goes on from here"
+        so_far = f"; {self.so_far}" * bool(self.so_far)
+        return f"stopped: {where} ({why}){so_far}; the same command goes on from here"
 
 
 def _by_signal(number: int, where: str = "between two runs") -> Preempted:
