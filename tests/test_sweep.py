@@ -23,6 +23,7 @@ from sweep_cases import (
 
 from wn import resources, sweep, trainer
 from wn.config import Config, MLPConfig, UserError
+from wn.records import Record
 from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
@@ -84,7 +85,7 @@ def test_a_stack_ends_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     records = train_sweep([tiny(tmp_path, lr=lr) for lr in (0.1, 0.2, 0.3, DIVERGING)])
     errors = sorted(100 * r.content["final"]["valid_error"] for r in records[:3])
     shown = f"validation error {errors[0]:.2f} % at best, {errors[1]:.2f} % in the median"
-    line = capsys.readouterr().out.splitlines()[1]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "(4 runs)" in line)
     assert re.sub(r"\d+\.\d s", "T", line) == f"mlp none sgd (4 runs): 3 finished, 1 diverged in T, {shown}"
 
 
@@ -278,6 +279,21 @@ def test_a_stack_that_runs_out_of_memory_is_split_in_two(
             outcome(tmp_path).values(), outcome(tmp_path / "alone").values(), strict=True
         ):
             assert_near(record["metrics"], alone["metrics"])
+
+
+def test_a_sweep_says_once_that_no_commit_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": None, "dirty": None})
+    sweep._say_unknown_commit.cache_clear()
+    for seed in range(2):
+        train_sweep([tiny(tmp_path, seed=seed)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "no commit is known" in line)
+    assert line.endswith(f" {Record.of(tiny(tmp_path)).content['provenance']['source']}")
+    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": "1" * 40, "dirty": False})
+    sweep._say_unknown_commit.cache_clear()
+    train_sweep([tiny(tmp_path, seed=2)])
+    assert "commit" not in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_be_built_is_a_failure_too(

@@ -18,7 +18,7 @@ from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
-from wn.provenance import other_code
+from wn.provenance import git_state, other_code, source
 from wn.records import Record
 from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
@@ -139,6 +139,15 @@ def _announce(runs: dict[str, Config], records: Records, todo: list[str], reused
     _tell(runs, [record for record in records.values() if record.done])
     for line in sorted({line for config in runs.values() for line in idle(config)}):
         _say(line)
+    if todo:
+        _say_unknown_commit()
+
+
+@functools.cache  # once a process
+def _say_unknown_commit() -> None:
+    if git_state()["commit"] is None:
+        where = "no git checkout of this project, or no git"
+        _say(f"no commit is known ({where}): records name the code by its hash alone, {source()}")
 
 
 def _left(todo: list[str], runs: dict[str, Config], records: Records, missing: Records) -> list[str]:
