@@ -25,6 +25,7 @@ from wn import resources, sweep, trainer
 from wn.config import Config, MLPConfig, UserError
 from wn.records import Record
 from wn.run import RunFailed, final_loss
+from wn.step import CaptureFailed
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -279,6 +280,34 @@ def test_a_stack_that_runs_out_of_memory_is_split_in_two(
             outcome(tmp_path).values(), outcome(tmp_path / "alone").values(), strict=True
         ):
             assert_near(record["metrics"], alone["metrics"])
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_a_step_that_cannot_be_captured_ends_the_sweep_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int | None
+) -> None:
+    """The allocator may be left amid the capture: no other stack begins, and the same command goes on."""
+    configs = grid(tmp_path / "cut")
+    update, begun = Trainer.update, []
+
+    def captured(self: Trainer, batch: torch.Tensor) -> None:
+        begun.append(self.config.run_id)
+        if self.step == 5:
+            raise CaptureFailed("the step cannot be captured; go on with trainer.cuda_graph=false")
+        update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", captured)
+        with pytest.raises(UserError, match=r"go on with trainer\.cuda_graph=false$"):
+            train_sweep(configs, members)
+    assert {*begun} == {configs[0].run_id}
+    states = Counter(Record.of(config).status for config in configs)
+    assert states == (
+        {"running": 2, "diverged": 2, "new": 4} if members is None else {"running": 1, "new": 7}
+    )
+    train_sweep(configs, members)
+    train_sweep(grid(tmp_path / "whole"), members)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 def test_a_sweep_says_once_that_no_commit_is_known(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from wn.config import UserError
+from wn.config.errors import short
 from wn.data import Split
 from wn.metrics import Autocast, Objective
 from wn.optim import EMA, Optimizer
@@ -24,6 +26,10 @@ from wn.stack import Stack
 State = dict[str, dict[str, Tensor]]
 
 WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
+
+
+class CaptureFailed(UserError):
+    """A step was not captured as a CUDA graph; the allocator may be left amid it, and no stack can train."""
 
 
 @dataclass(eq=False)
@@ -72,10 +78,23 @@ class Step:
                 self._take(self.batch)
             return torch.cuda.current_stream().wait_stream(self.stream)
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._take(self.batch)
+            self.graph = self._capture(self.batch)
         self.graph.replay()
+
+    def _capture(self, batch: Tensor) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._take(batch)
+        except torch.OutOfMemoryError:  # that this comes through says that the capture was ended
+            raise
+        except Exception as error:
+            first = error.__context__ or error  # what broke it, rather than what its end then says
+            what = f"{type(first).__name__}: {short(' '.join(str(first).split()), 200)}"
+            cures = ["trainer.compile=false"] * self.compiled + ["trainer.cuda_graph=false"]
+            why = f"the step cannot be captured as a CUDA graph ({what})"
+            raise CaptureFailed(f"{why}; go on with {' or '.join(cures)}") from error
+        return graph
 
     def _take(self, batch: Tensor) -> None:
         self.taken += 1
