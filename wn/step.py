@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from wn.optim import EMA, Optimizer
 from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
+
+COMPILED: dict[Any, Callable[[State, Tensor], None]] = {}
+"""What was compiled in this process, by all that it depends on: runs of one kind share it."""
 
 WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
 
@@ -45,6 +48,7 @@ class Step:
     autocast: Autocast  # makes the context of the forward pass
     compiled: bool
     captured: bool  # on a GPU
+    kind: Hashable  # equal for steps of the same architecture, norm, rule and precision alone
     function: Callable[[State, Tensor], None] | None = None  # once compiled
     taken: int = 0
     batch: Tensor | None = None
@@ -101,9 +105,19 @@ class Step:
         if not self.compiled:
             return self._update(self.state, batch)
         if self.function is None:
-            self.function = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
+            key = self._key(batch)
+            if key not in COMPILED:
+                COMPILED[key] = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
+            self.function = COMPILED[key]
         with torch.no_grad():  # the traced graph holds its own backward pass
             self.function(self.state, batch)
+
+    def _key(self, batch: Tensor) -> Any:
+        """All that a trace depends on: kind, constants in it, and the layout of every tensor."""
+        constants = self.objective, self.optimizer.decays, self.average and self.average.decay
+        named = {f"{tree}/{name}": t for tree, tensors in self.state.items() for name, t in tensors.items()}
+        layouts = [(k, t.shape, t.stride(), t.dtype, t.device) for k, t in (*named.items(), ("", batch))]
+        return self.kind, constants, tuple(layouts)
 
     def _update(self, state: State, batch: Tensor) -> None:
         """The step on ``state``, which is the stack's own or, while torch traces, stands for it."""
