@@ -21,6 +21,7 @@ from wn import processes, sweep
 from wn.config import Config, UserError
 from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
 from wn.records import Damaged, Record
+from wn.run import RunFailed
 
 train_one = sweep._train  # a test replaces it
 
@@ -238,3 +239,23 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     stacks = [[*configs[i : i + 4 : 2]] for i in (0, 1, 4, 5)]  # as a sweep divides them
     assert map_workers(functools.partial(train_in_company, tmp_path / "notes"), stacks, 2) == []
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "line"),
+    [
+        (UserError("optim.lr=0: too small"), 2, "error: optim.lr=0: too small"),
+        (RunFailed("run 1 failed"), 1, "error: run 1 failed"),
+        (
+            Preempted("SIGUSR1", "there", 75),
+            75,
+            "stopped: there (SIGUSR1); the same command goes on from here",
+        ),
+        (KeyboardInterrupt(), 130, "stopped: the same command goes on from here"),
+    ],
+)
+def test_what_ends_a_command_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], end: BaseException, status: int, line: str
+) -> None:
+    assert processes.tell(end) == status
+    assert capsys.readouterr() == ("", f"{line}\n")

@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 import torch
 from sweep_cases import tiny
 
-from wn import resources
+from wn import processes, resources
 from wn.config import TrainerConfig
-from wn.resources import configure_torch, largest_stack, resolve
+from wn.resources import configure_torch, largest_stack, pick_device, resolve
 from wn.trainer import Observer, Trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -66,6 +67,54 @@ def test_the_gpu_that_is_named_becomes_the_current_one(fake_gpu: SimpleNamespace
     for device, current in ((CPU, None), (torch.device("cuda"), None), (GPU, GPU)):
         configure_torch(TrainerConfig(), device)
         assert fake_gpu.current == current
+
+
+@pytest.fixture
+def unused_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A machine with NVIDIA's driver, of which torch, built for CUDA, says that it is too old."""
+    driver = tmp_path / "version"
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 UTC 2023\n")
+
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver is too old (found version 12020). Please update\nyour driver.")
+
+    monkeypatch.setattr(resources, "DRIVER", driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    resources._warn_of_unused_gpu.cache_clear()
+    yield driver.unlink
+    resources._warn_of_unused_gpu.cache_clear()
+
+
+def test_a_gpu_that_auto_cannot_use_is_told_once_with_the_reason(
+    unused_gpu: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert {pick_device("auto").type for _ in range(2)} <= {"cpu", "mps"}
+    (line,) = (record.getMessage() for record in caplog.records)
+    for part in ("NVIDIA's driver 535.104.05", "CUDA 13.0", "(found version 12020); ", "trainer.device=cpu"):
+        assert part in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("case", ["cpu is wanted", "hidden", "no driver", "torch for a CPU", "a worker"])
+def test_nothing_is_told_where_no_gpu_is_missed(
+    unused_gpu: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: str,
+) -> None:
+    if case == "hidden":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    elif case == "no driver":
+        unused_gpu()
+    elif case == "torch for a CPU":
+        monkeypatch.setattr(torch.version, "cuda", None)
+    elif case == "a worker":
+        monkeypatch.setattr(processes, "PLACE", 1)
+    pick_device("cpu" if case == "cpu is wanted" else "auto")
+    assert not caplog.records
 
 
 def test_resolving_changes_no_switch_and_configuring_sets_them(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from sweep_cases import (
     train_until,
 )
 
+from wn import step
 from wn.config import Config
 from wn.records import Row
 from wn.sweep import train_sweep
@@ -48,12 +49,25 @@ def transformer(folder: Path) -> list[Config]:
     return [tiny(folder, "batch_norm", 0.01, model=model)]
 
 
+def compiled(folder: Path) -> list[Config]:
+    """Members that diverge train along, unrecorded."""
+    return stack_of_three(folder, trainer={"compile": True})
+
+
 @pytest.mark.parametrize(
     "make",
-    [stack_of_three, lambda folder: [tiny(folder)], transformer],
-    ids=["stack", "alone", "transformer"],
+    [
+        pytest.param(stack_of_three, id="stack"),
+        pytest.param(lambda folder: [tiny(folder)], id="alone"),
+        pytest.param(transformer, id="transformer"),
+        pytest.param(compiled, id="compiled", marks=pytest.mark.slow),
+    ],
 )
-def test_killed_at_any_moment_a_sweep_goes_on_to_the_same_numbers(tmp_path: Path, make: Any) -> None:
+def test_killed_at_any_moment_a_sweep_goes_on_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)  # what was traced
+    monkeypatch.setattr(step, "COMPILED", {})
     total = moments(make(tmp_path / "whole"))
     expected = outcome(tmp_path / "whole")
     assert total > 15

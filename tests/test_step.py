@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import pytest
 import torch
 from sweep_cases import tiny
 
+from wn import step as steps
 from wn.config import Config, parse
 from wn.data import Dataset, Split
-from wn.step import WARM_UP, Step
+from wn.step import WARM_UP, CaptureFailed, Step
 from wn.trainer import Observer, Trainer
 
 PRESETS = {
@@ -125,20 +129,10 @@ def test_a_transformer_s_traced_step_is_its_step(tmp_path: Path, norm: str, prec
     assert_traced_step_is_the_step([transformer(config) for config in configs])
 
 
-def test_warm_up_capture_and_replay_share_one_contiguous_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a pretended GPU, whose graph takes the step when it is captured and again when it is replayed."""
-    configs = pair(tmp_path, "weight_norm", 2)
-    eager, captured = trainer_of(configs), trainer_of(configs)
-    expected = steps_of(eager, 5)
-    seen: list[torch.Tensor] = []
+def pretend_gpu(patch: pytest.MonkeyPatch, graph: Any) -> list[Any]:
+    """Have every step think that it is on a GPU, which captures by ``graph``; the streams that it takes."""
     streams: list[Any] = []
-    take = Step._take
-
-    def taken(self: Step, batch: torch.Tensor) -> None:
-        seen.append(batch)
-        take(self, batch)
+    prepare = Step.__post_init__
 
     class Stream:
         def __init__(self) -> None:
@@ -146,29 +140,158 @@ def test_warm_up_capture_and_replay_share_one_contiguous_batch(
 
         def wait_stream(self, other: Any) -> None: ...
 
+    def prepared(step: Step) -> None:
+        wanted = step.captured
+        prepare(step)
+        step.captured = wanted
+
+    current = Stream()
+    fakes = {"Stream": Stream, "current_stream": lambda: current, "CUDAGraph": object, "graph": graph}
+    for name, fake in {**fakes, "stream": contextlib.nullcontext}.items():
+        patch.setattr(torch.cuda, name, fake)
+    patch.setattr(Step, "__post_init__", prepared)
+    return streams
+
+
+def test_warm_up_capture_and_replay_share_one_contiguous_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended GPU, whose graph takes the step when it is captured and again when it is replayed."""
+    configs = pair(tmp_path, "weight_norm", 2)
+    expected = steps_of(trainer_of(configs), 5)
+    seen: list[torch.Tensor] = []
+    take = Step._take
+
+    def taken(self: Step, batch: torch.Tensor) -> None:
+        seen.append(batch)
+        take(self, batch)
+
     class Graph:
         replays = 0
 
         def replay(self) -> None:
             self.replays += 1
             if self.replays > 1:  # the capture has taken the first
-                taken(step, seen[WARM_UP])
+                taken(captured._step, seen[WARM_UP])  # type: ignore[arg-type]
 
     monkeypatch.setattr(Step, "_take", taken)
-    current = Stream()
-    fakes = {"Stream": Stream, "current_stream": lambda: current, "CUDAGraph": Graph}
-    fakes |= dict.fromkeys(("stream", "graph"), lambda _: contextlib.nullcontext())
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    parts = (captured.stack, captured.optimizer, captured.average, captured.objective, captured.data.train)
-    step = Step(*parts, captured.totals, captured.autocast, compiled=False, captured=True)
-    step.captured, captured._step = True, step
+    streams = pretend_gpu(monkeypatch, graph=contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    captured = trainer_of(configs)
     found = steps_of(captured, 5)
     assert len(seen) == 5
     assert {batch.data_ptr() for batch in seen} == {seen[0].data_ptr()}
     assert seen[0].is_contiguous()
     assert len(streams) == 2  # the current one, and one for all of the warm-up
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@contextlib.contextmanager
+def broken(graph: Any) -> Iterator[None]:
+    """A capture amid which something is not allowed, and whose end is then an error too."""
+    try:
+        yield
+        raise RuntimeError("not permitted when stream is capturing\nCUDA kernel errors ...")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@contextlib.contextmanager
+def short_of_memory(graph: Any) -> Iterator[None]:
+    yield
+    raise torch.OutOfMemoryError("too large")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "cures"),
+    [
+        (False, "trainer.cuda_graph=false"),
+        (True, "trainer.compile=false or trainer.cuda_graph=false"),
+    ],
+)
+def test_a_capture_that_fails_is_told_by_its_cause_and_the_settings_that_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, cures: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    monkeypatch.setattr(steps, "COMPILED", {})
+    pretend_gpu(monkeypatch, broken)
+    trainer = trainer_of(pair(tmp_path, "weight_norm", 1, compile=compiled))
+    with pytest.raises(CaptureFailed) as failed:
+        steps_of(trainer, WARM_UP + 1)
+    cause = "RuntimeError: not permitted when stream is capturing CUDA kernel errors ..."
+    assert str(failed.value) == f"the step cannot be captured as a CUDA graph ({cause}); go on with {cures}"
+
+
+def test_memory_that_runs_out_in_a_capture_is_left_to_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch, short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        steps_of(trainer_of(pair(tmp_path, "none_init", 1)), WARM_UP + 1)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was compiled, which is run as it was traced."""
+    graphs: list[Any] = []
+
+    def compile_(graph: Any, **_: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(steps, "COMPILED", {})
+    return graphs
+
+
+def test_runs_of_one_kind_share_what_was_compiled(tmp_path: Path, compiled: list[Any]) -> None:
+    """And each takes its own steps: seed, learning rate and state are its own."""
+    for lr, seed in ((0.003, 0), (0.01, 1)):
+        expected = steps_of(trainer_of([noisy(tmp_path, "batch_norm", lr, seed)]), 3)
+        found = steps_of(trainer_of([noisy(tmp_path, "batch_norm", lr, seed, compile=True)]), 3)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+    assert len(compiled) == 1
+
+
+def test_what_changes_the_trace_is_compiled_for_itself(tmp_path: Path, compiled: list[Any]) -> None:
+    """Weight decay, which a stack's members may differ in, adds a term; the time constant is a number."""
+    one = noisy(tmp_path, "weight_norm", 0.01, compile=True)
+    whole = one.model_dump(mode="json")
+    averaged = parse({**whole, "optim": {**whole["optim"], "ema_epochs": 1.0}})
+    others = [
+        [one, one],
+        [parse({**whole, "optim": {**whole["optim"], "weight_decay": 0.1}})],
+        [parse({**whole, "optim": {**whole["optim"], "eps_inside_root": False}})],
+        [noisy(tmp_path, "batch_norm", 0.01, compile=True)],
+        [noisy(tmp_path, "weight_norm", 0.01, compile=True, precision="bfloat16")],
+        [averaged],
+        [parse({**whole, "optim": {**whole["optim"], "ema_epochs": 2.0}})],
+    ]
+    for i, configs in enumerate([[one], *others]):
+        steps_of(trainer_of(configs), 2)
+        assert len(compiled) == i + 1
+    trainer = trainer_of([averaged])
+    trainer.average.decay = 0.5  # type: ignore[union-attr]
+    steps_of(trainer, 1)
+    trainer._prepare()
+    trainer.update(torch.arange(10)[None])  # a batch of another size
+    assert len(compiled) == len(others) + 3
+
+
+def test_what_was_compiled_keeps_no_stack_s_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own compiler but for the code that it would generate."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: compile_(graph, backend="eager", dynamic=False))
+    monkeypatch.setattr(steps, "COMPILED", {})
+    trainer = trainer_of([noisy(tmp_path, "weight_norm", 0.01, compile=True)])
+    state = steps_of(trainer, 2)
+    assert steps.COMPILED
+    alive = [weakref.ref(tensor) for tensor in (*trainer.stack.params.values(), trainer.totals)]
+    del trainer, state
+    gc.collect()
+    assert {ref() for ref in alive} == {None}
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

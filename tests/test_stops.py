@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from sweep_cases import outcome, tiny
-from train_cases import SWEEP, Call, records, start
+from train_cases import SWEEP, Call, declare, records, start
 
 from wn import processes, run, sweep, tracking
 from wn.config import Config
@@ -87,7 +87,8 @@ def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
     what = (
         "lr=0.001 seed=0" if "basic" in words else "(4 runs)" if words.startswith("-m") else "lr=0.1 seed=0"
     )
-    line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){ENDING}"
+    so_far = "; 4 of 8 runs are done" if "(4 runs)" in what else ""
+    line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){so_far}{ENDING}"
     assert (result.status, result.err) == (status, line)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     found = records(tmp_path / "cut/adhoc").values()
@@ -147,18 +148,40 @@ def test_a_limit_stops_the_run_in_progress_and_nothing_further_begins(
         patch.setattr(processes, "STARTED", time.monotonic())
         when(patch, lambda t: t.config.norm.label == "weight_norm" and t.step == 1, late(patch))
         result = call(words)
-        where = "mlp weight_norm sgd (2 runs), step 1 of 4"
-        assert (result.status, result.err) == (75, f"stopped: {where} (trainer.max_minutes=50){ENDING}")
+        where, why = "mlp weight_norm sgd (2 runs), step 1 of 4", "(trainer.max_minutes=50)"
+        so_far = "; 4 of 8 runs are done"
+        assert (result.status, result.err) == (75, f"stopped: {where} {why}{so_far}{ENDING}")
         states = sorted(record["status"] for record in records(tmp_path / "runs/adhoc").values())
         assert states == ["finished"] * 4 + ["running"] * 2
         steps.clear()
         again = call(words)
         assert (again.status, steps) == (75, [])
-        assert again.err == f"stopped: before mlp weight_norm sgd (2 runs) (trainer.max_minutes=50){ENDING}"
+        assert again.err == f"stopped: before mlp weight_norm sgd (2 runs) {why}{so_far}{ENDING}"
     assert call(f"{SWEEP} hydra/launcher=stacked").status == 0
     with pytest.MonkeyPatch.context() as patch:
         late(patch)()
         assert call(words).status == 0  # nothing is left to begin
+
+
+def test_with_workers_too_a_limit_says_how_many_runs_are_done(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rows of a table, which are trained one after the other, the first seed's before the next's."""
+    rows = [{"name": norm, "norm": norm, "lrs": [0.1]} for norm in ("weight_norm", "none")]
+    declare(tmp_path, monkeypatch, "rows", rows=rows, seeds=[0, 1], fixed={"model": "mlp"})
+    words = "+experiment=rows hydra.launcher.members=1 trainer.max_minutes=50"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "STARTED", time.monotonic())
+        when(patch, lambda t: t.config.seed == 1 and t.step == 3, late(patch))
+        result = call(words)
+        line = "mlp weight_norm sgd lr=0.1 seed=1, step 3 of 4 (trainer.max_minutes=50); 2 of 4 runs are done"
+        assert (result.status, result.err) == (75, f"stopped: {line}{ENDING}")
+        result = call(f"{words} hydra.launcher.workers=2")
+        assert result.status == 75
+        assert result.err.startswith("stopped: before mlp ")
+        assert result.err.endswith(f" (trainer.max_minutes=50); 2 of 4 runs are done{ENDING}")
+    assert call(words).status == 0
+    assert len(records(tmp_path / "runs/rows")) == 4
 
 
 @pytest.mark.parametrize("words", ["norm=weight_norm_init model.noise=0.1 model.dropout=0.3", "-m seed=0,1"])

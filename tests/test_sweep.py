@@ -23,7 +23,9 @@ from sweep_cases import (
 
 from wn import resources, sweep, trainer
 from wn.config import Config, MLPConfig, UserError
+from wn.records import Record
 from wn.run import RunFailed, final_loss
+from wn.step import CaptureFailed
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -84,7 +86,7 @@ def test_a_stack_ends_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     records = train_sweep([tiny(tmp_path, lr=lr) for lr in (0.1, 0.2, 0.3, DIVERGING)])
     errors = sorted(100 * r.content["final"]["valid_error"] for r in records[:3])
     shown = f"validation error {errors[0]:.2f} % at best, {errors[1]:.2f} % in the median"
-    line = capsys.readouterr().out.splitlines()[1]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "(4 runs)" in line)
     assert re.sub(r"\d+\.\d s", "T", line) == f"mlp none sgd (4 runs): 3 finished, 1 diverged in T, {shown}"
 
 
@@ -278,6 +280,49 @@ def test_a_stack_that_runs_out_of_memory_is_split_in_two(
             outcome(tmp_path).values(), outcome(tmp_path / "alone").values(), strict=True
         ):
             assert_near(record["metrics"], alone["metrics"])
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_a_step_that_cannot_be_captured_ends_the_sweep_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int | None
+) -> None:
+    """The allocator may be left amid the capture: no other stack begins, and the same command goes on."""
+    configs = grid(tmp_path / "cut")
+    update, begun = Trainer.update, []
+
+    def captured(self: Trainer, batch: torch.Tensor) -> None:
+        begun.append(self.config.run_id)
+        if self.step == 5:
+            raise CaptureFailed("the step cannot be captured; go on with trainer.cuda_graph=false")
+        update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", captured)
+        with pytest.raises(UserError, match=r"go on with trainer\.cuda_graph=false$"):
+            train_sweep(configs, members)
+    assert {*begun} == {configs[0].run_id}
+    states = Counter(Record.of(config).status for config in configs)
+    assert states == (
+        {"running": 2, "diverged": 2, "new": 4} if members is None else {"running": 1, "new": 7}
+    )
+    train_sweep(configs, members)
+    train_sweep(grid(tmp_path / "whole"), members)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_sweep_says_once_that_no_commit_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": None, "dirty": None})
+    sweep._say_unknown_commit.cache_clear()
+    for seed in range(2):
+        train_sweep([tiny(tmp_path, seed=seed)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "no commit is known" in line)
+    assert line.endswith(f" {Record.of(tiny(tmp_path)).content['provenance']['source']}")
+    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": "1" * 40, "dirty": False})
+    sweep._say_unknown_commit.cache_clear()
+    train_sweep([tiny(tmp_path, seed=2)])
+    assert "commit" not in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_be_built_is_a_failure_too(

@@ -24,7 +24,7 @@ from trainer_cases import (
     train,
 )
 
-from wn import data
+from wn import data, step
 from wn.config import Config, DataConfig, MLPConfig, OptimConfig, UserError
 from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, permutation
@@ -243,6 +243,85 @@ def test_a_diverging_member_leaves_the_others_alone(norm: str) -> None:
         assert watcher.probes[ours] == without.probes[theirs]
     assert loop.alive == [0, 2, 3]
     assert len(loop.stack) == 3
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was to be compiled, which runs as it was traced."""
+    graphs: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graphs.append(graph) or graph)
+    monkeypatch.setattr(step, "COMPILED", {})
+    return graphs
+
+
+@pytest.mark.parametrize("norm", ["none", "weight_norm_mean_only_bn", "batch_norm"])
+def test_where_steps_are_compiled_a_diverged_member_trains_along_and_touches_no_other(
+    norm: str, traced: list[object]
+) -> None:
+    """To the last bit the others are those beside a member that behaves; nothing is compiled again."""
+    good = [at_rate(lr, norm=norm, seed=i, epochs=12, compile=True) for i, lr in enumerate((0.05, 0.01))]
+    mild, bad = (at_rate(lr, norm=norm, seed=1, epochs=12, compile=True) for lr in (0.02, 1e60))
+    beside, seen = train(good[0], mild, good[1])
+    loop, watcher = train(good[0], bad, good[1])
+    assert watcher.ends[1][0] == "diverged"
+    last = watcher.rows[1][-1]["epoch"]
+    assert last < 12
+    assert watcher.ends[1][1] == {"epoch": last, "step": watcher.rows[1][-1]["step"]}
+    assert not all(torch.isfinite(p[1]).all() for p in loop.stack.params.values())  # it is still there
+    for i in (0, 2):
+        assert watcher.ends[i] == seen.ends[i]
+        assert watcher.rows[i] == seen.rows[i]
+        assert watcher.probes[i] == seen.probes[i]
+        assert all(torch.equal(p[i], beside.stack.params[k][i]) for k, p in loop.stack.params.items())
+    assert len(traced) == 1
+    eager = [one.model_copy(update={"trainer": plain(one)}) for one in (good[0], bad, good[1])]
+    assert train(*eager)[1].ends[1] == watcher.ends[1]
+
+
+def plain(one: Config) -> Settings:
+    return one.trainer.model_copy(update={"compile": False})
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_stack_with_a_member_that_trains_along_resumes(traced: list[object], compiled: bool) -> None:
+    """Compiled again, or as it is: then the member is dropped."""
+    configs = [at_rate(lr, seed=i, epochs=24, compile=True) for i, lr in enumerate((0.05, 1e60, 0.1))]
+    whole, watched = train(*configs)
+    state = watched.states[0]
+    assert (state["alive"], state["diverged"]) == ([0, 1, 2], [1])
+    configs = [c if compiled else c.model_copy(update={"trainer": plain(c)}) for c in configs]
+    again = Watcher()
+    resumed = Trainer(configs, dataset(), CPU, again)
+    resumed.restore(copy.deepcopy(state))
+    resumed.run()
+    assert again.rows.keys() == {0, 2}
+    assert resumed.alive == ([0, 1, 2] if compiled else [0, 2])
+    if compiled:
+        assert again.ends == {i: watched.ends[i] for i in (0, 2)}
+        ours, theirs = resumed.stack.params, whole.stack.params
+        assert all(torch.equal(ours[k][i], theirs[k][i]) for k in theirs for i in (0, 2))
+    else:
+        assert again.ends[0][1] == pytest.approx(watched.ends[0][1])
+
+
+def test_a_compiled_stack_ends_when_all_have_diverged(traced: list[object]) -> None:
+    members = [at_rate(lr, norm="none", epochs=50, compile=True) for lr in (1e6, 1e7)]
+    loop, watcher = train(*members)
+    assert {status for status, _ in watcher.ends.values()} == {"diverged"}
+    assert not loop.alive
+    assert loop.step < loop.total
+
+
+def test_networks_that_are_given_share_no_compiled_step(traced: list[object]) -> None:
+    """Nothing tells that two of them with the same shapes are the same function."""
+    one, on = config(epochs=1, compile=True), dataset()
+    for count in (1, 2):
+        network = build(one.model, one.norm, on.shape, on.classes, one.seed)
+        Trainer([one], on, CPU, Watcher(), [network]).run()
+        assert len(traced) == count
+    train(one)
+    train(one.model_copy(update={"seed": 1}))
+    assert len(traced) == 3
 
 
 @pytest.mark.parametrize("norm", ["none", "weight_norm"])

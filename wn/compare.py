@@ -23,7 +23,7 @@ import torch
 from wn import experiments
 from wn.check import settings_of
 from wn.config import Config, UserError
-from wn.processes import Preempted, termination
+from wn.processes import Preempted, tell, termination
 from wn.records import Record, to_json, write_atomically
 from wn.resources import configure_torch, resolve
 from wn.run import RunFailed, final_loss
@@ -55,15 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with termination():
             return compare(options.words, options.families.split(","), options.baselines, options.publish)
-    except (UserError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.status
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+    except (UserError, RunFailed, Preempted, KeyboardInterrupt) as end:
+        return tell(end)
 
 
 def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publish: bool) -> int:

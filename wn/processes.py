@@ -47,10 +47,12 @@ class Preempted(BaseException):
     def __init__(self, why: str, where: str, status: int) -> None:
         super().__init__(why, where, status)
         self.status = status
+        self.so_far = ""  # what the whole command has come to
 
     def __str__(self) -> str:
         why, where, _ = self.args
-        return f"stopped: {where} ({why}); the same command goes on from here"
+        so_far = f"; {self.so_far}" * bool(self.so_far)
+        return f"stopped: {where} ({why}){so_far}; the same command goes on from here"
 
 
 def _by_signal(number: int, where: str = "between two runs") -> Preempted:
@@ -130,6 +132,21 @@ def termination() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def tell(end: BaseException) -> int:
+    """Print the line that a command ends with where it does not come to its end; returns the exit status.
+
+    That of a stop, 2 after a mistake of the user's, 1 after any other error.
+    """
+    if isinstance(end, KeyboardInterrupt):
+        line, status = "stopped: the same command goes on from here", 128 + signal.SIGINT
+    elif isinstance(end, Preempted):
+        line, status = str(end), end.status
+    else:
+        line, status = f"error: {end}", 2 if isinstance(end, UserError) else 1
+    print(line, file=sys.stderr)
+    return int(status)
 
 
 class WorkerDied(Exception):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from wn.data import Dataset
 from wn.provenance import cpu_name
 from wn.trainer import DTYPES, Observer, Trainer, steps_per_epoch
 
+log = logging.getLogger(__name__)
+
 MEMBERS = {"mlp": 64, "mlp_vae": 16, "transformer": 8, "plugin": 16}
 """Largest stack on a CPU by architecture: up to it a member costs less the larger its stack, at up to 5 MiB
 (mlp), 25 (transformer, digits) or 50 (mlp_vae). Others train alone: convolutions of a stack are grouped, and
@@ -25,6 +30,9 @@ cost 1.6 to 1.8 times as much (measured: docs/LOG.md)."""
 
 ENOUGH_FILES = 4096
 OTHER_FILES = 128  # that are open beside the lock of each run: data, pipes to workers, libraries
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""Where Linux, once it has loaded NVIDIA's driver, tells its version."""
 
 MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
@@ -48,6 +56,7 @@ def pick_device(name: str) -> torch.device:
     choices = devices_here(name)
     name = choices[processes.PLACE % len(choices)]
     if name == "auto":
+        _warn_of_unused_gpu()
         name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros((), device=name).item()  # the meta device makes tensors and has no numbers
@@ -55,6 +64,26 @@ def pick_device(name: str) -> torch.device:
         why = "not available here; take trainer.device=auto, or cpu"
         raise UserError(f"trainer.device={name}: {why}") from None
     return torch.device(name)
+
+
+@functools.cache  # once a process
+def _warn_of_unused_gpu() -> None:
+    """Say why ``auto`` is no GPU, where there is NVIDIA's driver and torch was built for one."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the user's wish
+    if torch.version.cuda is None or hidden or processes.PLACE > 0 or not DRIVER.exists():
+        return
+    why = "it finds none"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        why = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    version = re.search(r"\d+(\.\d+)+", DRIVER.read_text(encoding="utf-8"))
+    driver = f"NVIDIA's driver {version[0] if version else ''}".rstrip()
+    cure = "install a driver for that CUDA, or a torch for this driver's; trainer.device=cpu if it is meant"
+    log.warning(
+        "no GPU is used, though %s is here: torch %s for CUDA %s says: %s; %s",
+        *(driver, torch.__version__.partition("+")[0], torch.version.cuda, why, cure),
+    )
 
 
 @functools.lru_cache(maxsize=2)  # the stacks of a sweep share their data

@@ -27,6 +27,7 @@ from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
+from wn.step import CaptureFailed
 from wn.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def train_stack(configs: Sequence[Config]) -> bool:
         Whether anything was trained here.
 
     Raises:
-        UserError: the runs cannot be trained here; nothing is recorded.
+        UserError: the runs cannot be trained here, or not as they are to be; none counts as failed.
         Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
     ids = [config.run_id for config in configs]
@@ -133,7 +134,8 @@ class _Session(Observer):
             self._pause()
             raise
         except Exception as error:
-            if ends_training(error):  # the runs have not failed: they go on from their checkpoint
+            # The runs have not failed: they go on from their checkpoint.
+            if ends_training(error) or isinstance(error, CaptureFailed):
                 self._pause()
                 raise
             if may_split and isinstance(error, torch.OutOfMemoryError):

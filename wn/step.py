@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from wn.config import UserError
+from wn.config.errors import short
 from wn.data import Split
 from wn.metrics import Autocast, Objective
 from wn.optim import EMA, Optimizer
@@ -23,7 +25,14 @@ from wn.stack import Stack
 
 State = dict[str, dict[str, Tensor]]
 
+COMPILED: dict[Any, Callable[[State, Tensor], None]] = {}
+"""What was compiled in this process, by all that it depends on: runs of one kind share it."""
+
 WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
+
+
+class CaptureFailed(UserError):
+    """A step was not captured as a CUDA graph; the allocator may be left amid it, and no stack can train."""
 
 
 @dataclass(eq=False)
@@ -39,6 +48,7 @@ class Step:
     autocast: Autocast  # makes the context of the forward pass
     compiled: bool
     captured: bool  # on a GPU
+    kind: Hashable  # equal for steps of the same architecture, norm, rule and precision alone
     function: Callable[[State, Tensor], None] | None = None  # once compiled
     taken: int = 0
     batch: Tensor | None = None
@@ -72,19 +82,42 @@ class Step:
                 self._take(self.batch)
             return torch.cuda.current_stream().wait_stream(self.stream)
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._take(self.batch)
+            self.graph = self._capture(self.batch)
         self.graph.replay()
+
+    def _capture(self, batch: Tensor) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._take(batch)
+        except torch.OutOfMemoryError:  # that this comes through says that the capture was ended
+            raise
+        except Exception as error:
+            first = error.__context__ or error  # what broke it, rather than what its end then says
+            what = f"{type(first).__name__}: {short(' '.join(str(first).split()), 200)}"
+            cures = ["trainer.compile=false"] * self.compiled + ["trainer.cuda_graph=false"]
+            why = f"the step cannot be captured as a CUDA graph ({what})"
+            raise CaptureFailed(f"{why}; go on with {' or '.join(cures)}") from error
+        return graph
 
     def _take(self, batch: Tensor) -> None:
         self.taken += 1
         if not self.compiled:
             return self._update(self.state, batch)
         if self.function is None:
-            self.function = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
+            key = self._key(batch)
+            if key not in COMPILED:
+                COMPILED[key] = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
+            self.function = COMPILED[key]
         with torch.no_grad():  # the traced graph holds its own backward pass
             self.function(self.state, batch)
+
+    def _key(self, batch: Tensor) -> Any:
+        """All that a trace depends on: kind, constants in it, and the layout of every tensor."""
+        constants = self.objective, self.optimizer.decays, self.average and self.average.decay
+        named = {f"{tree}/{name}": t for tree, tensors in self.state.items() for name, t in tensors.items()}
+        layouts = [(k, t.shape, t.stride(), t.dtype, t.device) for k, t in (*named.items(), ("", batch))]
+        return self.kind, constants, tuple(layouts)
 
     def _update(self, state: State, batch: Tensor) -> None:
         """The step on ``state``, which is the stack's own or, while torch traces, stands for it."""

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from wn import again, cost, plugins, tracking
 from wn.config import Config, idle
 from wn.data import Dataset
 from wn.metrics import objective_of
-from wn.processes import StopWatcher, WorkerDied, map_workers
-from wn.provenance import other_code
+from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
+from wn.provenance import git_state, other_code, source
 from wn.records import Record
 from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
@@ -81,14 +81,15 @@ def train_sweep(
         return [records[run_id] for run_id in ids]
     begun, train = bool(todo), functools.partial(_train, plugins.loaded())
     held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
-    while todo:
-        for stack, death in map_workers(train, plan(held), workers):
-            _fail(stack, death)
-        if left := [key for key in _left(todo, runs, records, missing) if key not in forced]:
-            _wait([records[run_id] for run_id in left], runs[left[0]].trainer.max_minutes)
-            left = _left(left, runs, records, missing)
-            held = {run_id for run_id in left if records[run_id].held()}
-        todo = left
+    with _stops_counted(runs):
+        while todo:
+            for stack, death in map_workers(train, plan(held), workers):
+                _fail(stack, death)
+            if left := [key for key in _left(todo, runs, records, missing) if key not in forced]:
+                _wait([records[run_id] for run_id in left], runs[left[0]].trainer.max_minutes)
+                left = _left(left, runs, records, missing)
+                held = {run_id for run_id in left if records[run_id].held()}
+            todo = left
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     _replace(forced, records)
     if begun:
@@ -97,6 +98,18 @@ def train_sweep(
 
 
 Records = dict[str, Record]
+
+
+@contextlib.contextmanager
+def _stops_counted(runs: dict[str, Config]) -> Iterator[None]:
+    """Inside, a stop that ends a sweep says how many of its runs are done, here or elsewhere."""
+    try:
+        yield
+    except Preempted as stopped:
+        if len(runs) > 1:
+            done = sum(Record.of(config, run_id).done for run_id, config in runs.items())
+            stopped.so_far = f"{done} of {len(runs)} runs are done"
+        raise
 
 
 def _finish_replacing(forced: set[str], runs: dict[str, Config], records: Records) -> None:
@@ -126,6 +139,15 @@ def _announce(runs: dict[str, Config], records: Records, todo: list[str], reused
     _tell(runs, [record for record in records.values() if record.done])
     for line in sorted({line for config in runs.values() for line in idle(config)}):
         _say(line)
+    if todo:
+        _say_unknown_commit()
+
+
+@functools.cache  # once a process
+def _say_unknown_commit() -> None:
+    if git_state()["commit"] is None:
+        where = "no git checkout of this project, or no git"
+        _say(f"no commit is known ({where}): records name the code by its hash alone, {source()}")
 
 
 def _left(todo: list[str], runs: dict[str, Config], records: Records, missing: Records) -> list[str]:

@@ -27,7 +27,7 @@ from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, OWN, check_presets, set_value
 from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
-from wn.processes import Preempted, termination
+from wn.processes import Preempted, tell, termination
 from wn.sync import send_report
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask where an error came from
@@ -88,9 +88,8 @@ def main() -> int:
         if not str(error).startswith("Config group override"):  # what Hydra says to optim=3
             raise
         refuse(error)
-    except Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.status
+    except (Preempted, KeyboardInterrupt) as end:
+        return tell(end)
     except launcher.JobEnded as ended:
         line, status = ended.args
         print(line, file=sys.stderr)
@@ -101,9 +100,6 @@ def main() -> int:
         what = f"{type(error).__name__}: {str(error).partition(os.linesep)[0]}"
         print(f"error: a job ended without a result: {what}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
     return 1 if launcher.failed else 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -90,12 +90,15 @@ class Trainer:
         self.total = self.config.trainer.epochs * self.steps_per_epoch
         self.step = 0
         self.saved = time.monotonic()
-        self.alive = list(range(len(self.configs)))
+        self.alive = list(range(len(self.configs)))  # the members in the stack's rows
+        self.diverged: set[int] = set()
         self.objective = objective_of(self.config.model)
         self.totals = data.train.x.new_zeros(len(self.objective.names), len(self.alive))
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
+        # What was compiled for networks that are given serves this trainer alone.
+        self._kind: Hashable = object() if models else self.config.stack_key
         models = models or [build(c.model, c.norm, *sizes, c.seed) for c in configs]
         self.stack = Stack([model.to(device, dtype) for model in models])
         self._prepare()
@@ -154,17 +157,21 @@ class Trainer:
     def _close_epoch(self, epoch: int, columns: Columns, probed: list[list[Row]]) -> None:
         """Tell the observer, and drop diverged members."""
         place = {"epoch": epoch, "step": self.step}
-        kept = []
-        for row, member in enumerate(self.alive):
+        for row, member in self._rows():
             numbers = {name: values[row] for name, values in columns.items()}
             measured = [place | probe for probe in probed[row]] if probed else []
             self.observer.on_epoch(member, place | numbers, measured)
-            if all(map(math.isfinite, numbers.values())):
-                kept.append(row)
-            else:
+            if not all(map(math.isfinite, numbers.values())):
                 self.observer.on_end(member, "diverged", place)
-        if len(kept) < len(self.alive):
+                self.diverged.add(member)
+        kept = [row for row, _ in self._rows()]
+        # A smaller stack would be compiled again: there they train along, unrecorded, while any other does.
+        if len(kept) < len(self.alive) and not (kept and self.config.trainer.compile):
             self._select(kept)
+
+    def _rows(self) -> list[tuple[int, int]]:
+        """Row of the stack and member, of those that have not diverged."""
+        return [(row, member) for row, member in enumerate(self.alive) if member not in self.diverged]
 
     def _finish(self) -> None:
         """The final numbers of the members that did not diverge, on the test set."""
@@ -178,7 +185,7 @@ class Trainer:
             columns["test_nll"] = [-bound for bound in bounds]
             if settings.images:
                 images = metrics.pictures(stack, self.data.test.x[: settings.images], self.autocast)
-        for row, member in enumerate(self.alive):
+        for row, member in self._rows():
             result = {name: values[row] for name, values in columns.items()}
             # Without a validation split, divergence in the last step shows here first.
             if not all(map(math.isfinite, result.values())):
@@ -249,7 +256,8 @@ class Trainer:
             self.average.state = trees["average"]
         settings = self.config.trainer
         parts = (self.stack, self.optimizer, self.average, self.objective, self.data.train, self.totals)
-        self._step = Step(*parts, self.autocast, settings.compile, settings.cuda_graph)
+        engine = settings.compile, settings.cuda_graph, self._kind
+        self._step = Step(*parts, self.autocast, *engine)
 
     def _averaged_stack(self) -> Stack:
         """The stack that is evaluated: the EMA, if there is one."""
@@ -266,7 +274,8 @@ class Trainer:
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
-        return {"step": self.step, "alive": self.alive, "totals": self.totals, **self._trees()}
+        members = {"alive": self.alive, "diverged": sorted(self.diverged)}
+        return {"step": self.step, **members, "totals": self.totals, **self._trees()}
 
     def _trees(self) -> Trees:
         average = self.average.state if self.average else {}
@@ -287,4 +296,5 @@ class Trainer:
             if mine != other:
                 raise ValueError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
+        self.diverged = {*state.get("diverged", [])}
         self._prepare(trees)

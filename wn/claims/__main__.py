@@ -17,7 +17,7 @@ import torch
 from wn.claims import criteria
 from wn.claims.measuring import MEASUREMENTS, families, measure_family, measured
 from wn.config import UserError, nearest
-from wn.processes import Preempted, WorkerDied, map_workers, termination
+from wn.processes import Preempted, WorkerDied, map_workers, tell, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,15 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with termination():
             deaths = _measure_all(chosen(options.ids, options.long), options.workers, options.max_minutes)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.status
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
+    except (UserError, Preempted, KeyboardInterrupt) as end:
+        return tell(end)
     for names, death in deaths:
         print(f"{', '.join(names)}: {death}", file=sys.stderr)
     return 1 if deaths else 0
