@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_account")
 
 
 @pytest.fixture
-def report() -> None:
+def report(no_account: None) -> None:
     """What ``python -m wn.report`` leaves."""
     from PIL import Image
 
