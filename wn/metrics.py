@@ -35,8 +35,8 @@ def classification(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats and misclassification (0 or 1), ``[...]``, of ``logits [..., classes]``."""
     # bfloat16's eight bits are too few for a loss.
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
-    return loss, (logits.argmax(-1) != labels).to(loss.dtype)
+    loss = F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
+    return loss, (logits.contiguous().argmax(-1) != labels).to(loss.dtype)
 
 
 CLASSIFICATION = Objective(("loss", "error"), "error", classification)
