@@ -26,7 +26,7 @@ from wn.trainer import Observer, Trainer
 Row = dict[str, Any]
 
 MEMBERS = 33  # the stacks that a sweep of 65 runs makes on two cores
-ROUNDS = 12
+ROUNDS = 8
 MLP = {"data": "digits", "model.widths": [128, 128], "trainer.device": "cpu"}
 CONVNET = {"model": "convnet", "data": "cifar10", "optim": "adam_paper", "trainer.device": "cpu"}
 WIDTHS = {(96, 1): 1, (24, 1): 4, (24, 4): 1, (16, 1): 6, (16, 4): 2}
@@ -52,7 +52,7 @@ def step(rounds: int = ROUNDS) -> list[Row]:
     return rows
 
 
-def width(rounds: int = 3) -> list[Row]:
+def width(rounds: int = 2) -> list[Row]:
     """Time and speed of a ConvNet's step by its width, alone and in a stack of four, in float32."""
     on_one_core()
     images = torch.randn(400, 3, 32, 32, generator=torch.Generator().manual_seed(0))
