@@ -3,6 +3,8 @@
     python scripts/bench.py sweep        # a whole sweep of 325 runs under both launchers: ten minutes
     python scripts/bench.py training     # pure training: stacks against one run after another
     python scripts/bench.py growth       # time and memory against the number of members
+    python scripts/bench.py step         # a stack's step on one core, beside JAX's if JAX is installed
+    python scripts/bench.py width        # a ConvNet's step on one core by its width, alone and in a stack
 
 Each replaces the rows of this device in ``results/bench/*.csv`` and makes the tables and the figure again.
 Ratios are of times taken side by side in one call. ``--device cuda`` fills the cells of a GPU.
@@ -25,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench_step  # noqa: E402
 import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 
@@ -64,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sweep", "training", "growth", "overhead"])
+    parser.add_argument("what", choices=["sweep", "training", "growth", "overhead", "step", "width"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data-root", help="where MNIST lies; without it, it is downloaded to data/")
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed (training)")
@@ -77,8 +80,11 @@ def main() -> None:
         "training": lambda: training(models, options.steps),
         "growth": lambda: growth(models),
         "overhead": overhead,
+        "step": bench_step.step,
+        "width": bench_step.width,
     }
-    device, _ = resolve(compose({"data": "digits", "trainer.device": options.device}))
+    where = "cpu" if options.what in bench.ONE_CORE else options.device
+    device, _ = resolve(compose({"data": "digits", "trainer.device": where}))
     origin = {
         "device": device_name(device),
         "torch": torch.__version__,

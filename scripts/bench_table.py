@@ -32,8 +32,13 @@ KEYS = {
     "overhead": ["device", "what"],
     "convnet": ["device", "norm", "engine"],
     "vae": ["device", "norm", "engine"],
+    "step": ["device", "norm"],
+    "width": ["device", "width", "members"],
 }
 """What tells the rows of a benchmark apart: a new measurement replaces the old."""
+
+ONE_CORE = ("step", "width")
+"""Those of one core of a CPU."""
 
 TITLES = {
     "sweep": """\
@@ -68,6 +73,17 @@ than the plain network and weight normalisation not noticeably so.""",
 
 One loop, run by Python operation by operation in float32 (eager); or, on a GPU, in bfloat16, compiled and
 replayed as a graph (ours). An epoch is 600 steps; evaluation is not counted.""",
+    "step": """\
+# A step of a stack on one core, beside JAX
+
+33 members of the MLP 64-128-128-10 on digits, batch 100, SGD with momentum, float32, not compiled.
+JAX: `jit(vmap(step))` of the same model and update (`scripts/jax_step.py`), compiled before. They take turns
+in one process on one core; times are of the processor. JAX is optional; without it the cell says so.""",
+    "width": """\
+# A ConvNet's step on one core, by its width
+
+Forward, backward and Adam on 100 images in float32, one thread, plain weights: what each member of a stack
+takes, and the speed against that of the paper's width, 96. Operations counted: convolutions and products.""",
 }
 
 PEAKS = {"H100": 989.0, "H200": 989.0}
@@ -97,7 +113,9 @@ def build(kind: str, folder: Path) -> str:
         )
         parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{command}`")
         parts.append(in_markdown(table(*TABLES[kind](own))))
-    if kind not in ("sweep", "overhead") and not any("NVIDIA" in str(row["device"]) for row in rows):
+    if kind not in ("sweep", "overhead", *ONE_CORE) and not any(
+        "NVIDIA" in str(row["device"]) for row in rows
+    ):
         parts.append(f"## CUDA GPU\n\npending: `{command} --device cuda`")
     page = "\n\n".join(parts) + "\n"
     write_atomically(folder / f"{kind}.md", page.encode("utf-8"))
@@ -174,6 +192,32 @@ def _vae(rows: list[Row]) -> Made:
     return _columns("norm", "engine", ("step (ms)", "step_ms:.2f"), epoch, eager, plain), rows
 
 
+def _step(rows: list[Row]) -> Made:
+    def jax(row: Row) -> str:
+        return "not installed" if pd.isna(row["jax_ms"]) else f"{row['jax_ms']:.3f} (JAX {row['jax']})"
+
+    def ratio(row: Row) -> str:
+        return "–" if pd.isna(row["jax_ms"]) else f"{row['ours_ms'] / row['jax_ms']:.2f}"
+
+    ours = ("ours, a member (ms)", "ours_ms:.3f")
+    return _columns("norm", "members", ours, ("JAX, a member (ms)", jax), ("ours / JAX", ratio)), rows
+
+
+def _width(rows: list[Row]) -> Made:
+    speed = {(row["width"], row["members"]): row["gflop"] / row["ms"] * 1000 for row in rows}
+    full = speed[max(speed)]
+
+    def alone(row: Row) -> str:
+        return f"{speed[row['width'], 1] / speed[row['width'], row['members']]:.2f}x"
+
+    def rate(row: Row) -> str:
+        own = speed[row["width"], row["members"]]
+        return f"{own:.0f} ({own / full:.0%})"
+
+    size = ("members", "members:"), ("a member (GFLOP)", "gflop:.2f"), ("a member (ms)", "ms:.1f")
+    return _columns("width", *size, ("GFLOP/s", rate), ("against alone", alone)), rows
+
+
 TABLES = {
     "sweep": _sweep,
     "training": _training,
@@ -181,6 +225,8 @@ TABLES = {
     "overhead": _overhead,
     "convnet": _convnet,
     "vae": _vae,
+    "step": _step,
+    "width": _width,
 }
 
 

@@ -91,6 +91,30 @@ def test_the_convnet_s_ratios(tmp_path: Path) -> None:
     assert "pending" not in text
 
 
+def test_a_step_stands_beside_its_peer_or_says_that_there_is_none(tmp_path: Path) -> None:
+    row = {**ORIGIN, "members": 33, "ours_ms": 0.3}
+    rows = [
+        {**row, "norm": "none", "jax": "0.10.2", "jax_ms": 0.2},
+        {**row, "norm": "weight_norm", "jax": "", "jax_ms": None},
+    ]
+    text = bench.record("step", rows, tmp_path)
+    assert "| none | 33 | 0.300 | 0.200 (JAX 0.10.2) | 1.50 |" in text
+    assert "| weight_norm | 33 | 0.300 | not installed | – |" in text
+    assert "pending" not in text
+
+
+def test_a_convnet_s_speed_is_a_share_of_the_full_one_s(tmp_path: Path) -> None:
+    times = {(96, 1): (200.0, 2000.0), (24, 1): (15.0, 200.0), (24, 4): (15.0, 300.0)}
+    rows = [
+        {**ORIGIN, "width": width, "members": members, "gflop": gflop, "ms": ms}
+        for (width, members), (gflop, ms) in times.items()
+    ]
+    text = bench.record("width", rows, tmp_path)
+    assert "| 96 | 1 | 200.00 | 2000.0 | 100 (100%) | 1.00x |" in text
+    assert "| 24 | 1 | 15.00 | 200.0 | 75 (75%) | 1.00x |" in text
+    assert "| 24 | 4 | 15.00 | 300.0 | 50 (50%) | 1.50x |" in text
+
+
 @pytest.mark.parametrize("kind", [path.stem for path in sorted(COMMITTED.glob("*.csv"))])
 def test_the_committed_tables_are_those_of_the_committed_rows(tmp_path: Path, kind: str) -> None:
     shutil.copy(COMMITTED / f"{kind}.csv", tmp_path)

@@ -59,10 +59,13 @@ class Optimizer:
     def step(self, grads: Tensors) -> None:
         """One update; ``grads`` as the parameters. Weight decay adds ``weight_decay * p`` to a gradient."""
         self.state["steps"].add_(1)
+        views = {
+            dim: {k: h.view([-1] + [1] * (dim - 1)) for k, h in self.hyper.items()}
+            for dim in {p.dim() for p in self.params.values()}
+        }
         for name, p in self.params.items():
-            kind, grad = self.kinds.get(name, "other"), grads[name]
-            hyper = {k: h.view([-1] + [1] * (p.dim() - 1)) for k, h in self.hyper.items()}
-            hyper |= {"lr": hyper[RATES.get(kind, "lr")], "steps": self.state["steps"]}
+            kind, grad, hyper = self.kinds.get(name, "other"), grads[name], views[p.dim()]
+            hyper = hyper | {"lr": hyper[RATES.get(kind, "lr")], "steps": self.state["steps"]}
             if kind == "weight" and self.decays:
                 grad = grad + hyper["weight_decay"] * p
             moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
@@ -98,7 +101,7 @@ Rule = Callable[[OptimConfig, Tensor, Tensor, list[Tensor], Tensors], None]
 def sgd(config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], hyper: Tensors) -> None:
     """``m <- momentum m + grad;  p <- p - lr m``, as ``torch.optim.SGD``."""
     (m,) = moments
-    m.mul_(hyper["momentum"]).add_(grad)
+    torch.addcmul(grad, m, hyper["momentum"], out=m)
     p.addcmul_(m, hyper["lr"], value=-1)
 
 

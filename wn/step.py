@@ -126,7 +126,9 @@ class Step:
         stack.buffers, optimizer.state, optimizer.hyper = state["buffers"], state["moments"], state["hyper"]
         data = state["data"]
         with self.autocast():
-            outputs = stack(data["x"][batch])
+            # A row each, copied whole: indexing would take it number by number.
+            images = data["x"].index_select(0, batch.flatten())
+            outputs = stack(images.view(*batch.shape, *images.shape[1:]))
         metrics = torch.stack([m.mean(1) for m in self.objective.metrics(outputs, data["y"][batch])])
         grads = torch.autograd.grad(metrics[0].sum(), list(stack.params.values()))
         optimizer.step(dict(zip(stack.params, grads, strict=True)))
