@@ -78,8 +78,14 @@ def test_the_level_is_one_that_both_reach():
     assert (back["faster"], back["better"]) == (pytest.approx(30 / 15), pytest.approx(-1))
 
 
-def test_of_a_seed_that_diverged_there_is_nothing():
-    assert section5.converges({"normal": vae(-400, -90), "WN": Trained([], {})}) == {}
+def test_what_diverged_has_the_bound_that_it_began_with():
+    """The other has its best, -88, after 20 of 30 epochs."""
+    ended, diverged = vae(-400, -90, -88, -89), Trained(vae(-401, -95).epochs, {})
+    found = section5.converges({"normal": ended, "WN": diverged})
+    assert (found["faster"], found["better"]) == (pytest.approx(30 / 20), pytest.approx(-401 + 89))
+    found = section5.converges({"normal": diverged, "WN": ended})
+    assert (found["faster"], found["better"]) == (pytest.approx(20 / 30), pytest.approx(401 - 89))
+    assert section5.converges({"normal": diverged, "WN": diverged}) == {}
 
 
 def test_where_a_line_first_reaches_a_level():
@@ -154,7 +160,8 @@ def test_a_rate_that_is_not_chosen_yet_is_asked_for(table: str):
 
 
 @pytest.mark.parametrize("name", ["L1", "L2", "L3"])
-def test_a_part_a_seed(name: str):
+def test_a_part_a_seed(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(section5, "configs_of", lambda *which: {})  # whether or not its rates are chosen yet
     parts = [part.name for part in MEASUREMENTS[name]()]
     assert parts[:5] == [f"seed_{seed}" for seed in range(criteria.load(name).seeds)]
     assert all(part.endswith("_code") for part in parts[5:])

@@ -179,8 +179,8 @@ def test_committed_results_are_those_of_the_committed_rows(
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == front, (
         "stale: python -m wn.report --publish"
     )
-    for name in ["README.md", *names]:
-        for path in (ROOT / "results").glob(f"{name}/*" if name in names else name):
+    for pattern in ["README.md", "claims/*", *(f"{name}/*" for name in names)]:
+        for path in (ROOT / "results").glob(pattern):
             if path.is_file() and path.suffix != ".png":
                 again = tmp_path / "results" / path.relative_to(ROOT / "results")
                 shown, fresh = (

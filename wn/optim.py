@@ -101,7 +101,7 @@ Rule = Callable[[OptimConfig, Tensor, Tensor, list[Tensor], Tensors], None]
 def sgd(config: OptimConfig, p: Tensor, grad: Tensor, moments: list[Tensor], hyper: Tensors) -> None:
     """``m <- momentum m + grad;  p <- p - lr m``, as ``torch.optim.SGD``."""
     (m,) = moments
-    torch.addcmul(grad, m, hyper["momentum"], out=m)
+    m.mul_(hyper["momentum"]).add_(grad)
     p.addcmul_(m, hyper["lr"], value=-1)
 
 

@@ -48,7 +48,9 @@ class Step:
     autocast: Autocast  # makes the context of the forward pass
     compiled: bool
     captured: bool  # on a GPU
-    kind: Hashable  # equal for steps of the same architecture, norm, rule and precision alone
+    kind: (
+        Hashable  # equal for steps of the same architecture, norm, rule and precision alone; None: no other's
+    )
     function: Callable[[State, Tensor], None] | None = None  # once compiled
     taken: int = 0
     batch: Tensor | None = None
@@ -94,8 +96,10 @@ class Step:
             raise
         except Exception as error:
             first = error.__context__ or error  # what broke it, rather than what its end then says
+            memory = isinstance(first, torch.OutOfMemoryError)
             what = f"{type(first).__name__}: {short(' '.join(str(first).split()), 200)}"
             cures = ["trainer.compile=false"] * self.compiled + ["trainer.cuda_graph=false"]
+            cures = ["hydra.launcher.members=1"] if memory else cures
             why = f"the step cannot be captured as a CUDA graph ({what})"
             raise CaptureFailed(f"{why}; go on with {' or '.join(cures)}") from error
         return graph
@@ -106,9 +110,11 @@ class Step:
             return self._update(self.state, batch)
         if self.function is None:
             key = self._key(batch)
-            if key not in COMPILED:
-                COMPILED[key] = torch.compile(self._trace(batch), dynamic=False, fullgraph=True)
-            self.function = COMPILED[key]
+            self.function = COMPILED.get(key) or torch.compile(
+                self._trace(batch), dynamic=False, fullgraph=True
+            )
+            if self.kind is not None:
+                COMPILED[key] = self.function
         with torch.no_grad():  # the traced graph holds its own backward pass
             self.function(self.state, batch)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,9 +97,12 @@ class Trainer:
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
-        # What was compiled for networks that are given serves this trainer alone.
-        self._kind: Hashable = object() if models else self.config.stack_key
-        models = models or [build(c.model, c.norm, *sizes, c.seed) for c in configs]
+        # Networks that are given, and those of a user's code, may hold numbers that no setting tells.
+        self._kind = None if models is not None or self.config.plugins else self.config.stack_key
+        if models is None:
+            models = [build(c.model, c.norm, *sizes, c.seed) for c in configs]
+        if len(models) != len(configs):
+            raise ValueError(f"{len(models)} networks for {len(configs)} members")
         self.stack = Stack([model.to(device, dtype) for model in models])
         self._prepare()
 

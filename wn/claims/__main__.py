@@ -42,8 +42,16 @@ def _measure_all(
     names: Sequence[str], workers: int, max_minutes: float | None
 ) -> list[tuple[list[str], WorkerDied]]:
     """Measure claims; what died twice comes back."""
-    parts = [measured(name, part) for name in names for part in MEASUREMENTS[name]()]
-    print(f"{len(names)} claims in {len(parts)} parts: {sum(parts)} measured before", flush=True)
+    parts: dict[str, list[bool]] = {}
+    for name in names:
+        try:
+            parts[name] = [measured(name, part) for part in MEASUREMENTS[name]()]
+        except UserError as error:  # what it needs is not there yet: the others do without
+            print(f"{name} is left out: {error}", flush=True)
+    names, count = list(parts), sum(map(len, parts.values()))
+    print(
+        f"{len(names)} claims in {count} parts: {sum(map(sum, parts.values()))} measured before", flush=True
+    )
     together, timed = groups(names)
     work = functools.partial(measure_family, max_minutes)
     return map_workers(work, together, workers) + map_workers(work, timed, 1)

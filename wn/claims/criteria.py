@@ -64,6 +64,8 @@ class Claim(Part):
     """What the paper shows for it."""
     design: str
     control: str
+    known: str = ""
+    """What was known of its rows when the criterion was written, where that is not nothing."""
     long: bool = False
     seeds: int = pydantic.Field(default=3, ge=3)
     """Below so many nothing is judged, so that seeds that come in one by one are looked at once."""

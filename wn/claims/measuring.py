@@ -69,8 +69,9 @@ def families() -> dict[str, list[str]]:
 
 
 def measure_family(max_minutes: float | None, names: list[str]) -> None:
-    """Measure claims one after the other, in a process that may know no measurement yet."""
+    """Measure claims one after the other, on one thread, in a process that may know no measurement yet."""
     families()
+    torch.set_num_threads(1)
     with StopWatcher(max_minutes) as watcher:
         for name in names:
             measure(name, watcher)

@@ -1,7 +1,7 @@
 """Claims about section 5 that a processor can train: rows of an experiment, seed by seed.
 
 A part trains what claims need of one seed, in the experiment's own folder: what is recorded there is not
-trained again, and what is trained here is the experiment's as well. A seed that is missing has no value.
+trained again, and what is trained here is the experiment's as well.
 """
 
 from __future__ import annotations
@@ -140,17 +140,19 @@ def reached(points: Array, level: float) -> float:
 def converges(runs: Mapping[str, Trained]) -> Values:
     """How much higher a bound weight normalisation has, and how much sooner; M1.
 
-    Nothing of a seed of which one run diverged.
+    A run that diverged has the bound that it began with, and reaches a level after the last epoch.
     """
-    if not all(run.final for run in runs.values()):
+    ended = {name: run.bounds for name, run in runs.items() if run.final}
+    if not ended:
         return {}
-    plain, wn = runs["normal"].bounds, runs["WN"].bounds
-    level = min(plain[:, 1].max(), wn[:, 1].max())
-    early = [float(np.interp(EARLY, *points.T)) for points in (plain, wn)]
+    level, last = min(p[:, 1].max() for p in ended.values()), max(p[-1, 0] for p in ended.values())
+    points = {name: ended.get(name, run.bounds[:1]) for name, run in runs.items()}
+    after = {name: reached(ended[name], level) if name in ended else last for name in runs}
+    early = {name: float(np.interp(EARLY, *p.T)) for name, p in points.items()}
     return {
-        "better": float(wn[-1, 1] - plain[-1, 1]),
-        "faster": reached(wn, level) / reached(plain, level),
-        f"control better after {EARLY} epochs": early[1] - early[0],
+        "better": float(points["WN"][-1, 1] - points["normal"][-1, 1]),
+        "faster": after["WN"] / after["normal"],
+        f"control better after {EARLY} epochs": early["WN"] - early["normal"],
     }
 
 
@@ -161,8 +163,13 @@ def _parts(
     values: Callable[[Mapping[str, Trained]], Values],
     suffix: str = "",
 ) -> Iterator[Part]:
-    """A part a seed of the experiment's."""
+    """A part a seed of the experiment's.
+
+    Raises:
+        UserError: a learning rate is still to be chosen.
+    """
     for seed in experiments.load(experiment).seeds:
+        configs_of(experiment, rows, seed)
         measure = functools.partial(_measured, experiment, condition, tuple(rows), values, seed)
         yield Part(f"seed_{seed}{suffix}", measure)
 

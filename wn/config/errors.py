@@ -58,8 +58,12 @@ def explain_file(root: type[pydantic.BaseModel], error: pydantic.ValidationError
     return "; ".join(dict.fromkeys(_finding_in_file(root, found) for found in error.errors()))
 
 
+TAGS = ("values", "names")  # of an axis that is a list or a mapping: the file has no such key
+
+
 def _finding_in_file(root: type[pydantic.BaseModel], error: Any) -> str:
     keys = [str(part + 1) if isinstance(part, int) else part for part in error["loc"]]  # a list's first is 1
+    keys = [key for key in keys if key not in TAGS]
     where = " ".join(keys)
     if error["type"] == "missing":
         return f"{where}: is missing"

@@ -86,8 +86,9 @@ def headline(rows: pd.DataFrame) -> Figure | None:
             text.set(fontsize=7.5, fontweight="bold" if arm in STRONG else "normal")
     figure.supxlabel(
         "decades of learning rate in which validation loss stays near the arm's best (MLP: within 1.5 times "
-        "it, VAE: within 1 nat);\nline: 95% interval over seeds; dashed: plain weights; triangle: in range "
-        "at an end of the grid, so wider than drawn; capped at c: learns at min(lr, c)",
+        "it, VAE: within 1 nat),\nor in the ConvNet the error keeps half of what the arm's best has over "
+        "chance. Capped at c: learns at min(lr, c), c = 0.1, in the ConvNet 0.01.\nLine: 95% interval over "
+        "seeds; dashed: plain weights; triangle: in range at an end of the grid, so wider than drawn",
         **SMALL,
     )
     return figure

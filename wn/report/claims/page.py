@@ -52,10 +52,11 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
     parts = [
         "# The claims of the paper, each with a verdict",
         f"**{counts(found)}**",
-        "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured "
-        "([experiments/claims/](../../experiments/claims)); the verdict is computed from the rows beside "
-        "this page. An interval is Student's at 95% over seeds. Statements that are ours follow from the "
-        "paper's and say so. Errors and training curves of section 5.1 are [elsewhere](../README.md).",
+        "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured, or "
+        "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
+        "computed from the rows beside this page. An interval is Student's at 95% over seeds. Statements "
+        "that are ours follow from the paper's and say so. Errors and training curves of section 5.1 at full "
+        "width are [elsewhere](../README.md).",
         in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
         "```\npython -m wn.claims          # measures all but the long ones\n"
@@ -120,6 +121,7 @@ def _section(one: Found) -> str:
         ]
         lines.append("Controls, means over seeds: " + "; ".join(told) + ".")
     remarks = {
+        "Known when the criterion was written": claim.known,
         "Literature": one.notes.literature,
         "Beyond what was tested": one.notes.beyond,
         "What would change it": one.notes.change,
@@ -130,8 +132,9 @@ def _section(one: Found) -> str:
         device = ", ".join(sorted(one.rows["device"].unique()))
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < 1:
-            clock = "computed from what another claim has trained"
-        origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({one.order})"
+            clock = "within a second, or from what another claim has trained"
+        order = "criterion after some of its rows" if claim.known else one.order
+        origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)
 
