@@ -168,8 +168,9 @@ class Trainer:
                 self.observer.on_end(member, "diverged", place)
                 self.diverged.add(member)
         kept = [row for row, _ in self._rows()]
-        # A smaller stack would be compiled again: there they train along, unrecorded, while any other does.
-        if len(kept) < len(self.alive) and not (kept and self.config.trainer.compile):
+        # A smaller stack is compiled again: until half are left, what diverged trains along, unrecorded.
+        fewest = len(self.alive) / 2 if self.config.trainer.compile else len(self.alive)
+        if len(kept) < fewest:
             self._select(kept)
 
     def _rows(self) -> list[tuple[int, int]]:
