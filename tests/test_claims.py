@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from wn.claims import criteria, measuring
 from wn.claims.criteria import Claim, Quantity
 from wn.claims.measuring import Part, Row
 from wn.claims.rows import read
-from wn.processes import Preempted, StopWatcher
+from wn.processes import Preempted, StopWatcher, termination
 from wn.report.claims.verdicts import judge
 
 SPREAD = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
@@ -178,6 +180,22 @@ def test_what_is_complete_is_not_measured_again(measured: list[str], tmp_path: P
     measuring.measure("B3", StopWatcher(None))
     assert measured == ["one", "two"]
     assert read(tmp_path / "runs" / "claims" / "B3" / "two.json") is not None
+
+
+def test_a_signal_stops_amid_a_part(measured: list[str], monkeypatch: pytest.MonkeyPatch):
+    """At once, where nothing trains; what trains in a part has a watcher of its own, which saves it first."""
+
+    def killed() -> list[Row]:
+        with StopWatcher(None) as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.stop("amid a training") is not None
+        raise AssertionError("training went on")
+
+    monkeypatch.setattr(measuring, "MEASUREMENTS", {"B3": lambda: iter([Part("one", killed)])})
+    monkeypatch.setattr(measuring, "families", dict)
+    with termination(), pytest.raises(Preempted, match="SIGTERM"):
+        measuring.measure_family(None, ["B3"])
+    assert read(Path("runs/claims/B3/one.json")) is None
 
 
 def test_another_criterion_voids_what_was_measured(measured: list[str], monkeypatch: pytest.MonkeyPatch):

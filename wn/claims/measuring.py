@@ -72,9 +72,10 @@ def measure_family(max_minutes: float | None, names: list[str]) -> None:
     """Measure claims one after the other, on one thread, in a process that may know no measurement yet."""
     families()
     torch.set_num_threads(1)
-    with StopWatcher(max_minutes) as watcher:
-        for name in names:
-            measure(name, watcher)
+    # Of the clock alone: a signal ends a part at once or, where it trains, after a step that is saved.
+    watcher = StopWatcher(max_minutes)
+    for name in names:
+        measure(name, watcher)
 
 
 def measured(name: str, part: Part) -> bool:
@@ -91,7 +92,7 @@ def measure(name: str, watcher: StopWatcher) -> None:
     """Measure the parts of a claim that are not measured yet.
 
     Raises:
-        Preempted: a signal asked for it, or the time is over; parts that are complete are kept.
+        Preempted: the time is over, or another process was asked to stop; parts that are complete are kept.
         UserError: a row is of no condition of the criterion's.
     """
     claim, criterion = criteria.load(name), criteria.digest_of(name)
