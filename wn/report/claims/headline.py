@@ -65,25 +65,29 @@ def headline(rows: pd.DataFrame) -> Figure | None:
     found = widths(mine)
     conditions = {condition for condition, _ in found}
     optimisers = [name for name in OPTIMISERS if any(c.endswith(f", {name}") for c in conditions)]
-    arms = [arm for arm in ARMS if any(arm == measured for _, measured in found)]
     models = [model for model in MODELS if any(c.startswith(f"{model}, ") for c in conditions)]
-    size = (2.3 + 1.95 * len(optimisers), 0.7 + (0.7 + 0.15 * len(arms)) * len(models))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(models), len(optimisers), sharex=True, sharey=True, squeeze=False)
-    for line, model in zip(grid, models, strict=True):
+    arms = [
+        [arm for arm in ARMS if any((f"{model}, {optimiser}", arm) in found for optimiser in optimisers)]
+        for model in models
+    ]
+    heights = [0.7 + 0.15 * len(own) for own in arms]
+    figure = Figure(figsize=(2.3 + 1.95 * len(optimisers), 0.8 + sum(heights)), layout="constrained")
+    shape = len(models), len(optimisers)
+    grid = figure.subplots(*shape, sharex=True, sharey="row", squeeze=False, height_ratios=heights)
+    for line, model, own in zip(grid, models, arms, strict=True):
         for axes, optimiser in zip(line, optimisers, strict=True):
+            axes.tick_params(labelbottom=True)  # a panel below it may be missing
             if f"{model}, {optimiser}" not in conditions:
                 axes.set_axis_off()
                 continue
-            _panel(axes, found, f"{model}, {optimiser}", arms)
+            _panel(axes, found, f"{model}, {optimiser}", own)
             axes.set_title(f"{MODELS[model]}, {optimiser}", fontsize=9)
-    grid[0, 0].set_yticks(range(len(arms)), [ARMS[arm][0] for arm in arms])
-    grid[0, 0].set_ylim(len(arms) - 0.4, -0.6)
+        line[0].set_yticks(range(len(own)), [ARMS[arm][0] for arm in own])
+        line[0].set_ylim(len(own) - 0.4, -0.6)
+        for arm, text in zip(own, line[0].get_yticklabels(), strict=True):
+            text.set(fontsize=7.5, fontweight="bold" if arm in STRONG else "normal")
     grid[0, 0].xaxis.set_major_locator(MultipleLocator(2))
     grid[0, 0].set_xlim(left=0)
-    for line in grid:
-        for arm, text in zip(arms, line[0].get_yticklabels(), strict=True):
-            text.set(fontsize=7.5, fontweight="bold" if arm in STRONG else "normal")
     figure.supxlabel(
         "decades of learning rate in which validation loss stays near the arm's best (MLP: within 1.5 times "
         "it, VAE: within 1 nat),\nor in the ConvNet the error keeps half of what the arm's best has over "
