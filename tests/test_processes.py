@@ -98,6 +98,7 @@ def until(true: functools.partial[bool] | object) -> None:
 
 def share_with_a_process_that_ignores_the_end(folder: Path) -> None:
     """In a child: two processes that never finish."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which tests may run, has children ignore it
     map_workers(functools.partial(stay, folder), [0, 1], 2)
 
 
