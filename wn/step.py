@@ -48,9 +48,7 @@ class Step:
     autocast: Autocast  # makes the context of the forward pass
     compiled: bool
     captured: bool  # on a GPU
-    kind: (
-        Hashable  # equal for steps of the same architecture, norm, rule and precision alone; None: no other's
-    )
+    kind: Hashable  # equal only for one architecture, norm, rule and precision; None: not to be shared
     function: Callable[[State, Tensor], None] | None = None  # once compiled
     taken: int = 0
     batch: Tensor | None = None

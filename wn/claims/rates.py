@@ -17,6 +17,7 @@ import numpy as np
 
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
+from wn.claims.training import UNSEEN
 from wn.config import Config
 from wn.config.compose import Value, compose
 from wn.report.statistics import Array, usable_width
@@ -70,7 +71,7 @@ ARMS: dict[str, Settings] = {
     "batch norm, capped": {"norm": "batch_norm", **_capped(0.1)},
 }
 
-PLACE: Settings = {"experiment_name": "claims_rates", "tracking.mode": "disabled", "trainer.progress": False}
+PLACE: Settings = {"experiment_name": "claims_rates", **UNSEEN}
 QUICK: Settings = {
     **{"trainer.probe_every": 1000, "trainer.images": 0},  # nothing is read of a run but its validation loss
     **{"trainer.iwae_samples": 1, "trainer.iwae_images": 1},

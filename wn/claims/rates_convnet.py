@@ -15,10 +15,9 @@ from wn import experiments
 from wn.claims.measuring import Part, measurement
 from wn.claims.rates import Contrast, Grid, rows_of, trained
 from wn.claims.rows import Row
+from wn.claims.training import UNSEEN
 
 OPTIMISERS = {"SGD": "cifar10_lr_narrow_sgd", "Adam": "cifar10_lr_narrow_adam"}
-
-UNSEEN = {"tracking.mode": "disabled", "trainer.progress": False}
 
 
 @functools.cache  # three claims are about the same runs
@@ -27,14 +26,10 @@ def grids(optimiser: str, arms: tuple[str, ...]) -> dict[str, Grid]:
     experiment = experiments.load(OPTIMISERS[optimiser])
     rates, names = experiment.values["optim.lr"], experiment.labels
     runs = [run for run in experiment.runs(UNSEEN) if names[run.cell["norm"]] in arms]
-    errors = dict(
-        zip([run.config.run_id for run in runs], trained([r.config for r in runs], "error"), strict=True)
-    )
-    found = {}
-    for arm in arms:
-        own = [errors[run.config.run_id] for run in runs if names[run.cell["norm"]] == arm]
-        found[arm] = Grid(np.array(rates), np.reshape(own, (len(rates), -1)))
-    return found
+    by_arm: dict[str, list[float]] = {arm: [] for arm in arms}
+    for run, error in zip(runs, trained([run.config for run in runs], "error"), strict=True):
+        by_arm[names[run.cell["norm"]]].append(error)
+    return {arm: Grid(np.array(rates), np.reshape(own, (len(rates), -1))) for arm, own in by_arm.items()}
 
 
 def _parts(judged: Sequence[Contrast], controls: Sequence[Contrast]) -> Iterator[Part]:

@@ -15,6 +15,7 @@ import numpy as np
 from wn import experiments
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
+from wn.claims.training import UNSEEN
 from wn.config import Config, UserError
 from wn.records import Record
 from wn.report.statistics import Array
@@ -32,8 +33,6 @@ FIGURE, VAE = "vae_mnist_cpu", "vae, MNIST"
 EARLY = 50
 """The epoch at which the two curves of figure 3 are one."""
 
-PLACE = {"tracking.mode": "disabled", "trainer.progress": False}
-
 
 def configs_of(experiment: str, rows: Sequence[str], seed: int) -> dict[str, Config]:
     """A run for each row, at the learning rate that its file names, or that was chosen.
@@ -47,7 +46,7 @@ def configs_of(experiment: str, rows: Sequence[str], seed: int) -> dict[str, Con
         how = f"python -m wn.train +experiment={file.chosen_by} && python -m wn.report {file.chosen_by}"
         raise UserError(f"experiments/{experiment}.yaml: {waiting[0]}: no chosen learning rate; first {how}")
     wanted = {(name, rate, seed) for name, rate in rates.items()}
-    runs = file.runs(PLACE)
+    runs = file.runs(UNSEEN)
     return {
         run.row: run.config
         for run in runs

@@ -10,11 +10,16 @@ import torch
 from torch import nn
 
 from wn.config import Config
+from wn.config.compose import Value
 from wn.data import Dataset
 from wn.resources import resolve
 from wn.trainer import Observer, Trainer
 
 Row = dict[str, Any]
+
+UNSEEN: dict[str, Value] = {"tracking.mode": "disabled", "trainer.progress": False}
+"""Settings of recorded runs that a claim trains; they are no part of a run's identity."""
+
 AfterStep = Callable[[Trainer], None]
 """Sees the trainer after every step; rows of its stack are those of ``trainer.alive``."""
 
