@@ -75,6 +75,18 @@ def test_every_criterion_can_be_met_and_missed(name: str):
     )
 
 
+@pytest.mark.parametrize("name", [name for name in criteria.ids() if criteria.load(name).again])
+def test_what_is_tested_again_has_the_thresholds_of_its_claim(name: str):
+    claim = criteria.load(name)
+    first = criteria.load(claim.again)
+    assert not first.again
+    assert (claim.section, claim.type, claim.paper) == (first.section, first.type, first.paper)
+    thresholds, of_first = (
+        {k: q.model_dump(exclude={"what"}) for k, q in c.quantities.items()} for c in (claim, first)
+    )
+    assert thresholds == of_first
+
+
 def values(*means: float, spread: float = 0.05, n: int = 5) -> dict[str, Any]:
     x = spread * np.resize(SPREAD, n)
     return {

@@ -124,6 +124,15 @@ def test_the_slope_is_the_power_of_the_learning_rate(power: float):
     assert sum(math.isnan(row["value"]) for row in rows) == 5
 
 
+def test_a_longer_training_has_as_many_more_epochs_and_nothing_else_is_changed():
+    (once, *_), members = growth.arm("mlp, SGD", "plain weights", 1)
+    (longer, *_), same = growth.arm("mlp, SGD", "plain weights", growth.LONGER)
+    assert members == same
+    assert longer.trainer.epochs == 4 * once.trainer.epochs
+    epochs = {"epochs": once.trainer.epochs}
+    assert longer.model_copy(update={"trainer": longer.trainer.model_copy(update=epochs)}) == once
+
+
 def test_batch_normalised_weights_follow_the_recursion_and_plain_ones_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -134,7 +143,7 @@ def test_batch_normalised_weights_follow_the_recursion_and_plain_ones_do_not(
     found = {
         name: [
             row["value"]
-            for row in growth._recursive("mlp, SGD", name, "{}")
+            for row in growth._recursive("mlp, SGD", name, "{}", 1)
             if row["quantity"] == "recursion"
         ]
         for name in ("batch normalisation", "plain weights")

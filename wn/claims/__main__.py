@@ -75,7 +75,7 @@ def chosen(words: Sequence[str], with_long: bool) -> list[str]:
         return [name for name in known if with_long or not criteria.load(name).long]
     names: list[str] = []
     for word in words:
-        mine = modules.get(word) or [n for n in known if n == word or n.rstrip("0123456789abc") == word]
+        mine = modules.get(word) or [n for n in known if word in (n, n[0])]
         if not mine:
             raise UserError(f"{word}: no claim that is measured{nearest(word, [*known, *modules])}")
         names += [name for name in mine if name not in names]

@@ -57,6 +57,8 @@ class Claim(Part):
 
     id: str = pydantic.Field(pattern=r"^[A-M]\d?[a-z]?$")
     section: str
+    again: str = ""
+    """The claim that is tested once more; ``statement`` then says where."""
     statement: str
     type: Literal["exact", "law", "mechanism", "comparison", "cost", "experiment"]
     """``experiment``: about one of section 5's at smaller scale; its verdicts begin with *toy*."""
@@ -74,6 +76,11 @@ class Claim(Part):
     """What it is tested on; the first word is the family of models."""
     second: list[str] = pydantic.Field(default=[])
     """Conditions that were measured to confirm a refutation, by another model or code."""
+
+    @property
+    def words(self) -> str:
+        """The statement, of a test elsewhere too."""
+        return f"{self.again} once more, {self.statement}." if self.again else self.statement
 
     @pydantic.model_validator(mode="after")
     def _second_is_a_condition(self) -> Self:
@@ -114,6 +121,8 @@ def load(name: str) -> Claim:
     claim = _read(Claim, read_yaml(path, shown), shown)
     if claim.id != name:
         raise UserError(f"{shown}: id: {claim.id}, and the file is called {name}")
+    if claim.again and claim.again not in ids():
+        raise UserError(f"{shown}: again: {claim.again}: no claim{nearest(claim.again, ids())}")
     return claim
 
 

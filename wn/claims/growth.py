@@ -1,4 +1,7 @@
-"""The growth of ||v|| sets the size of an update, at any learning rate: claims B2 and B8 (section 2.1)."""
+"""The growth of ||v|| sets the size of an update, at any learning rate: claims B2 and B8 (section 2.1).
+
+What is said of the end of training depends on when it ends: B2h and B8h are the same in four times the steps.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +52,16 @@ HIGHER = {"mlp, SGD": 100.0, "vae, SGD": 100.0, "vae, momentum": 10.0}
 """For batch normalisation, whose best is above that."""
 CAPS = {"mlp": 0.1, "vae": 0.01, "vae, momentum": 0.001}
 LAST = 10  # epochs over whose last steps an angle is averaged
+LONGER = 4  # times the epochs
 ABOVE_BEST = 31.7  # thirty times, or one and a half decades
 
 
-def config(condition: str, lr: float, seed: int, **changes: Any) -> Config:
-    """A run of a condition; ``changes`` are dotted keys."""
+def config(condition: str, lr: float, seed: int, times: int = 1, **changes: Any) -> Config:
+    """A run of a condition, ``times`` as long; ``changes`` are dotted keys."""
     model, rule = condition.split(", ")
     fixed = {"trainer.device": "cpu", "trainer.probe_every": 1, "optim.lr": lr, "seed": seed}
-    return compose({"norm": "weight_norm", **fixed, **MODELS[model], **RULES[rule], **changes})
+    settings = MODELS[model] | {"trainer.epochs": times * MODELS[model]["trainer.epochs"]}
+    return compose({"norm": "weight_norm", **fixed, **settings, **RULES[rule], **changes})
 
 
 def half_decades(low: float, high: float) -> list[float]:
@@ -100,11 +105,15 @@ class Sweep(NamedTuple):
     members: list[tuple[int, float]]
     watch: Watch
 
+    def losses(self) -> dict[tuple[int, float], float]:
+        """Training losses of the last epoch."""
+        return {member: final(self.watch, i, "train_loss") for i, member in enumerate(self.members)}
+
     def used(self) -> list[float]:
         """Learning rates of the slope."""
         losses: dict[float, list[float]] = {}
-        for i, (_, lr) in enumerate(self.members):
-            losses.setdefault(lr, []).append(final(self.watch, i, "train_loss"))
+        for (_, lr), loss in self.losses().items():
+            losses.setdefault(lr, []).append(loss)
         starts = [rows[0]["valid_loss"] for rows in self.watch.metrics]  # training begins with the same loss
         return upper_half(losses, float(np.mean(starts)))
 
@@ -127,23 +136,27 @@ def angle(watch: Watch, member: int) -> float:
     return float(np.mean([row["angle"] for row in after if row["epoch"] > last - LAST]))
 
 
-def arm(condition: str, name: str) -> tuple[list[Config], list[tuple[int, float]]]:
-    """Seeds x learning rates of an arm, gains and biases at a capped rate."""
+def arm(condition: str, name: str, times: int) -> tuple[list[Config], list[tuple[int, float]]]:
+    """Seeds x learning rates of an arm, gains and biases at a capped rate; trained ``times`` as long."""
     model, (low, high) = condition.split(", ")[0], RATES[condition]
     cap = CAPS.get(condition, CAPS[model])
     changes = {**ARMS[name], **NOISE[model], "optim.lr_gain_cap": cap, "optim.lr_bias_cap": cap}
     if name == "batch normalisation":
         high = HIGHER.get(condition, high)
     members = [(seed, lr) for seed in SEEDS for lr in half_decades(low, high)]
-    return [config(condition, lr, seed, **changes) for seed, lr in members], members
+    return [config(condition, lr, seed, times, **changes) for seed, lr in members], members
 
 
 def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row]:
-    """Angles by learning rate, the rates that were used, and the slope for each seed."""
+    """Angles and losses by learning rate, the rates that were used, and the slope for each seed.
+
+    Losses are there because an angle is small, too, where a gradient has vanished.
+    """
     used, angles = trained.used(), trained.angles()
     rows = [
-        Row(condition=condition, quantity=f"angle of {name}", seed=seed, value=value, x=lr)
-        for (seed, lr), value in angles.items()
+        Row(condition=condition, quantity=f"{what} of {name}", seed=seed, value=value, x=lr)
+        for what, values in (("angle", angles), ("loss", trained.losses()))
+        for (seed, lr), value in values.items()
     ]
     rows += [Row(condition=condition, quantity=f"used of {name}", seed=0, value=1.0, x=lr) for lr in used]
     for seed in SEEDS:
@@ -155,13 +168,23 @@ def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row
 @measurement("B2")
 def self_stabilisation() -> Iterator[Part]:
     """Slope of log angle on log lr, of plain and of normalised weights, free and held (section 2.1)."""
+    return _slopes(1)
+
+
+@measurement("B2h")
+def longer_self_stabilisation() -> Iterator[Part]:
+    """The same in four times the steps."""
+    return _slopes(LONGER)
+
+
+def _slopes(times: int) -> Iterator[Part]:
     for condition in RATES:
         for name in ("weight normalisation", "plain weights", "held weights"):
-            yield Part(file_name(condition, name), partial(_slope_of, condition, name))
+            yield Part(file_name(condition, name), partial(_slope_of, condition, name, times))
 
 
-def _slope_of(condition: str, name: str) -> list[Row]:
-    configs, members = arm(condition, name)
+def _slope_of(condition: str, name: str, times: int) -> list[Row]:
+    configs, members = arm(condition, name, times)
     quantity = f"control slope of {name}" if name == "held weights" else f"slope of {name}"
     return slopes(condition, name, Sweep(members, train(configs)), quantity)
 
@@ -169,15 +192,25 @@ def _slope_of(condition: str, name: str) -> list[Row]:
 @measurement("B8")
 def batch_normalisation() -> Iterator[Part]:
     """The same slope of batch normalisation's weights, and the recursion of A2 and A3 for them."""
+    return _recursions(1)
+
+
+@measurement("B8h")
+def longer_batch_normalisation() -> Iterator[Part]:
+    """The same in four times the steps."""
+    return _recursions(LONGER)
+
+
+def _recursions(times: int) -> Iterator[Part]:
     for condition in ("mlp, SGD", "mlp, momentum", "vae, SGD", "vae, momentum"):
-        yield Part(file_name(condition), partial(_recursive, condition, "batch normalisation", "{}"))
+        yield Part(file_name(condition), partial(_recursive, condition, "batch normalisation", "{}", times))
     for condition in ("mlp, SGD", "vae, SGD"):
-        part = partial(_recursive, condition, "plain weights", "control {} of plain weights")
+        part = partial(_recursive, condition, "plain weights", "control {} of plain weights", times)
         yield Part(file_name(condition, "plain"), part)
 
 
-def _recursive(condition: str, name: str, quantity: str) -> list[Row]:
-    configs, members = arm(condition, name)
+def _recursive(condition: str, name: str, quantity: str, times: int) -> list[Row]:
+    configs, members = arm(condition, name, times)
     kept: list[Lengths] = []
 
     def prepare(trainer: Trainer) -> AfterStep:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wn import probes
-from wn.claims.growth import ARMS, NOISE, SEEDS, config, final, half_decades, line
+from wn.claims.growth import ARMS, LONGER, NOISE, SEEDS, config, final, half_decades, line
 from wn.claims.lengths import directions, squares
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row
@@ -101,14 +101,24 @@ DESCENT = {"mlp, momentum": (1e-2, 10.0), "vae, momentum": (1e-4, 1.0)}
 @measurement("B4")
 def other_rules() -> Iterator[Part]:
     """Growth of ||v|| and of the direction's learning rate at the best learning rate (section 2.1)."""
+    return _rules(1)
+
+
+@measurement("B4h")
+def longer_other_rules() -> Iterator[Part]:
+    """The same in four times the steps, at the rate that is the best there."""
+    return _rules(LONGER)
+
+
+def _rules(times: int) -> Iterator[Part]:
     for condition, rates in OPTIMIZERS.items():
-        yield Part(file_name(condition), partial(_at_best, condition, condition, rates))
+        yield Part(file_name(condition), partial(_at_best, condition, condition, rates, times))
     for condition, rates in DESCENT.items():
         model = condition.split(", ")[0]
-        yield Part(f"{model}-SGD", partial(_at_best, condition, f"{model}, SGD", rates))
+        yield Part(f"{model}-SGD", partial(_at_best, condition, f"{model}, SGD", rates, times))
 
 
-def _at_best(shown: str, condition: str, between: tuple[float, float]) -> list[Row]:
+def _at_best(shown: str, condition: str, between: tuple[float, float], times: int) -> list[Row]:
     """Rows of the best learning rate, of ten times that, and of all."""
     rates = half_decades(*between)
     members = [(seed, lr) for seed in SEEDS for lr in rates]
@@ -118,7 +128,8 @@ def _at_best(shown: str, condition: str, between: tuple[float, float]) -> list[R
         starts.append(squares(directions(trainer)))
         return lambda trainer: None
 
-    configs = [config(condition, lr, seed, **{"trainer.probe_every": 1000}) for seed, lr in members]
+    unwatched = {"trainer.probe_every": 1000}
+    configs = [config(condition, lr, seed, times, **unwatched) for seed, lr in members]
     watch, start = train(configs, prepare=prepare), starts[0]
     losses = {
         lr: np.mean([final(watch, i, "valid_loss") for i, m in enumerate(members) if m[1] == lr])

@@ -35,7 +35,14 @@ FIRST, MORE = 9, 2
 MODELS: dict[str, Settings] = {
     "mlp": {"model": "mlp", "data": "digits", "trainer.epochs": 30},
     "vae": {"model": "mlp_vae", "data": "digits", "trainer.epochs": 20},
+    "mlp on MNIST": {
+        **{"model": "mlp", "data": "mnist", "trainer.epochs": 15},
+        **{"data.train_fraction": 0.2, "data.valid_fraction": 0.5},  # 6,000 images each
+    },
+    "mlp for 120 epochs": {"model": "mlp", "data": "digits", "trainer.epochs": 120},
 }
+METRICS = {"mlp on MNIST": "error"}
+"""The validation metric that is read where it is not the loss."""
 OPTIMISERS: dict[str, Settings] = {
     "SGD": {"optim": "sgd", "optim.momentum": 0.0},
     "momentum": {"optim": "sgd", "optim.momentum": 0.9},
@@ -88,10 +95,11 @@ def tolerated(model: str, best: Array) -> Array:
     """The loss up to which a rate is usable: 1.5 times the best; of a VAE 1 nat above it.
 
     Digits have a mean image that costs 27.2 nats, 1.1 times the best of these VAEs: within 1.5 of the best a
-    decoder that has learnt nothing else would do. Of the ConvNet it is the error that loses half of what the
-    best has over chance, 0.9.
+    decoder that has learnt nothing else would do. On MNIST it is an error, one percentage point above the
+    best; of the ConvNet the error that loses half of what the best has over chance, 0.9.
     """
-    limit = {"mlp": 1.5 * best, "vae": best + 1.0, "convnet": (best + 0.9) / 2}[model]
+    others = {"vae": best + 1.0, "mlp on MNIST": best + 0.01, "convnet": (best + 0.9) / 2}
+    limit = others.get(model, 1.5 * best)
     return np.where(np.isfinite(best), limit, -np.inf)  # with a seed that always diverges no rate is usable
 
 
@@ -155,7 +163,11 @@ def explore(condition: str, arms: Sequence[str], losses_of: Losses = trained) ->
 
 @functools.cache  # several claims are about the same arms
 def grid_of(condition: str, arms: tuple[str, ...]) -> dict[str, Grid]:
-    return explore(condition, arms)
+    return explore(condition, arms, functools.partial(trained, metric=metric_of(condition)))
+
+
+def metric_of(condition: str) -> str:
+    return METRICS.get(condition.split(", ")[0], "loss")
 
 
 class Contrast(NamedTuple):
@@ -198,7 +210,7 @@ def rows_of(
         add(f"best {arm}", grids[arm].losses.min(axis=0))
     for arm in evidence:
         for rate, losses in zip(grids[arm].rates, grids[arm].losses, strict=True):
-            add(f"loss {arm}", losses, float(rate))
+            add(f"{metric_of(condition)} {arm}", losses, float(rate))
     return rows
 
 
@@ -213,20 +225,28 @@ def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[
     return [{"condition": condition, "quantity": name, "seed": s, "value": float(d)} for s, d in differences]
 
 
-CONDITIONS = tuple(f"{model}, {optimiser}" for model in MODELS for optimiser in OPTIMISERS)
+def conditions_of(*models: str) -> tuple[str, ...]:
+    return tuple(f"{model}, {optimiser}" for model in models for optimiser in OPTIMISERS)
 
 
-def _parts(
-    judged: Sequence[Contrast], controls: Sequence[Contrast], evidence: Sequence[str], every: bool = False
+CONDITIONS = conditions_of("mlp", "vae")
+
+
+def parts(
+    conditions: Sequence[str],
+    judged: Sequence[Contrast],
+    controls: Sequence[Contrast],
+    evidence: Sequence[str],
+    every: bool = False,
 ) -> Iterator[Part]:
     """A part per condition for what is judged, then one for its controls; with ``every`` of all arms."""
     arms = _arms(judged)
     others = tuple(arm for arm in ARMS if every or arm in _arms(controls))
     new = [arm for arm in others if arm not in arms]
-    for condition in CONDITIONS:
+    for condition in conditions:
         name = file_name(condition, comma="_").lower()
         yield Part(name, functools.partial(_judged, condition, arms, judged, evidence))
-    for condition in CONDITIONS:
+    for condition in conditions:
         name = file_name(condition, comma="_").lower()
         yield Part(f"{name}_controls", functools.partial(_controls, condition, others, controls, new))
 
@@ -249,39 +269,41 @@ def _controls(
     return rows_of(condition, grid_of(condition, arms), contrasts, own)
 
 
-def _less(arm: str, other: str) -> Contrast:
+def less_of(arm: str, other: str) -> Contrast:
     return Contrast(f"control {arm} less {other}", arm, other)
+
+
+WIDER = [Contrast("wider", "weight norm", "plain")]
+LIMITS = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
+GROWTH = [Contrast("by growth", "capped", "capped and held")]
 
 
 @measurement("B5")
 def wider_range() -> Iterator[Part]:
     """Section 2.1: width of weight normalisation less that of plain weights, one rate for all parameters."""
-    judged = [Contrast("wider", "weight norm", "plain")]
     others = ("plain, biases capped", "plain, decay", "batch norm")
-    return _parts(judged, [_less(arm, "plain") for arm in others], ["plain", "weight norm"])
+    return parts(CONDITIONS, WIDER, [less_of(arm, "plain") for arm in others], ["plain", "weight norm"])
 
 
 @measurement("B6a")
 def what_limits() -> Iterator[Part]:
     """Width with gains and biases at min(lr, 0.1), less that with one rate for all, and less plain's."""
-    judged = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
     others = ("capped at 0.03", "capped at 0.3", "gains capped", "gains fixed")
-    controls = [_less(arm, "weight norm") for arm in others]
-    controls += [_less("plain, biases capped", "plain"), _less("batch norm, capped", "batch norm")]
-    return _parts(judged, controls, ["capped"], every=True)
+    controls = [less_of(arm, "weight norm") for arm in others]
+    controls += [less_of("plain, biases capped", "plain"), less_of("batch norm, capped", "batch norm")]
+    return parts(CONDITIONS, LIMITS, controls, ["capped"], every=True)
 
 
 @measurement("B6b")
 def annealing() -> Iterator[Part]:
     """Width of capped, at a constant rate, less that of plain weights with linear decay to zero."""
     judged = [Contrast("over annealing", "capped", "plain, decay")]
-    controls = [_less("plain, decay", "plain"), _less("capped, decay", "plain, decay")]
-    return _parts(judged, controls, ["plain, decay"])
+    controls = [less_of("plain, decay", "plain"), less_of("capped, decay", "plain, decay")]
+    return parts(CONDITIONS, judged, controls, ["plain, decay"])
 
 
 @measurement("B7")
 def growth() -> Iterator[Part]:
     """Width of capped less that of capped with ||v|| put back to its start after every step."""
-    judged = [Contrast("by growth", "capped", "capped and held")]
-    controls = [_less("capped and held", "plain"), _less("capped, decay", "capped and held, decay")]
-    return _parts(judged, controls, ["capped and held"])
+    controls = [less_of("capped and held", "plain"), less_of("capped, decay", "capped and held, decay")]
+    return parts(CONDITIONS, GROWTH, controls, ["capped and held"])

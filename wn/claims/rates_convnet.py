@@ -13,7 +13,7 @@ import numpy as np
 
 from wn import experiments
 from wn.claims.measuring import Part, measurement
-from wn.claims.rates import Contrast, Grid, rows_of, trained
+from wn.claims.rates import GROWTH, LIMITS, WIDER, Contrast, Grid, less_of, rows_of, trained
 from wn.claims.rows import Row
 from wn.claims.training import UNSEEN
 
@@ -49,25 +49,20 @@ def _rows(optimiser: str, contrasts: Sequence[Contrast], own: Sequence[str]) -> 
     return rows_of(f"convnet, {optimiser}", grids(optimiser, _arms(contrasts)), contrasts, own)
 
 
-def _less_plain(arm: str) -> Contrast:
-    return Contrast(f"control {arm} less plain", arm, "plain")
-
-
 @measurement("B5c")
 def wider_range() -> Iterator[Part]:
     """Width of weight normalisation less that of plain weights."""
     others = ("batch norm", "mean-only batch norm", "plain, decay")
-    return _parts([Contrast("wider", "weight norm", "plain")], [_less_plain(arm) for arm in others])
+    return _parts(WIDER, [less_of(arm, "plain") for arm in others])
 
 
 @measurement("B6c")
 def what_limits() -> Iterator[Part]:
     """Width with the rates of gains and biases capped, less that with one rate, and less plain's."""
-    judged = [Contrast("over joint", "capped", "weight norm"), Contrast("over plain", "capped", "plain")]
-    return _parts(judged, [Contrast("control over annealing", "capped", "plain, decay")])
+    return _parts(LIMITS, [Contrast("control over annealing", "capped", "plain, decay")])
 
 
 @measurement("B7c")
 def growth() -> Iterator[Part]:
     """Width of capped less that of capped with ||v|| put back to its start after every step."""
-    return _parts([Contrast("by growth", "capped", "capped and held")], [_less_plain("capped and held")])
+    return _parts(GROWTH, [less_of("capped and held", "plain")])

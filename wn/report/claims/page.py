@@ -42,10 +42,16 @@ def report(runs_dir: Path, results_dir: Path, to_results: bool) -> str:
 
 def counts(found: Sequence[Found]) -> str:
     """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
+    own = [one for one in found if not one.claim.again]
+    again = [one for one in found if one.claim.again]
+    shown = sum(any(word in one.claim.paper for word in ("figure", "table", "%", "n = ")) for one in own)
+    told = f"{len(own)} statements: {_verdicts(own)}. The paper shows data for {shown} of them."
+    return told + f" {len(again)} tests of them once more, elsewhere: {_verdicts(again)}." * bool(again)
+
+
+def _verdicts(found: Sequence[Found]) -> str:
     words = Counter("toy" if one.word.startswith("toy") else one.word for one in found)
-    told = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
-    shown = sum(any(word in one.claim.paper for word in ("figure", "table", "%", "n = ")) for one in found)
-    return f"{len(found)} statements: {told}. The paper shows data for {shown} of them."
+    return ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
 
 
 def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
@@ -78,7 +84,7 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
         [
             f"[{one.claim.id}](#{one.claim.id.lower()})",
             one.claim.section,
-            one.claim.statement,
+            one.claim.words,
             _first(one),
             one.word,
         ]
@@ -106,7 +112,7 @@ def _section(one: Found) -> str:
     claim = one.claim
     why = one.notes.lower.why if one.notes.lower else one.verdict.why
     lines = [
-        f"### {claim.id}\n\n**{claim.statement}** (section {claim.section}; the paper: {claim.paper})",
+        f"### {claim.id}\n\n**{claim.words}** (section {claim.section}; the paper: {claim.paper})",
         f"Verdict: **{one.word}**" + f" ({why})" * bool(why) + ".",
         f"Design: {claim.design} Control: {claim.control}",
     ]
