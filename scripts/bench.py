@@ -83,7 +83,10 @@ def main() -> None:
         "step": bench_step.step,
         "width": bench_step.width,
     }
-    where = "cpu" if options.what in bench.ONE_CORE else options.device
+    where = options.device
+    if options.what in bench.ONE_CORE:
+        bench_step.on_one_core()  # before the device is named, threads and all
+        where = "cpu"
     device, _ = resolve(compose({"data": "digits", "trainer.device": where}))
     origin = {
         "device": device_name(device),

@@ -35,7 +35,6 @@ WIDTHS = {(96, 1): 1, (24, 1): 4, (24, 4): 1, (16, 1): 6, (16, 4): 2}
 
 def step(rounds: int = ROUNDS) -> list[Row]:
     """Milliseconds a member of a stack's step, in turns with JAX's where it is installed."""
-    on_one_core()
     peer = importlib.util.find_spec("jax") is not None
     if not peer:
         print("JAX is not installed: it is left out. scripts/jax_step.py says how to install it")
@@ -54,7 +53,6 @@ def step(rounds: int = ROUNDS) -> list[Row]:
 
 def width(rounds: int = 2) -> list[Row]:
     """Time and speed of a ConvNet's step by its width, alone and in a stack of four, in float32."""
-    on_one_core()
     images = torch.randn(400, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     split = Split(images, torch.arange(400) % 10)
     data = Dataset(split, split, split, classes=10)

@@ -55,8 +55,10 @@ def test_every_criterion_can_be_met_and_missed(name: str):
     known = criteria.load(name)
     criteria.notes(name)
     if known.type == "exact":
-        good = {c: {q: [0.0] for q in known.quantities} for c in known.conditions}
-        bad = {c: {q: [1.0] for q in known.quantities} for c in known.conditions}
+        good, bad = (
+            {c: {q: [error] * known.seeds for q in known.quantities} for c in known.conditions}
+            for error in (0.0, 1.0)
+        )
         assert judge(known, good).word == "exact"
         assert judge(known, bad).word == "refuted"
         return
@@ -118,7 +120,18 @@ def test_a_second_condition_of_one_family_refutes_only_where_it_was_meant_to():
     conditions = {"mlp, SGD": "", "mlp, Adam": ""}
     both = {condition: values(0)["mlp, SGD"] for condition in conditions}
     assert judge(claim(conditions=conditions), both).word == "open"
-    assert judge(claim(conditions=conditions, second=["mlp, Adam"]), both).word == "refuted"
+    twice = claim(conditions=conditions, second=["mlp, Adam"])
+    assert judge(twice, both).word == "refuted"
+    alone = {"mlp, SGD": values(0.3)["mlp, SGD"], "mlp, Adam": both["mlp, Adam"]}
+    assert judge(twice, alone).word == "open"  # what it would confirm is open itself
+
+
+def test_an_identity_is_exact_where_all_of_it_was_measured():
+    exact = claim(type="exact", quantities={"q": {"what": "w", "rule": "below", "confirmed": 1e-10}})
+    assert judge(exact, values(0, 0, spread=1e-12)).word == "exact"
+    assert judge(exact, values(0, spread=1e-12)).word == "open"
+    assert judge(exact, values(0, 0, spread=1e-12, n=2)).word == "open"
+    assert judge(exact, values(0, 1, spread=1e-12)).word == "refuted"
 
 
 def test_few_seeds_and_wide_intervals_are_open():
@@ -145,6 +158,23 @@ def test_many_tests_are_corrected():
     one = values(1.1, spread=0.1)["mlp, SGD"]
     assert judge(claim(quantities=quantity), {"mlp, SGD": one}).word == "confirmed with limits"
     assert judge(many, dict.fromkeys(many.conditions, one)).word == "open"
+
+
+def test_tests_that_fail_count_among_the_many():
+    """p = 0.024 of one condition of ten: the other nine, at the threshold itself, are tests as well."""
+    quantity = {"q": {"what": "w", "rule": "above", "confirmed": 1}}
+    conditions = {f"mlp, {i}": "" for i in range(10)}
+    many = claim(conditions=conditions, quantities=quantity)
+    one, at_threshold = (values(mean, spread=0.1)["mlp, SGD"] for mean in (1.1, 1.0))
+    found = {name: one if name == "mlp, 0" else at_threshold for name in conditions}
+    assert [j.verdict for j in judge(many, found).judged] == ["open"] * 10
+
+
+def test_what_fails_the_stronger_test_is_held_against_the_weaker():
+    """p = 0.024 of being above 1, twice too much for two tests; far above 0.3."""
+    both = values(1.1, 1.1, spread=0.1)
+    assert judge(claim(), both).word == "confirmed with limits"
+    assert judge(claim(), {"mlp, SGD": both["mlp, SGD"]}).judged[0].verdict == "confirmed"
 
 
 def test_equivalence_needs_an_interval_inside_and_not_a_large_p():
@@ -176,6 +206,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return Part(name, lambda: calls.append(name) or [row])  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(measuring, "MEASUREMENTS", {"B3": lambda: iter([part("one"), part("two")])})
+    made = {"commit": "0" * 40, "dirty": False, "device": "a CPU", "packages": {"torch": "2"}}
+    monkeypatch.setattr(measuring, "_made", lambda: made)
     monkeypatch.setattr(criteria, "load", lambda name: claim())
     monkeypatch.setattr(criteria, "digest_of", lambda name: "0123456789ab")
     return calls
@@ -213,6 +245,16 @@ def test_a_signal_stops_amid_a_part(measured: list[str], monkeypatch: pytest.Mon
 def test_another_criterion_voids_what_was_measured(measured: list[str], monkeypatch: pytest.MonkeyPatch):
     measuring.measure("B3", StopWatcher(None))
     monkeypatch.setattr(criteria, "digest_of", lambda name: "another")
+    measuring.measure("B3", StopWatcher(None))
+    assert measured == ["one", "two", "one", "two"]
+
+
+def test_rows_of_uncommitted_code_are_measured_again(measured: list[str], monkeypatch: pytest.MonkeyPatch):
+    changed = {**measuring._made(), "dirty": True}
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_made", lambda: changed)
+        measuring.measure("B3", StopWatcher(None))
+    measuring.measure("B3", StopWatcher(None))
     measuring.measure("B3", StopWatcher(None))
     assert measured == ["one", "two", "one", "two"]
 

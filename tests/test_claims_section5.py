@@ -52,6 +52,12 @@ def test_what_diverged_counts_at_chance_from_then_on():
     late, early = run(train=0.3, epochs=9), run(train=0.3, epochs=5)
     assert (late.test_error, late.train_error(8)) == (90, pytest.approx(30))
     assert early.train_error(8) == 90
+    assert run(train=0.3, epochs=8).train_error(8) == 90  # in that epoch
+
+
+def test_a_bound_that_is_no_number_is_none():
+    ended = Trained([{"epoch": 0.0, "test_loss": 400.0}, {"epoch": 10.0, "test_loss": None}], {})
+    assert ended.bounds.tolist() == [[0.0, -400.0]]
 
 
 def vae(*bounds: float) -> Trained:

@@ -115,6 +115,26 @@ def test_a_note_lowers_a_verdict(project: Path):
     (criteria.FOLDER / "notes").mkdir()
     (criteria.FOLDER / "notes" / "B3.yaml").write_text("lower: {to: open, why: one data set}")
     assert found(project).word == "open"
+    (criteria.FOLDER / "notes" / "B3.yaml").write_text("lower: {to: confirmed with limits, why: one}")
+    assert found(project).word == "confirmed with limits"
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.0, "refuted"), (0.3, "open"), (None, "not tested")])
+def test_a_note_raises_none(project: Path, value: float | None, word: str):
+    if value is not None:
+        measured(project, head(project), value=value - 0.02)
+    (criteria.FOLDER / "notes").mkdir()
+    (criteria.FOLDER / "notes" / "B3.yaml").write_text("lower: {to: confirmed with limits, why: one}")
+    assert found(project).word == word
+
+
+def test_a_stale_part_hides_no_committed_one(project: Path):
+    measured(project, head(project))
+    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
+    assert main(["claims", "--publish", *places]) == 0
+    path = project / "runs" / "claims" / "B3" / "all.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "criterion": "0" * 12}))
+    assert found(project).word == "confirmed"
 
 
 def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.CaptureFixture[str]):

@@ -42,7 +42,7 @@ def estimate(
             if one.stack_key not in known:
                 known[one.stack_key] = _one_step(stack, device, data, workers)
             measured, record, checkpoint = known[one.stack_key]
-            while_training = max(while_training, checkpoint * size * workers)
+            while_training = max(while_training, 2 * checkpoint * size * workers)  # the newest two
             steps += took is None
         seconds, space = (
             seconds + size * (measured if took is None else took),

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("ids", nargs="*", metavar="ID", help="claims, as A1 or a family, as B or growth")
     parser.add_argument("--long", action="store_true", help="what takes hours too")
     parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="default: one per core")
-    parser.add_argument("--max-minutes", type=float, help="for the whole command")
+    parser.add_argument("--max-minutes", type=float, help="begin no part after so many")
     options = parser.parse_args(arguments)
     try:
         with termination():

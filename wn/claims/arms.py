@@ -31,7 +31,6 @@ from wn.stack import Stack
 
 ARMS = ("plain", "projection", "scale", "both")
 
-Unit = Tensor  # [members, units, 1] or [members, units, d]
 State = dict[str, Tensor]
 
 

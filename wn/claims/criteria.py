@@ -68,6 +68,8 @@ class Claim(Part):
     control: str
     known: str = ""
     """What was known of its rows when the criterion was written, where that is not nothing."""
+    late: bool = False
+    """Some of its rows are older than the criterion."""
     long: bool = False
     seeds: int = pydantic.Field(default=3, ge=3)
     """Below so many nothing is judged, so that seeds that come in one by one are looked at once."""
@@ -106,6 +108,8 @@ class Notes(Part):
     """What the words say beyond what was tested."""
     change: str = ""
     """What would change the verdict."""
+    data: bool = False
+    """The paper shows data for it: a figure or a table."""
     lower: Lower | None = None
 
 

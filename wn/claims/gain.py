@@ -32,12 +32,12 @@ METRICS = {"mlp": "error", "vae": "loss"}
 
 
 class Best(NamedTuple):
-    """A gain at its best learning rate, by the mean of the validation metric over seeds."""
+    """A gain at its best learning rate, by the mean of the validation loss over seeds."""
 
     lr: float
     by_lr: dict[float, float]
     tests: list[float]
-    """Test metric per seed; diverged: the validation metric before training."""
+    """Test metric per seed; diverged: chance, or the validation loss before training."""
     curves: list[list[float]]
     """Training loss per epoch, of each seed."""
 
@@ -51,14 +51,15 @@ def best(condition: str, gain: str, seeds: Sequence[int] = SEEDS) -> Best:
     settings = {**settings, **GAINS[gain]}
     watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
     failed = [result is None for result in watch.results]
-    valid = [
-        rows[0 if bad else -1][f"valid_{metric}"] for rows, bad in zip(watch.metrics, failed, strict=True)
-    ]
-    n = len(seeds)
-    by_lr = {lr: sum(valid[i * n : (i + 1) * n]) / n for i, lr in enumerate(rates)}
+    counted = [rows[0 if bad else -1] for rows, bad in zip(watch.metrics, failed, strict=True)]
+    losses, n = [row["valid_loss"] for row in counted], len(seeds)
+    by_lr = {lr: sum(losses[i * n : (i + 1) * n]) / n for i, lr in enumerate(rates)}
     lr = min(by_lr, key=by_lr.__getitem__)
     mine = range(rates.index(lr) * n, (rates.index(lr) + 1) * n)
-    tests = [valid[i] if failed[i] else (watch.results[i] or {})[f"test_{metric}"] for i in mine]
+    tests = [
+        counted[i][f"valid_{metric}"] if failed[i] else (watch.results[i] or {})[f"test_{metric}"]
+        for i in mine
+    ]
     return Best(lr, by_lr, tests, [[r["train_loss"] for r in watch.metrics[i][1:]] for i in mine])
 
 

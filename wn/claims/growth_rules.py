@@ -148,10 +148,9 @@ def _at_best(shown: str, condition: str, between: tuple[float, float], times: in
         numbers = dict.fromkeys(("grown", "growth", "direction rate"), math.nan)
         if ends is not None:
             growth = (squares(ends)[0] / start[i]).sqrt()
-            inverse = start[i] ** (-power / 2)
             numbers["grown"] = (growth > 1).double().mean().item()
             numbers["growth"] = growth.median().item()
-            numbers["direction rate"] = ((inverse / growth**power).sum() / inverse.sum()).item()
+            numbers["direction rate"] = (growth**-power).mean().item()
         for name, value in numbers.items():
             by_rate = f"{name} by rate, {condition}"
             rows.append(Row(condition=shown, quantity=by_rate, seed=seed, value=value, x=lr))

@@ -11,7 +11,7 @@ import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -72,16 +72,21 @@ def measure_family(max_minutes: float | None, names: list[str]) -> None:
     """Measure claims one after the other, on one thread, in a process that may know no measurement yet."""
     families()
     torch.set_num_threads(1)
+    _made()  # before anything is measured: what is committed meanwhile is not what measures
     # Of the clock alone: a signal ends a part at once or, where it trains, after a step that is saved.
     watcher = StopWatcher(max_minutes)
     for name in names:
         measure(name, watcher)
 
 
+def _made() -> dict[str, Any]:
+    return provenance(device_name(torch.device("cpu")))
+
+
 def measured(name: str, part: Part) -> bool:
-    """Whether there is a file of a part, complete and by the criterion as it is now."""
+    """Whether there is a file of a part that counts: complete, by the criterion as it is now, of a commit."""
     done = read(_file(name, part))
-    return done is not None and done.criterion == criteria.digest_of(name)
+    return done is not None and done.criterion == criteria.digest_of(name) and not done.dirty
 
 
 def _file(name: str, part: Part) -> Path:
@@ -106,15 +111,14 @@ def measure(name: str, watcher: StopWatcher) -> None:
         seconds = round(time.perf_counter() - begun, 2)
         if unknown := {row["condition"] for row in rows} - set(claim.conditions):
             raise UserError(f"{name}: {min(unknown)}: no condition of experiments/claims/{name}.yaml")
-        device = device_name(torch.device("cpu"))
-        made = provenance(device)
+        made = _made()
         path = _file(name, part)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = Measured(
             criterion=criterion,
             commit=made["commit"],
             dirty=made["dirty"],
-            device=device,
+            device=made["device"],
             torch=made["packages"]["torch"],
             seconds=seconds,
             rows=[dict(row) for row in rows],

@@ -73,12 +73,16 @@ class Trained(NamedTuple):
 
     def train_error(self, epoch: int) -> float:
         """In %, a mean over the epoch."""
-        return next((100 * row["train_error"] for row in self.epochs if row["epoch"] == epoch), CHANCE)
+        done = [row for row in self.epochs if row["epoch"] == epoch]
+        if not done or (not self.final and done[0] is self.epochs[-1]):
+            return CHANCE  # a run that diverged ends with the row of that epoch
+        return 100 * done[0]["train_error"]
 
     @property
     def bounds(self) -> Array:
         """Points [epoch, bound on the test set in nats], where it was evaluated."""
-        return np.array([(row["epoch"], -row["test_loss"]) for row in self.epochs if "test_loss" in row])
+        told = [(row["epoch"], row.get("test_loss")) for row in self.epochs]
+        return np.array([(epoch, -loss) for epoch, loss in told if loss is not None])
 
 
 @functools.cache  # several claims are about the same rows

@@ -54,13 +54,14 @@ def train(
     models: Sequence[nn.Module] | None = None,
     prepare: Callable[[Trainer], AfterStep] | None = None,
 ) -> Watch:
-    """Train runs that differ only in numbers as one stack, unrecorded, on the CPU.
+    """Train runs that differ only in numbers as one stack, unrecorded, on the CPU whatever they say.
 
     ``data`` and ``models`` take the place of those of the configurations. ``prepare`` may change the start,
     and returns what to call after each step.
     """
     watch = Watch(len(configs))
-    trainer = Trainer(configs, data or resolve(configs[0])[1], torch.device("cpu"), watch, models)
+    here = [c.model_copy(update={"trainer": c.trainer.model_copy(update={"device": "cpu"})}) for c in configs]
+    trainer = Trainer(here, data or resolve(here[0])[1], torch.device("cpu"), watch, models)
     if prepare:
         watch.after_step = functools.partial(prepare(trainer), trainer)
     trainer.run()

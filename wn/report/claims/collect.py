@@ -24,6 +24,9 @@ from wn.report.statistics import Array
 COLUMNS = ["part", "condition", "quantity", "seed", "x", "value"]
 ORIGIN = ["criterion", "commit", "dirty", "device", "torch", "seconds"]
 
+STRENGTH = {"open": 1, "confirmed with limits": 2, "refuted": 2, "depends": 2, "confirmed": 3}
+"""What a note may lower to what: never a refutation to a confirmation, nor what is not tested."""
+
 VERIFIED, UNVERIFIED, VOID = "criterion before rows", "order unverified", "void"
 
 
@@ -39,11 +42,17 @@ class Found(NamedTuple):
     @property
     def word(self) -> str:
         """The verdict as the page has it: lowered where a note says so, and *toy* in small."""
-        word = self.notes.lower.to if self.notes.lower else self.verdict.word
+        word = self.lowered.to if self.lowered else self.verdict.word
         signs = {"confirmed": "+", "confirmed with limits": "+", "refuted": "−", "open": "0", "depends": "0"}
         if self.claim.type == "experiment" and word in signs:
             return f"toy {signs[word]}"
         return word
+
+    @property
+    def lowered(self) -> criteria.Lower | None:
+        """The note that lowers it, if it does; what is not tested, or as weak, stays as it is."""
+        lower = self.notes.lower
+        return lower if lower and STRENGTH.get(self.verdict.word, 0) > STRENGTH[lower.to] else None
 
     @property
     def seconds(self) -> float:
@@ -58,7 +67,7 @@ def gather(runs_dir: Path, results_dir: Path) -> list[Found]:
 def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
     claim, current = criteria.load(name), criteria.digest_of(name)
     mine = [_frame(path) for path in sorted((runs_dir / "claims" / name).glob("*.json"))]
-    parts = [frame for frame in mine if len(frame)]
+    parts = [frame for frame in mine if len(frame) and frame["criterion"].iloc[0] == current]
     committed = results_dir / "claims" / f"{name}.csv"
     if committed.exists():
         text = {"commit": str, "dirty": str, "criterion": str, "torch": str}

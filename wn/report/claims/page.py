@@ -44,7 +44,7 @@ def counts(found: Sequence[Found]) -> str:
     """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
     own = [one for one in found if not one.claim.again]
     again = [one for one in found if one.claim.again]
-    shown = sum(any(word in one.claim.paper for word in ("figure", "table", "%", "n = ")) for one in own)
+    shown = sum(one.notes.data for one in own)
     told = f"{len(own)} statements: {_verdicts(own)}. The paper shows data for {shown} of them."
     return told + f" {len(again)} tests of them once more, elsewhere: {_verdicts(again)}." * bool(again)
 
@@ -60,9 +60,10 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
         f"**{counts(found)}**",
         "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured, or "
         "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
-        "computed from the rows beside this page. An interval is Student's at 95% over seeds. Statements "
-        "that are ours follow from the paper's and say so. Errors and training curves of section 5.1 at full "
-        "width are [elsewhere](../README.md).",
+        "computed from the rows beside this page. An interval is Student's over seeds, of 95%, or of 90% "
+        "where equivalence is tested; a verdict takes more, as a claim has many tests (Holm). Statements "
+        "that are ours follow from the paper's and say so. Errors and training curves of section 5.1 at "
+        "full width are [elsewhere](../README.md).",
         in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
         "```\npython -m wn.claims          # measures all but the long ones\n"
@@ -110,7 +111,7 @@ def _estimate(judged: Judged) -> str:
 
 def _section(one: Found) -> str:
     claim = one.claim
-    why = one.notes.lower.why if one.notes.lower else one.verdict.why
+    why = one.lowered.why if one.lowered else one.verdict.why
     lines = [
         f"### {claim.id}\n\n**{claim.words}** (section {claim.section}; the paper: {claim.paper})",
         f"Verdict: **{one.word}**" + f" ({why})" * bool(why) + ".",
@@ -139,7 +140,7 @@ def _section(one: Found) -> str:
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < 1:
             clock = "within a second, or from what another claim has trained"
-        order = "criterion after some of its rows" if claim.known else one.order
+        order = "criterion after some of its rows" if claim.late else one.order
         origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)

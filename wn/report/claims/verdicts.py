@@ -1,8 +1,9 @@
 """From rows to verdicts, by rule.
 
-A quantity of a condition has one value a seed. Its verdict is that of the tests behind its interval: the
-one-sided t test against the threshold that it lies beyond, at 2.5% (5% for equivalence), corrected by Holm
-over all such tests of the claim. A claim's verdict follows from those of its conditions.
+A quantity of a condition has one value a seed. It is held against each threshold by a one-sided t test at
+2.5% (equivalence: two at 5%). The tests of one kind, as *confirmed*, are a family over all conditions and
+quantities of the claim, passed or not, which Holm corrects. A claim's verdict follows from those of its
+conditions.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ Values = Mapping[str, Mapping[str, ArrayLike]]
 
 
 class Judged(NamedTuple):
-    """A quantity of a condition: mean, half of its interval, and its verdict with p as Holm corrects it."""
+    """A quantity of a condition: mean, half of its interval, and its verdict."""
 
     condition: str
     quantity: str
     mean: float
     half_width: float
     n: int
-    p: float
     verdict: str
 
 
@@ -42,13 +42,6 @@ class Verdict(NamedTuple):
     word: str
     why: str
     judged: list[Judged]
-
-
-class _Test(NamedTuple):
-    """The verdict that the interval points to, and the p of that, one-sided."""
-
-    verdict: str
-    p: float
 
 
 def judge(claim: Claim, values: Values) -> Verdict:
@@ -65,25 +58,30 @@ def judge(claim: Claim, values: Values) -> Verdict:
     if not cells:
         return Verdict(UNTESTED, "", [])
     if claim.type == "exact":
-        return _exact(cells)
-    tests = [_tested(quantity, x, claim.seeds) for _, _, quantity, x in cells]
-    corrected = holm([test.p for test in tests])
+        return _exact(claim, cells)
+    tests = [_tests(quantity, x, claim.seeds) for _, _, quantity, x in cells]
+    corrected = {kind: holm([of.get(kind, np.nan) for of in tests]) for kind in (CONFIRMED, LIMITS, REFUTED)}
     judged = []
-    for (condition, name, quantity, x), test, p in zip(cells, tests, corrected, strict=True):
+    for i, (condition, name, quantity, x) in enumerate(cells):
         alpha = 0.05 if quantity.tost else 0.025
-        verdict = test.verdict if p <= alpha else OPEN
-        judged.append(Judged(condition, name, *estimate(x, alpha), float(p), verdict))
+        levels = {CONFIRMED: alpha, LIMITS: 0.025, REFUTED: 0.025}
+        passed = [kind for kind, level in levels.items() if corrected[kind][i] <= level]
+        judged.append(Judged(condition, name, *estimate(x, alpha), passed[0] if passed else OPEN))
     return Verdict(*_combined(claim, judged), judged)
 
 
-def _exact(cells: Sequence[tuple[str, str, Quantity, Array]]) -> Verdict:
+def _exact(claim: Claim, cells: Sequence[tuple[str, str, Quantity, Array]]) -> Verdict:
     judged = []
     for condition, name, quantity, x in cells:
         worst = float(np.max(x)) if np.isfinite(x).all() else np.inf
         holds = isinstance(quantity.confirmed, float) and worst <= quantity.confirmed
-        judged.append(Judged(condition, name, worst, np.nan, len(x), np.nan, EXACT if holds else REFUTED))
-    bad = [j.condition for j in judged if j.verdict == REFUTED]
-    return Verdict(REFUTED if bad else EXACT, ", ".join(bad), judged)
+        enough = EXACT if len(x) >= claim.seeds else OPEN
+        judged.append(Judged(condition, name, worst, np.nan, len(x), enough if holds else REFUTED))
+    words = {j.verdict for j in judged}
+    if REFUTED in words:
+        return Verdict(REFUTED, ", ".join(j.condition for j in judged if j.verdict == REFUTED), judged)
+    whole = words == {EXACT} and len(cells) == len(claim.conditions) * len(claim.quantities)
+    return Verdict(EXACT, "", judged) if whole else Verdict(OPEN, "rows are missing", judged)
 
 
 def _p_above(x: Array, threshold: float) -> float:
@@ -95,38 +93,34 @@ def _p_above(x: Array, threshold: float) -> float:
     return float(scipy.special.stdtr(len(x) - 1, -distance / error))
 
 
-def _tested(quantity: Quantity, x: Array, seeds: int) -> _Test:
-    """The first verdict, from the strongest on, whose test is passed; *open*, without a p, if none is."""
+def _tests(quantity: Quantity, x: Array, seeds: int) -> dict[str, float]:
+    """p of each verdict that the quantity may have, one-sided; none below so many seeds."""
     if len(x) < seeds or not np.isfinite(x).all():
-        return _Test(OPEN, np.nan)
+        return {}
     if quantity.rule == "inside":
         return _inside(quantity, x)
     sign = 1 if quantity.rule == "above" else -1
-    for verdict, threshold, side in (
+    sides = (
         (CONFIRMED, quantity.confirmed, sign),
         (LIMITS, quantity.limits, sign),
         (REFUTED, quantity.refuted, -sign),
-    ):
-        if isinstance(threshold, float):
-            p = _p_above(side * x, side * threshold)
-            if p <= 0.025:
-                return _Test(verdict, p)
-    return _Test(OPEN, np.nan)
+    )
+    return {
+        kind: _p_above(side * x, side * threshold)
+        for kind, threshold, side in sides
+        if isinstance(threshold, float)
+    }
 
 
-def _inside(quantity: Quantity, x: Array) -> _Test:
-    alpha = 0.05 if quantity.tost else 0.025
+def _inside(quantity: Quantity, x: Array) -> dict[str, float]:
+    found = {}
     if isinstance(quantity.confirmed, tuple):
         low, high = quantity.confirmed
-        p = max(_p_above(x, low), _p_above(-x, -high))
-        if p <= alpha:
-            return _Test(CONFIRMED, p)
+        found[CONFIRMED] = max(_p_above(x, low), _p_above(-x, -high))
     if isinstance(quantity.refuted, tuple):
         low, high = quantity.refuted
-        p = min(_p_above(-x, -low), _p_above(x, high))
-        if p <= 0.025:
-            return _Test(REFUTED, p)
-    return _Test(OPEN, np.nan)
+        found[REFUTED] = min(_p_above(-x, -low), _p_above(x, high))
+    return found
 
 
 def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
@@ -142,7 +136,7 @@ def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
         return DEPENDS, ". ".join(kinds + left)
     if by[REFUTED]:
         again = len(_families(by[REFUTED])) > 1 or set(by[REFUTED]) & set(claim.second)
-        if claim.type == "experiment" or again:
+        if claim.type == "experiment" or (again and len(by[REFUTED]) > 1):
             return REFUTED, ". ".join(left)
         return OPEN, "refuted in one family of models; a second, independent measurement is missing"
     if not good or len(undecided) > len(good):
