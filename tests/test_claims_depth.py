@@ -153,13 +153,13 @@ def test_the_lstm_is_torchs():
     theirs = nn.LSTM(8, 5, batch_first=True)
     i, f, o, c = (slice(5 * k, 5 * k + 5) for k in range(4))
     with torch.no_grad():
-        for name, layer in (("ih", lstm.of_input), ("hh", lstm.of_state)):
+        for name, layer in (("ih", lstm.input), ("hh", lstm.hidden)):
             getattr(theirs, f"weight_{name}_l0").copy_(torch.cat([layer.weight[k] for k in (i, f, c, o)]))
-        theirs.bias_ih_l0.copy_(torch.cat([lstm.of_input.bias[k] for k in (i, f, c, o)]))
+        theirs.bias_ih_l0.copy_(torch.cat([lstm.input.bias[k] for k in (i, f, c, o)]))
         theirs.bias_hh_l0.zero_()
     h = theirs(x)[0]
-    later = lstm.gate_inputs(x)[:, 1:]
-    expected = lstm.of_input(x[:, 1:]) + lstm.of_state(h[:, :-1])
+    later = lstm.all_gate_inputs(x)[:, 1:]
+    expected = lstm.input(x[:, 1:]) + lstm.hidden(h[:, :-1])
     torch.testing.assert_close(later, expected)
 
 
@@ -171,5 +171,5 @@ def test_an_lstm_set_at_its_first_step_has_variance_1_there():
     assert varies
     assert recurrent.deviations(lstm, x)[0] == pytest.approx(math.sqrt(60 / 59), rel=1e-4)
     recurrent.set_from(lstm, x, all_steps=True)
-    a = lstm.gate_inputs(x).flatten(0, 1)
+    a = lstm.all_gate_inputs(x).flatten(0, 1)
     assert a.std(0).mean().item() == pytest.approx(1, abs=0.05)

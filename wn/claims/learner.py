@@ -73,11 +73,20 @@ class LSTMCell(nn.Module):
         zero = x.new_zeros(len(x), self.units)
         return zero, zero
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        h, c = state
-        i, f, o, u = (self.input(x) + self.hidden(h)).chunk(4, -1)
+    def gate_inputs(self, x: Tensor, h: Tensor) -> Tensor:
+        """i, f, o and u side by side, before their functions: ``[batch, 4 units]``."""
+        found: Tensor = self.input(x) + self.hidden(h)
+        return found
+
+    def after(self, gate_inputs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The next h and c."""
+        i, f, o, u = gate_inputs.chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(u)
         return torch.sigmoid(o) * torch.tanh(c), c
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        return self.after(self.gate_inputs(x, h), c)
 
 
 def glorot(layer: nn.Linear) -> nn.Linear:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wn.claims import nets
 from wn.claims.depth import SEEDS, row
+from wn.claims.learner import LSTMCell
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row
 from wn.config import NormConfig
@@ -19,31 +20,20 @@ from wn.models import with_norm
 UNITS, ROUNDS = 64, 10
 
 
-class LSTM(nn.Module):
-    """Reads ``[batch, steps, features]``: ``a_t = W_x x_t + b + W_h h_(t-1)``, its quarters i, f, o, c. ::
-
-        c_t = sigmoid(f) c_(t-1) + sigmoid(i) tanh(c),  h_t = sigmoid(o) tanh(c_t)
-
-    Weights start uniform within 1/sqrt(units), as torch's own.
-    """
+class LSTM(LSTMCell):
+    """Reads ``[batch, steps, features]``; weights start uniform within 1/sqrt(units), as torch's own."""
 
     def __init__(self, features: int, units: int = UNITS) -> None:
-        super().__init__()
-        self.of_input = nn.Linear(features, 4 * units)
-        self.of_state = nn.Linear(units, 4 * units, bias=False)
+        super().__init__(features, units, init=lambda layer: layer)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(units), 1 / math.sqrt(units))
 
-    def gate_inputs(self, x: Tensor) -> Tensor:
-        """``a_t`` of every step, ``[batch, steps, 4 units]``."""
-        units = self.of_state.in_features
-        h = c = x.new_zeros(len(x), units)
-        found = []
+    def all_gate_inputs(self, x: Tensor) -> Tensor:
+        """What the gates take in every step, ``[batch, steps, 4 units]``."""
+        (h, c), found = self.start(x), []
         for step in x.unbind(1):
-            found.append(self.of_input(step) + self.of_state(h))
-            i, f, o, new = found[-1].chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
-            h = torch.sigmoid(o) * torch.tanh(c)
+            found.append(self.gate_inputs(step, h))
+            h, c = self.after(found[-1], c)
         return torch.stack(found, 1)
 
 
@@ -58,23 +48,23 @@ def network(features: int, seed: int) -> LSTM:
 
 @torch.no_grad()
 def set_from(lstm: LSTM, x: Tensor, all_steps: bool) -> None:
-    """Gains and biases so that a has mean 0 and variance 1 over images, at the first step or over all.
+    """Gains and biases so that what the gates take has mean 0 and variance 1 over images, at the first step or over all.
 
     At the first step the state is zero, so only W_x and b are set. Over all steps W_h is scaled too, which
     changes later states: that is repeated.
     """
     for _ in range(ROUNDS if all_steps else 1):
-        a = lstm.gate_inputs(x)
+        a = lstm.all_gate_inputs(x)
         sigma, mu = torch.std_mean((a if all_steps else a[:, :1]).flatten(0, 1), 0, correction=0)
-        for layer in (lstm.of_input, lstm.of_state) if all_steps else (lstm.of_input,):
+        for layer in (lstm.input, lstm.hidden) if all_steps else (lstm.input,):
             layer.divide_gains(sigma)  # type: ignore[operator]
-        lstm.of_input.bias.sub_(mu).div_(sigma)
+        lstm.input.bias.sub_(mu).div_(sigma)
 
 
 @torch.no_grad()
 def deviations(lstm: LSTM, x: Tensor) -> list[float]:
     """By step, the root of the mean over units of the variance over images."""
-    variances: list[float] = lstm.gate_inputs(x).var(0).mean(1).tolist()
+    variances: list[float] = lstm.all_gate_inputs(x).var(0).mean(1).tolist()
     return [math.sqrt(v) for v in variances]
 
 
