@@ -48,7 +48,7 @@ def network(features: int, seed: int) -> LSTM:
 
 @torch.no_grad()
 def set_from(lstm: LSTM, x: Tensor, all_steps: bool) -> None:
-    """Gains and biases so that what the gates take has mean 0 and variance 1 over images, at the first step or over all.
+    """Gains and biases so that what gates take has mean 0, variance 1 over images, at the first step or all.
 
     At the first step the state is zero, so only W_x and b are set. Over all steps W_h is scaled too, which
     changes later states: that is repeated.
