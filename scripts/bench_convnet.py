@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from wn.claims.cost import torchs_network  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.config.compose import compose  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
@@ -110,7 +111,7 @@ def ours(config: Config, device: torch.device, split: Split) -> Advance:
 def usual(norm: str, device: torch.device) -> Advance:
     """What most would write: a DataLoader with workers, torch's own layers, eager, loss.item()."""
     allow_tf32(True)
-    network = reference(norm).to(device)
+    network = torchs_network(norm).to(device)
     adam = torch.optim.Adam(network.parameters(), lr=0.003)
     split = _images(torch.device("cpu"))
     loader: Any = DataLoader(
@@ -134,32 +135,6 @@ def usual(norm: str, device: torch.device) -> Advance:
     return advance
 
 
-class Noise(nn.Module):
-    """Gaussian noise as most would write it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x + normal(0, 0.15)``."""
-        return x + 0.15 * torch.randn_like(x)
-
-
-def reference(norm: str) -> nn.Sequential:
-    """The network of torch's own layers."""
-    layers: list[nn.Module] = [Noise()]
-    plan = [(96, 3, 1)] * 3 + [(192, 3, 1)] * 3 + [(192, 3, 0)] + [(192, 1, 0)] * 2
-    inputs = 3
-    for place, (width, kernel, padding) in enumerate(plan):
-        layers += [nn.Conv2d(inputs, width, kernel, padding=padding), nn.LeakyReLU(0.1)]
-        if place in (2, 5):
-            layers += [nn.MaxPool2d(2), nn.Dropout(0.5)]
-        inputs = width
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
-    if norm == "weight_norm":
-        for layer in network:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.utils.parametrizations.weight_norm(layer)
-    return network
-
-
 def _endless(batches: Any) -> Iterator[Tensor]:
     while True:
         yield from batches
@@ -179,7 +154,7 @@ def timed(advance: Advance, steps: int, device: torch.device) -> float:
 
 def _gflop() -> float:
     """Operations of a step of the plain network, forward and backward, in 10^9, counted on no device."""
-    network = reference("none").to("meta")
+    network = torchs_network("none").to("meta")
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(
             network(torch.randn(BATCH, 3, 32, 32, device="meta")),
