@@ -26,11 +26,14 @@ from wn.sweep import train_sweep
 Settings = dict[str, Value]
 
 SEEDS = range(5)  # a seed is its place in an array
-RATES = (*(float(f"{digit}e{power}") for power in range(-4, 6) for digit in (1, 3)), 1e6)
+RATES = (*(float(f"{digit}e{power}") for power in range(-5, 6) for digit in (1, 3)), 1e6)
 """Half decades; how far an arm's grid goes is for its losses to say (:func:`grid_end`)."""
 
-FIRST, MORE = 9, 2
-"""Rates that every arm trains at (up to 1), and those that are added at once to a grid that goes on."""
+LOWEST = {"mlp for 120 epochs": 1e-5}
+"""Where grids begin that do not at 1e-4: over more steps smaller rates are usable."""
+
+FIRST, MORE = 1.0, 2
+"""Up to where every arm trains, and how many rates are added at once to a grid that goes on."""
 
 MODELS: dict[str, Settings] = {
     "mlp": {"model": "mlp", "data": "digits", "trainer.epochs": 30},
@@ -116,6 +119,10 @@ class Grid(NamedTuple):
         return np.array([width for width, _ in found]), any(edge for _, edge in found)
 
 
+def rates_of(model: str) -> tuple[float, ...]:
+    return tuple(rate for rate in RATES if rate >= LOWEST.get(model, 1e-4))
+
+
 def grid_end(model: str, losses: Array) -> int | None:
     """How many rates a grid has: the fewest of which the last two are out of range for all seeds.
 
@@ -126,7 +133,7 @@ def grid_end(model: str, losses: Array) -> int | None:
         inside = some <= tolerated(model, some.min(axis=0))
         if inside.any() and not inside[-2:].any():
             return count
-    return len(losses) if len(losses) == len(RATES) else None
+    return len(losses) if len(losses) == len(rates_of(model)) else None
 
 
 Losses = Callable[[Sequence[Config]], list[float]]
@@ -146,19 +153,21 @@ def trained(configs: Sequence[Config], metric: str = "loss") -> list[float]:
 def explore(condition: str, arms: Sequence[str], losses_of: Losses = trained) -> dict[str, Grid]:
     """Every arm's grid, as long as it has to be; ``condition`` is ``MODEL, OPTIMISER``."""
     model, optimiser = condition.split(", ")
+    rates = rates_of(model)
+    first = len([rate for rate in rates if rate <= FIRST])
     known: dict[str, list[list[float]]] = {arm: [] for arm in arms}
     ends: dict[str, int | None] = dict.fromkeys(arms)
     while going := [arm for arm in arms if ends[arm] is None]:
         wanted = []
         for arm in going:
             there = len(known[arm])
-            wanted += [(arm, lr) for lr in RATES[there : there + (MORE if there else FIRST)]]
+            wanted += [(arm, lr) for lr in rates[there : there + (MORE if there else first)]]
         configs = [config_of(model, optimiser, arm, lr, seed) for arm, lr in wanted for seed in SEEDS]
         measured = np.reshape(losses_of(configs), (len(wanted), len(SEEDS)))
         for (arm, _), row in zip(wanted, measured.tolist(), strict=True):
             known[arm].append(row)
         ends |= {arm: grid_end(model, np.array(known[arm])) for arm in going}
-    return {arm: Grid(np.array(RATES[: ends[arm]]), np.array(known[arm][: ends[arm]])) for arm in arms}
+    return {arm: Grid(np.array(rates[: ends[arm]]), np.array(known[arm][: ends[arm]])) for arm in arms}
 
 
 @functools.cache  # several claims are about the same arms
