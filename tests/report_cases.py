@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -204,3 +206,13 @@ def data_in(page: str) -> dict[str, Any]:
     """What the page for a browser shows."""
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     return dict(json.loads(text))
+
+
+def lines(plan: Plan, runs_dir: Path) -> dict[tuple[str, Any], Row]:
+    return {(row["row"], row["lr"]): row for row in table(plan, runs_dir).rows}
+
+
+def p_of(d: Any) -> float:
+    """Of the paired t test with two degrees of freedom."""
+    t = abs(np.mean(d)) / (np.std(d, ddof=1) / math.sqrt(3))
+    return float(1 - t / math.sqrt(t * t + 2))
