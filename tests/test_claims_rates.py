@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from trainer_cases import dataset
 
-from wn.claims import criteria, rates, rates_again, rates_convnet
-from wn.claims.rates import ARMS, CONDITIONS, RATES, SEEDS, Contrast
+from wn.claims import criteria, ranges, rates, rates_again, rates_convnet
+from wn.claims.ranges import Contrast
+from wn.claims.rates import ARMS, CONDITIONS, RATES, SEEDS
 from wn.claims.training import train
 from wn.config import Config
 from wn.optim import learning_rate
@@ -33,7 +34,7 @@ def box(lowest: float, highest: dict[str, float], out: float = math.inf, seeds: 
 
 def rows(losses: rates.Losses, quantity: str = "wider") -> dict[str, list[float]]:
     grids = rates.explore("mlp, SGD", BOTH, losses)
-    made = rates.rows_of("mlp, SGD", grids, [Contrast(quantity, "weight norm", "plain")], BOTH)
+    made = ranges.rows_of("mlp, SGD", grids, [Contrast(quantity, "weight norm", "plain")], BOTH)
     names = dict.fromkeys(row["quantity"] for row in made)
     return {name: [row["value"] for row in made if row["quantity"] == name] for name in names}
 
@@ -94,8 +95,8 @@ def test_held_against_one_best_a_worse_arm_is_narrower():
         return [value * worse[arm] for value, arm in zip(values, arms, strict=True)]
 
     grids = rates.explore("mlp, SGD", BOTH, losses)
-    assert rates.rows_of("mlp, SGD", grids, [Contrast("wider", "weight norm", "plain")])[0]["value"] == 0
-    assert rates.common("mlp, SGD", grids, "weight norm", "plain")[0]["value"] == pytest.approx(-2)
+    assert ranges.rows_of("mlp, SGD", grids, [Contrast("wider", "weight norm", "plain")])[0]["value"] == 0
+    assert ranges.common("mlp, SGD", grids, "weight norm", "plain")[0]["value"] == pytest.approx(-2)
 
 
 def test_a_seed_that_always_diverges_has_no_range():
@@ -108,7 +109,7 @@ def test_a_seed_that_always_diverges_has_no_range():
 
 def test_a_decoder_of_the_mean_image_is_out_of_a_vaes_range():
     best = np.array([24.5])
-    assert rates.tolerated("vae", best) < 27.17 < 1.5 * best
+    assert ranges.tolerated("vae", best) < 27.17 < 1.5 * best
 
 
 def test_rows_are_of_the_criterions_quantities(monkeypatch: pytest.MonkeyPatch):
@@ -235,6 +236,6 @@ def test_the_arms_of_the_convnet_are_what_they_say(optimiser: str, monkeypatch: 
 def test_a_convnet_at_chance_is_not_usable():
     """Best error 0.5: up to 0.7 is usable; 0.9 is chance, at which 1.5 times the best loss may lie."""
     errors = np.array([[0.9], [0.5], [0.9], [0.9]])
-    (width,), edge = rates.Grid(np.array([0.001, 0.01, 0.1, 1.0]), errors).widths("convnet")
+    (width,), edge = ranges.Grid(np.array([0.001, 0.01, 0.1, 1.0]), errors).widths("convnet")
     assert not edge
     assert width == pytest.approx(1.0)  # half a decade on each side

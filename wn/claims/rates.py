@@ -1,9 +1,7 @@
 """How wide the range of learning rates is, and why: interventions on gains, biases, growth and schedule.
 
-The width of an arm is the decades of learning rate at which a seed's final validation loss is near the best
-that the arm has with that seed. All arms but batch normalisation start as the same function (section 3), and
-a difference of widths is paired by seed. *Capped* is min(lr, c): a constant rate would widen a range
-downwards, as gains would go on learning where the rate of the weights is too small to.
+All arms but batch normalisation start as the same function (section 3). *Capped* is min(lr, c): a constant
+rate would widen a range downwards, as gains would go on learning where that of the weights is too small to.
 """
 
 from __future__ import annotations
@@ -11,16 +9,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from wn.claims.measuring import Part, file_name, measurement
+from wn.claims.ranges import Contrast, Grid, common, metric_of, rows_of, tolerated
 from wn.claims.rows import Row
 from wn.claims.training import UNSEEN
 from wn.config import Config
 from wn.config.compose import Value, compose
-from wn.report.statistics import Array, usable_width
+from wn.report.statistics import Array
 from wn.sweep import train_sweep
 
 Settings = dict[str, Value]
@@ -44,8 +42,6 @@ MODELS: dict[str, Settings] = {
     },
     "mlp for 120 epochs": {"model": "mlp", "data": "digits", "trainer.epochs": 120},
 }
-METRICS = {"mlp on MNIST": "error"}
-"""The validation metric that is read where it is not the loss."""
 OPTIMISERS: dict[str, Settings] = {
     "SGD": {"optim": "sgd", "optim.momentum": 0.0},
     "momentum": {"optim": "sgd", "optim.momentum": 0.9},
@@ -92,31 +88,6 @@ def config_of(model: str, optimiser: str, arm: str, lr: float, seed: int) -> Con
     """One run; what says where and how it is watched is no part of its identity."""
     chosen = MODELS[model] | OPTIMISERS[optimiser] | ARMS[arm]
     return compose({**chosen, **PLACE, **QUICK, "optim.lr": lr, "seed": seed})
-
-
-def tolerated(model: str, best: Array) -> Array:
-    """The loss up to which a rate is usable: 1.5 times the best; of a VAE 1 nat above it.
-
-    Digits have a mean image that costs 27.2 nats, 1.1 times the best of these VAEs: within 1.5 of the best a
-    decoder that has learnt nothing else would do. On MNIST it is an error, one percentage point above the
-    best; of the ConvNet the error that loses half of what the best has over chance, 0.9.
-    """
-    others = {"vae": best + 1.0, "mlp on MNIST": best + 0.01, "convnet": (best + 0.9) / 2}
-    limit = others.get(model, 1.5 * best)
-    return np.where(np.isfinite(best), limit, -np.inf)  # with a seed that always diverges no rate is usable
-
-
-class Grid(NamedTuple):
-    """An arm's rates (L,), ascending, and its final validation losses (L, S): infinite where diverged."""
-
-    rates: Array
-    losses: Array
-
-    def widths(self, model: str, best: Array | None = None) -> tuple[Array, bool]:
-        """Decades (S,), and whether some seed is in range at an end of the grid; ``best``: another arm's."""
-        limits = tolerated(model, self.losses.min(axis=0) if best is None else best)
-        found = [usable_width(self.rates, self.losses[:, s], limit) for s, limit in enumerate(limits)]
-        return np.array([width for width, _ in found]), any(edge for _, edge in found)
 
 
 def rates_of(model: str) -> tuple[float, ...]:
@@ -173,65 +144,6 @@ def explore(condition: str, arms: Sequence[str], losses_of: Losses = trained) ->
 @functools.cache  # several claims are about the same arms
 def grid_of(condition: str, arms: tuple[str, ...]) -> dict[str, Grid]:
     return explore(condition, arms, functools.partial(trained, metric=metric_of(condition)))
-
-
-def metric_of(condition: str) -> str:
-    return METRICS.get(condition.split(", ")[0], "loss")
-
-
-class Contrast(NamedTuple):
-    """A quantity that is judged, or shown as a control: the width of one arm less that of another."""
-
-    quantity: str
-    arm: str
-    less: str
-
-
-def rows_of(
-    condition: str,
-    grids: dict[str, Grid],
-    contrasts: Sequence[Contrast],
-    own: Sequence[str] = (),
-    evidence: Sequence[str] = (),
-) -> list[Row]:
-    """Differences by seed; the widths of ``own`` arms, ``edge`` where the grid is too short; losses.
-
-    A difference has no rows where one of its arms is in range at an end of its grid. ``evidence``: the arms
-    whose losses are given as well.
-    """
-    model = condition.split(", ")[0]
-    rows: list[Row] = []
-
-    def add(quantity: str, values: Array, x: float | None = None) -> None:
-        rows.extend(
-            {"condition": condition, "quantity": quantity, "seed": seed, "value": float(value), "x": x}
-            for seed, value in enumerate(values)
-        )
-
-    widths = {arm: grid.widths(model) for arm, grid in grids.items()}
-    for quantity, arm, less in contrasts:
-        (one, open_), (other, also) = widths[arm], widths[less]
-        if not open_ and not also:
-            add(quantity, one - other)
-    for arm in own:
-        width, edge = widths[arm]
-        add(f"edge {arm}" if edge else f"width {arm}", width)
-        add(f"best {arm}", grids[arm].losses.min(axis=0))
-    for arm in evidence:
-        for rate, losses in zip(grids[arm].rates, grids[arm].losses, strict=True):
-            add(f"{metric_of(condition)} {arm}", losses, float(rate))
-    return rows
-
-
-def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[Row]:
-    """The same difference where both arms are held against the best of the second."""
-    model, best = condition.split(", ")[0], grids[less].losses.min(axis=0)
-    (one, open_), (other, also) = (grids[name].widths(model, best) for name in (arm, less))
-    if open_ or also:
-        return []
-    name = f"control {arm} less {less}, both held against the best of {less}"
-    differences = enumerate(one - other)
-    return [{"condition": condition, "quantity": name, "seed": s, "value": float(d)} for s, d in differences]
 
 
 def conditions_of(*models: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wn.claims.measuring import Part, measurement
-from wn.claims.rates import GROWTH, LIMITS, WIDER, Contrast, conditions_of, less_of, parts
+from wn.claims.ranges import Contrast
+from wn.claims.rates import GROWTH, LIMITS, WIDER, conditions_of, less_of, parts
 
 MNIST, LONGER = conditions_of("mlp on MNIST"), conditions_of("mlp for 120 epochs")
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from wn import experiments
 from wn.claims.measuring import Part, measurement
-from wn.claims.rates import GROWTH, LIMITS, WIDER, Contrast, Grid, less_of, rows_of, trained
+from wn.claims.ranges import Contrast, Grid, rows_of
+from wn.claims.rates import GROWTH, LIMITS, WIDER, less_of, trained
 from wn.claims.rows import Row
 from wn.claims.training import UNSEEN
 
