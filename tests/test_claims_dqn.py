@@ -1,27 +1,37 @@
-"""The game's rules and scores in closed form, what the replay holds, and the probability of improvement."""
+"""What the replay holds, what is learnt from it, and the probability of improvement."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from game_cases import balance, fallen, moved, push_left
 from torch import Tensor, nn
 
-from wn.claims import dqn
-from wn.claims.dqn import Catch, Player, Protocol, placements
+from wn.claims import criteria, dqn, measuring
+from wn.claims.dqn import placements
+from wn.claims.games import CartPole, Catch, Game
+from wn.claims.q_learning import DISCOUNT, WARM_UP, Player, Training, epsilon
+from wn.claims.rows import read
+from wn.processes import StopWatcher
 from wn.stack import Stack
 
-SMALL = Catch(5, 3)
+
+def small() -> Catch:
+    return Catch(5, 3)
 
 
-@pytest.fixture(autouse=True)
-def evaluated_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training of any length has a score."""
-    monkeypatch.setattr(dqn, "EVALUATE", 1)
+def catcher(norm: str = "weight_norm_init", steps: int = 40, batch_target: bool = False) -> Player:
+    """Two members that learn Catch."""
+    return Player(norm, (0.01,), (0, 1), small(), Training(steps, score=1, batch_target=batch_target))
 
 
-class Policy(nn.Module):
+class Follow(nn.Module):
     """Follows the ball, or stays where it is."""
 
     def __init__(self, follows: bool) -> None:
@@ -29,48 +39,31 @@ class Policy(nn.Module):
         self.follows, self.any = follows, nn.Parameter(torch.zeros(1))
 
     def forward(self, seen: Tensor) -> Tensor:
-        board = seen.unflatten(-1, (SMALL.rows, SMALL.columns))
+        board = seen.unflatten(-1, (5, 3))
         ball, paddle = board[..., :-1, :].sum(-2).argmax(-1), board[..., -1, :].argmax(-1)
         action = torch.sign(ball - paddle) + 1 if self.follows else torch.ones_like(ball)
-        return nn.functional.one_hot(action, dqn.ACTIONS).float() + 0 * self.any
+        return nn.functional.one_hot(action, 3).float() + 0 * self.any
 
 
-@pytest.fixture
-def player() -> Player:
-    return Player("weight_norm_init", (0.01,), (0, 1), SMALL, Protocol(steps=40))
-
-
-def test_the_ball_can_always_be_caught_and_a_paddle_that_stays_is_as_good_as_chance(player: Player):
+def test_the_ball_can_always_be_caught_and_a_paddle_that_stays_is_as_good_as_chance():
+    player = catcher()
     for follows, score in ((True, 1.0), (False, 0.0)):
-        player.stack = Stack([Policy(follows), Policy(follows)])
-        assert player._evaluate().tolist() == pytest.approx([score, score])
+        player.stack = Stack([Follow(follows), Follow(follows)])
+        assert player.game.score(player._greedy).tolist() == pytest.approx([score, score])
 
 
-def test_random_moves_catch_one_ball_in_as_many_as_there_are_columns():
-    """The whole tree of random play, from all starts alike."""
-    ball, paddle = SMALL.starts()
-    for _ in range(SMALL.length):
-        actions = torch.arange(dqn.ACTIONS)[:, None]
-        paddle = SMALL.move(paddle.expand(dqn.ACTIONS, -1), actions).flatten()
-        ball = ball.repeat(dqn.ACTIONS)
-    assert SMALL.score((ball == paddle).double().mean()).item() == pytest.approx(0)
-    assert SMALL.score(torch.tensor(1.0)).item() == pytest.approx(1)
+# Replay ----------------------------------------------------------------------------------------------
 
 
-def test_a_picture_has_the_ball_and_the_paddle():
-    seen = SMALL.picture(1, torch.tensor(2), torch.tensor(0)).view(5, 3)
-    assert seen.nonzero().tolist() == [[1, 2], [4, 0]]
-    assert SMALL.picture(4, torch.tensor(1), torch.tensor(1)).sum() == 1
-
-
-def test_the_replay_holds_the_game(player: Player):
+def test_the_replay_holds_catch():
+    player, game = catcher(), small()
     player.play()
-    seen = player.now.unflatten(-1, (SMALL.rows, SMALL.columns))
-    after = player.then.unflatten(-1, (SMALL.rows, SMALL.columns))
-    paddle, moved = (t[..., -1, :].argmax(-1) for t in (seen, after))
-    ends = torch.arange(seen.shape[1]) % SMALL.length == SMALL.length - 1
+    seen = player.now.unflatten(-1, (game.rows, game.columns))
+    after = player.then.unflatten(-1, (game.rows, game.columns))
+    paddle, after_paddle = (t[..., -1, :].argmax(-1) for t in (seen, after))
+    ends = torch.arange(seen.shape[1]) % game.length == game.length - 1
     inside = ~ends
-    assert torch.equal(moved[:, inside], SMALL.move(paddle, player.taken)[:, inside])
+    assert torch.equal(after_paddle[:, inside], game.move(paddle, player.taken)[:, inside])
     assert torch.equal(player.going, (~ends).float().expand_as(player.going))
     assert torch.equal(player.now[:, 1:][:, inside[:-1]], player.then[:, :-1][:, inside[:-1]])
     caught = after[:, ends].sum((-1, -2)) == 1  # ball and paddle in one cell
@@ -79,13 +72,60 @@ def test_the_replay_holds_the_game(player: Player):
     assert (player.reward[:, inside] == 0).all()
 
 
-def test_arms_and_rates_share_what_is_random_and_seeds_do_not():
+def test_the_replay_holds_cartpole():
+    """By its equations of motion; where an episode has ended, the next transition begins at a start."""
+    player = Player("none_init", (0.01, 0.1), (0, 1), CartPole(), Training(steps=500, every=50, score=500))
+    player.play()
+    assert torch.allclose(player.then.double(), moved(player.now.double(), player.taken), atol=1e-5)
+    assert torch.equal(player.going == 0, fallen(player.then))
+    assert torch.equal(player.reward, player.going - 1)
+    on = player.going[:, :-1] == 1
+    assert torch.equal(player.now[:, 1:][on], player.then[:, :-1][on])
+    assert (player.now[:, 1:][~on].abs() <= 0.05).all()
+    assert (~on).sum(1).min() > 10
+
+
+class Push(nn.Module):
+    """Balances the pole, or pushes left."""
+
+    def __init__(self, balances: bool) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(float(balances)))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        values = [nn.functional.one_hot(policy(seen), 2) for policy in (balance, push_left)]
+        return self.share * values[0] + (1 - self.share) * values[1]
+
+
+def test_what_follows_a_cut_has_its_value_and_what_follows_a_fall_has_none(monkeypatch: pytest.MonkeyPatch):
+    player = Player("none_init", (0.01,), (0, 1), CartPole(), Training(steps=100, every=2))
+    player.stack = Stack([Push(True), Push(False)])
+    player._begin()
+    for t in range(501):
+        player._act(t, 0.0)
+    assert (player.going[0, :501] == 1).all()
+    assert (player.then[0, 499] != player.now[0, 500]).any()
+    assert (player.now[0, 500].abs() <= 0.05).all()  # a new episode, after 500 steps of the first
+
+    fall = int(player.going[1].argmin())
+    goals: list[Tensor] = []
+    monkeypatch.setattr(player.learner, "step", lambda loss, now, taken, goal: goals.append(goal[:, 0]))
+    for place in (499, fall):
+        player.replay[:, 0] = (place + 0.5) / 501
+        player._learn(0, 501)
+    assert goals[0][0].item() == pytest.approx(DISCOUNT)  # greedy values are 1, and a reward is 0
+    assert goals[1][1].item() == -1
+
+
+@pytest.mark.parametrize("game", [small, CartPole])
+def test_arms_and_rates_share_what_is_random_and_seeds_do_not(game: Callable[[], Game]):
     players = [
-        Player(norm, (0.01, 0.1), (0, 1), SMALL, Protocol(steps=1)) for norm in ("none_init", "batch_norm")
+        Player(norm, (0.01, 0.1), (0, 1), game(), Training(steps=1, score=1))
+        for norm in ("none_init", "batch_norm")
     ]
     for one in players:
         one.play()
-    random = [one.now[:, : dqn.WARM_UP] for one in players]
+    random = [one.now[:, :WARM_UP] for one in players]
     assert torch.equal(*random)
     assert torch.equal(random[0][0], random[0][2])  # seed 0 at both rates
     assert not torch.equal(random[0][0], random[0][1])
@@ -93,11 +133,11 @@ def test_arms_and_rates_share_what_is_random_and_seeds_do_not():
 
 @pytest.mark.parametrize("norm", ["none_init", "weight_norm_init"])
 def test_values_begin_standardised_on_what_the_random_policy_saw(norm: str):
-    player = Player(norm, (0.01,), (0, 1), SMALL, Protocol(steps=0))
-    for t in range(dqn.WARM_UP):
+    player = catcher(norm, steps=0)
+    for t in range(WARM_UP):
         player._act(t, 1.0)
     player._begin()
-    values = player.stack(player.now[:, : dqn.WARM_UP])
+    values = player.stack(player.now[:, :WARM_UP])
     assert torch.allclose(values.mean(1), torch.zeros(2, 3), atol=1e-4)
     assert torch.allclose(values.std(1, correction=0), torch.ones(2, 3), atol=1e-4)
 
@@ -105,26 +145,28 @@ def test_values_begin_standardised_on_what_the_random_policy_saw(norm: str):
 def test_the_target_network_stays_until_it_is_renewed_and_takes_the_statistics_it_is_told_to():
     goals = {}
     for batch_target in (False, True):
-        player = Player("batch_norm", (0.01,), (0, 1), SMALL, Protocol(steps=3, batch_target=batch_target))
+        player = catcher("batch_norm", 3, batch_target)
         player.play()
         goals[batch_target] = player.stack.params["0.weight"].detach().clone()
         assert not torch.equal(player.target.params["0.weight"], goals[batch_target])
     assert not torch.allclose(*goals.values())
 
 
-def test_one_that_learns_beats_one_that_does_not(monkeypatch):
-    monkeypatch.setattr(dqn, "EVALUATE", 300)
-    player = Player("weight_norm_init", (0.03, 1e-9), (0, 1), SMALL, Protocol(steps=600))
+def test_one_that_learns_beats_one_that_does_not():
+    player = Player("weight_norm_init", (0.03, 1e-9), (0, 1), small(), Training(steps=600, score=300))
     scores = player.play()[:, -1].view(2, 2)
     assert (scores[0] > 0.8).all()
     assert (scores[1] < 0.7).all()
 
 
 def test_exploration_ends_after_a_third():
-    assert dqn.epsilon(0, 300) == 1
-    assert dqn.epsilon(50, 300) == pytest.approx(0.525)
-    assert dqn.epsilon(100, 300) == pytest.approx(0.05)
-    assert dqn.epsilon(299, 300) == 0.05
+    assert epsilon(0, 300) == 1
+    assert epsilon(50, 300) == pytest.approx(0.525)
+    assert epsilon(100, 300) == pytest.approx(0.05)
+    assert epsilon(299, 300) == 0.05
+
+
+# Claims ----------------------------------------------------------------------------------------------
 
 
 def test_the_best_rate_has_the_largest_mean():
@@ -143,3 +185,21 @@ def test_placements_mean_is_mann_whitneys_and_their_error_is_the_bootstraps():
     assert values.std(ddof=1) / np.sqrt(60) == pytest.approx(np.std(again), rel=0.1)
     same = placements(torch.tensor(x), torch.tensor(x)).numpy()
     assert same.mean() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["K1", "K1c", "K2", "K2c"])
+def test_every_seed_has_a_value_of_what_is_judged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By trainings of a few updates."""
+    tiny = {"rates": (0.01, 0.1), "seeds": 3}
+    few, short = Training(steps=10, score=5), Training(steps=500, every=50, renew=5, score=500)
+    boards = {board: setting._replace(how=few, **tiny) for board, setting in dqn.CATCH.items()}
+    monkeypatch.setattr(dqn, "CATCH", boards)
+    monkeypatch.setattr(dqn, "CARTPOLE", dqn.CARTPOLE._replace(how=short, **tiny))
+    monkeypatch.chdir(tmp_path)
+    measuring.measure(name, StopWatcher(None))
+    rows = [row for path in Path("runs/claims").rglob("*.json") for row in read(path).rows]
+    claim = criteria.load(name)
+    for condition, quantity in itertools.product(claim.conditions, claim.quantities):
+        mine = [row for row in rows if (row["condition"], row["quantity"]) == (condition, quantity)]
+        assert [row["seed"] for row in mine] == [0, 1, 2]
+        assert not [row for row in mine if row["value"] is None]

@@ -24,7 +24,7 @@ def module_name(path: Path) -> str:
 MODULES = {
     module_name(path): path for top in ("wn", "hydra_plugins") for path in sorted((ROOT / top).rglob("*.py"))
 }
-GUARDED = ("torch", "torchvision", "hydra", "omegaconf", "wandb", "pandas", "matplotlib")
+GUARDED = ("torch", "torchvision", "hydra", "omegaconf", "wandb", "pandas", "matplotlib", "gymnasium")
 
 KNOWS = {
     # place          what of wn it may import, and which of the guarded libraries
@@ -41,6 +41,7 @@ KNOWS = {
     "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.claims": "* report torch",
+    "wn.claims.games": "config torch gymnasium",  # which may be missing
     "wn.claims.criteria": "config experiments",
     "wn.claims.rows": "",
     "wn.report": "claims config grammar presets provenance records timings experiments pandas matplotlib",
