@@ -174,9 +174,10 @@ class CartPole:
         return Step(*(torch.from_numpy(x).float() for x in (self.seen, reward, ~fallen)))
 
     def score(self, greedy: Policy) -> Tensor:
-        """Mean return, at most 500, of the episodes that ended since the last call, as they were played.
+        """Mean length, at most 500, of the episodes that ended since the last call, as they were played.
 
-        Not a number where none did, which takes less than 500 steps.
+        Steps are the return of ``CartPole-v1`` as it comes, with a reward of 1 a step. Not a number where no
+        episode has ended, which takes less than 500 steps.
         """
         returns = torch.from_numpy(self.total) / torch.from_numpy(self.episodes)
         self.total, self.episodes = np.zeros((2, len(returns)))
