@@ -145,7 +145,7 @@ def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.Capt
     places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
     assert main(["claims", "--publish", *places]) == 0
     page = (project / "results" / "claims" / "README.md").read_text()
-    assert "2.020 ± 0.020 (mlp, SGD), and 1 more | confirmed" in page
+    assert "slope: 2.020 ± 0.020 (mlp, SGD) | confirmed" in page
     assert "mlp, SGD: plain 0.5" in page
     assert "**1 statements: 1 confirmed. The paper shows data for 0 of them.**" in readme.read_text()
     (project / "runs" / "claims" / "B3" / "all.json").unlink()

@@ -20,7 +20,7 @@ WORDS = {
     "confirmed with limits": "so in one family, beyond a weaker threshold, or in most conditions",
     "depends": "confirmed in some conditions and refuted in others, which are named",
     "refuted": "the whole interval on the other side, in two independent measurements",
-    "open": "the interval is between",
+    "open": "the interval is between, or its test does not hold among the many of the claim (Holm)",
     "toy": "an experiment of section 5 at smaller scale; +: for the claim, −: against it, 0: undecided",
     "not tested": "no rows yet",
 }
@@ -95,11 +95,13 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
 
 
 def _first(one: Found) -> str:
-    """The first quantity that was judged, and of how many."""
+    """The first quantity, from the condition in which it is lowest to that in which it is highest."""
     if not one.verdict.judged:
         return "–"
-    first, more = one.verdict.judged[0], len(one.verdict.judged) - 1
-    return f"{_estimate(first)} ({first.condition})" + f", and {more} more" * bool(more)
+    mine = [judged for judged in one.verdict.judged if judged.quantity == one.verdict.judged[0].quantity]
+    ends = [end(mine, key=lambda judged: judged.mean) for end in (min, max)]
+    told = [f"{_estimate(judged)} ({judged.condition})" for judged in dict.fromkeys(ends)]
+    return f"{mine[0].quantity}: " + " to ".join(told)
 
 
 def _estimate(judged: Judged) -> str:

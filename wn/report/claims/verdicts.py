@@ -138,7 +138,8 @@ def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
         again = len(_families(by[REFUTED])) > 1 or set(by[REFUTED]) & set(claim.second)
         if claim.type == "experiment" or (again and len(by[REFUTED]) > 1):
             return REFUTED, ". ".join(left)
-        return OPEN, "refuted in one family of models; a second, independent measurement is missing"
+        told = [f"refuted: {'; '.join(by[REFUTED])}", *left, "a second, independent measurement is missing"]
+        return OPEN, ". ".join(told)
     if not good or len(undecided) > len(good):
         return OPEN, ". ".join([f"confirmed: {'; '.join(good)}"] * bool(good) + left)
     if undecided:
