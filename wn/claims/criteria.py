@@ -69,7 +69,7 @@ class Claim(Part):
     known: str = ""
     """What was known of its rows when the criterion was written, where that is not nothing."""
     late: bool = False
-    """Some of its rows are older than the criterion."""
+    """Some runs of its rows are older than the criterion."""
     long: bool = False
     seeds: int = pydantic.Field(default=3, ge=3)
     """Below so many nothing is judged, so that seeds that come in one by one are looked at once."""

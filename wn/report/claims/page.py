@@ -142,7 +142,7 @@ def _section(one: Found) -> str:
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < 1:
             clock = "within a second, or from what another claim has trained"
-        order = "criterion after some of its rows" if claim.late else one.order
+        order = one.order + ", after some of their runs" * claim.late
         origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)
