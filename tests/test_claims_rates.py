@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from trainer_cases import dataset
 
-from wn.claims import criteria, ranges, rates, rates_again, rates_convnet
+from wn.claims import criteria, ranges, rates, rates_convnet
+from wn.claims.measuring import MEASUREMENTS, families
 from wn.claims.ranges import Contrast
 from wn.claims.rates import ARMS, CONDITIONS, RATES, SEEDS
 from wn.claims.training import train
@@ -163,8 +164,8 @@ def test_what_is_tested_again_has_rows_of_every_condition(name: str, monkeypatch
 
     monkeypatch.setattr(rates, "trained", told)
     rates.grid_of.cache_clear()
-    parts = {"5": "wider_range", "6": "what_limits", "7": "growth"}[name[1]]
-    made = [row for part in getattr(rates_again, parts + PLACES[name[2]])() for row in part.measure()]
+    families()  # so that all are registered
+    made = [row for part in MEASUREMENTS[name]() for row in part.measure()]
     rates.grid_of.cache_clear()
     assert metrics == {"error" if name[2] == "m" else "loss"}
     assert {(r["condition"], r["quantity"]) for r in made if r["quantity"] in claim.quantities} == {
@@ -172,9 +173,6 @@ def test_what_is_tested_again_has_rows_of_every_condition(name: str, monkeypatch
     }
     widths = {r["quantity"]: r["value"] for r in made if r["quantity"].startswith("width ")}
     assert 2 < widths["width plain"] < 3 if "width plain" in widths else 3 < widths["width capped"] < 5
-
-
-PLACES = {"m": "_on_mnist", "h": "_later"}
 
 
 def small(arm: str, lr: float) -> Config:

@@ -165,19 +165,10 @@ def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row
     return rows
 
 
-@measurement("B2")
-def self_stabilisation() -> Iterator[Part]:
+@measurement("B2h", LONGER)
+@measurement("B2", 1)
+def self_stabilisation(times: int) -> Iterator[Part]:
     """Slope of log angle on log lr, of plain and of normalised weights, free and held (section 2.1)."""
-    return _slopes(1)
-
-
-@measurement("B2h")
-def longer_self_stabilisation() -> Iterator[Part]:
-    """The same in four times the steps."""
-    return _slopes(LONGER)
-
-
-def _slopes(times: int) -> Iterator[Part]:
     for condition in RATES:
         for name in ("weight normalisation", "plain weights", "held weights"):
             yield Part(file_name(condition, name), partial(_slope_of, condition, name, times))
@@ -189,19 +180,10 @@ def _slope_of(condition: str, name: str, times: int) -> list[Row]:
     return slopes(condition, name, Sweep(members, train(configs)), quantity)
 
 
-@measurement("B8")
-def batch_normalisation() -> Iterator[Part]:
+@measurement("B8h", LONGER)
+@measurement("B8", 1)
+def batch_normalisation(times: int) -> Iterator[Part]:
     """The same slope of batch normalisation's weights, and the recursion of A2 and A3 for them."""
-    return _recursions(1)
-
-
-@measurement("B8h")
-def longer_batch_normalisation() -> Iterator[Part]:
-    """The same in four times the steps."""
-    return _recursions(LONGER)
-
-
-def _recursions(times: int) -> Iterator[Part]:
     for condition in ("mlp, SGD", "mlp, momentum", "vae, SGD", "vae, momentum"):
         yield Part(file_name(condition), partial(_recursive, condition, "batch normalisation", "{}", times))
     for condition in ("mlp, SGD", "vae, SGD"):

@@ -98,19 +98,10 @@ DESCENT = {"mlp, momentum": (1e-2, 10.0), "vae, momentum": (1e-4, 1.0)}
 """Of the control, plain gradient descent: the condition that it stands beside, and learning rates."""
 
 
-@measurement("B4")
-def other_rules() -> Iterator[Part]:
-    """Growth of ||v|| and of the direction's learning rate at the best learning rate (section 2.1)."""
-    return _rules(1)
-
-
-@measurement("B4h")
-def longer_other_rules() -> Iterator[Part]:
-    """The same in four times the steps, at the rate that is the best there."""
-    return _rules(LONGER)
-
-
-def _rules(times: int) -> Iterator[Part]:
+@measurement("B4h", LONGER)
+@measurement("B4", 1)
+def other_rules(times: int) -> Iterator[Part]:
+    """Growth of ||v|| and of the direction's learning rate at the rate that is the best (section 2.1)."""
     for condition, rates in OPTIMIZERS.items():
         yield Part(file_name(condition), partial(_at_best, condition, condition, rates, times))
     for condition, rates in DESCENT.items():

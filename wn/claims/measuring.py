@@ -6,12 +6,13 @@ part with a file of the same criterion is not measured again.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -41,16 +42,17 @@ def file_name(*words: str, comma: str = "-") -> str:
     return "-".join(words).replace(", ", comma).replace(" ", "-")
 
 
-Measurement = Callable[[], Iterator[Part]]
+Measurement = TypeVar("Measurement", bound=Callable[..., Iterator[Part]])
 
-MEASUREMENTS: dict[str, Measurement] = {}
+MEASUREMENTS: dict[str, functools.partial[Iterator[Part]]] = {}
 
 
-def measurement(claim: str) -> Callable[[Measurement], Measurement]:
-    """Register what measures a claim."""
+def measurement(claim: str, *arguments: object) -> Callable[[Measurement], Measurement]:
+    """Register what measures a claim, with the arguments that tell it from the same claim elsewhere."""
 
     def register(function: Measurement) -> Measurement:
-        if MEASUREMENTS.setdefault(claim, function) is not function:
+        known = MEASUREMENTS.setdefault(claim, functools.partial(function, *arguments))
+        if known.func is not function:
             raise ValueError(f"{claim} has a measurement already")
         return function
 
@@ -64,7 +66,7 @@ def families() -> dict[str, list[str]]:
         if module.name != "__main__":
             importlib.import_module(f"wn.claims.{module.name}")
     for claim, function in MEASUREMENTS.items():
-        found.setdefault(function.__module__.rpartition(".")[2], []).append(claim)
+        found.setdefault(function.func.__module__.rpartition(".")[2], []).append(claim)
     return found
 
 

@@ -15,48 +15,24 @@ from wn.claims.rates import GROWTH, LIMITS, WIDER, conditions_of, less_of, parts
 MNIST, LONGER = conditions_of("mlp on MNIST"), conditions_of("mlp for 120 epochs")
 
 
-@measurement("B5m")
-def wider_range_on_mnist() -> Iterator[Part]:
+@measurement("B5h", LONGER)
+@measurement("B5m", MNIST)
+def wider_range(conditions: tuple[str, ...]) -> Iterator[Part]:
     """Width of weight normalisation less that of plain weights, one rate for all parameters."""
-    return _wider_range(MNIST)
-
-
-@measurement("B5h")
-def wider_range_later() -> Iterator[Part]:
-    return _wider_range(LONGER)
-
-
-def _wider_range(conditions: tuple[str, ...]) -> Iterator[Part]:
     controls = [less_of(arm, "plain") for arm in ("plain, decay", "batch norm")]
     return parts(conditions, WIDER, controls, ["plain", "weight norm"])
 
 
-@measurement("B6m")
-def what_limits_on_mnist() -> Iterator[Part]:
+@measurement("B6h", LONGER)
+@measurement("B6m", MNIST)
+def what_limits(conditions: tuple[str, ...]) -> Iterator[Part]:
     """Width with the rates of gains and biases capped, less that with one rate, and less plain's."""
-    return _what_limits(MNIST)
-
-
-@measurement("B6h")
-def what_limits_later() -> Iterator[Part]:
-    return _what_limits(LONGER)
-
-
-def _what_limits(conditions: tuple[str, ...]) -> Iterator[Part]:
     controls = [Contrast("control over annealing", "capped", "plain, decay")]
     return parts(conditions, LIMITS, controls, ["capped"])
 
 
-@measurement("B7m")
-def growth_on_mnist() -> Iterator[Part]:
+@measurement("B7h", LONGER)
+@measurement("B7m", MNIST)
+def growth(conditions: tuple[str, ...]) -> Iterator[Part]:
     """Width of capped less that of capped with ||v|| put back to its start after every step."""
-    return _growth(MNIST)
-
-
-@measurement("B7h")
-def growth_later() -> Iterator[Part]:
-    return _growth(LONGER)
-
-
-def _growth(conditions: tuple[str, ...]) -> Iterator[Part]:
     return parts(conditions, GROWTH, [less_of("capped and held", "plain")], ["capped and held"])

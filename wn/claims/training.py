@@ -60,8 +60,10 @@ def train(
     and returns what to call after each step.
     """
     watch = Watch(len(configs))
-    here = [c.model_copy(update={"trainer": c.trainer.model_copy(update={"device": "cpu"})}) for c in configs]
-    trainer = Trainer(here, data or resolve(here[0])[1], torch.device("cpu"), watch, models)
+    if data is None:
+        trainer_here = configs[0].trainer.model_copy(update={"device": "cpu"})
+        _, data = resolve(configs[0].model_copy(update={"trainer": trainer_here}))
+    trainer = Trainer(configs, data, torch.device("cpu"), watch, models)
     if prepare:
         watch.after_step = functools.partial(prepare(trainer), trainer)
     trainer.run()
