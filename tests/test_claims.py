@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from wn.claims import criteria, measuring
 from wn.claims.criteria import Claim, Quantity
 from wn.claims.measuring import Part, Row
 from wn.claims.rows import read
+from wn.config import UserError
 from wn.processes import Preempted, StopWatcher, termination
 from wn.report.claims.verdicts import judge
 
@@ -240,6 +242,23 @@ def test_a_signal_stops_amid_a_part(measured: list[str], monkeypatch: pytest.Mon
     with termination(), pytest.raises(Preempted, match="SIGTERM"):
         measuring.measure_family(None, ["B3"])
     assert read(Path("runs/claims/B3/one.json")) is None
+
+
+def test_what_cannot_be_measured_here_is_left_out_and_the_others_are_measured(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def without_data() -> list[Row]:
+        raise UserError("data.root=data: no complete CIFAR10 there")
+
+    parts = {"B2": [Part("one", without_data)], "B3": list(measuring.MEASUREMENTS["B3"]())}
+    known = {name: functools.partial(iter, parts[name]) for name in parts}
+    for module in (measuring, command):
+        monkeypatch.setattr(module, "MEASUREMENTS", known)
+        monkeypatch.setattr(module, "families", lambda: {"growth": ["B2", "B3"], "cost": []})
+    assert command.main(["growth", "--workers", "1"]) == 2
+    assert measured == ["one", "two"]
+    assert "B2 is left out: data.root=data: no complete CIFAR10 there" in capsys.readouterr().err
+    assert command.main(["B3", "--workers", "1"]) == 0
 
 
 def test_another_criterion_voids_what_was_measured(measured: list[str], monkeypatch: pytest.MonkeyPatch):

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 import torch
 
 from wn.claims import criteria
-from wn.claims.measuring import MEASUREMENTS, families, measure_family, measured
+from wn.claims.measuring import MEASUREMENTS, complete, families, left_out, measure_family, measured
 from wn.config import UserError, nearest
 from wn.processes import Preempted, WorkerDied, map_workers, tell, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 where a process died; 2 after an error that the user can mend; 75 where the time was over."""
+    """0; 1 where a process died; 2 after a mistake, or where a claim is left out; 75 where time was over."""
     parser = argparse.ArgumentParser(prog="python -m wn.claims", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="claims, as A1 or a family, as B or growth")
     parser.add_argument("--long", action="store_true", help="what takes hours too")
@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         with termination():
-            deaths = _measure_all(chosen(options.ids, options.long), options.workers, options.max_minutes)
+            names = chosen(options.ids, options.long)
+            deaths = _measure_all(names, options.workers, options.max_minutes)
     except (UserError, Preempted, KeyboardInterrupt) as end:
         return tell(end)
-    for names, death in deaths:
-        print(f"{', '.join(names)}: {death}", file=sys.stderr)
-    return 1 if deaths else 0
+    for family, death in deaths:
+        print(f"{', '.join(family)}: {death}", file=sys.stderr)
+    return 1 if deaths else 0 if all(map(complete, names)) else 2
 
 
 def _measure_all(
@@ -47,7 +48,7 @@ def _measure_all(
         try:
             parts[name] = [measured(name, part) for part in MEASUREMENTS[name]()]
         except UserError as error:  # what it needs is not there yet: the others do without
-            print(f"{name} is left out: {error}", flush=True)
+            left_out(name, error)
     names, count = list(parts), sum(map(len, parts.values()))
     print(
         f"{len(names)} claims in {count} parts: {sum(map(sum, parts.values()))} measured before", flush=True

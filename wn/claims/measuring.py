@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,14 +72,24 @@ def families() -> dict[str, list[str]]:
 
 
 def measure_family(max_minutes: float | None, names: list[str]) -> None:
-    """Measure claims one after the other, on one thread, in a process that may know no measurement yet."""
+    """Measure claims one after the other, on one thread, in a process that may know no measurement yet.
+
+    What cannot be measured here, as its data are nowhere, is left out with a line: the others do without.
+    """
     families()
     torch.set_num_threads(1)
     _made()  # before anything is measured: what is committed meanwhile is not what measures
     # Of the clock alone: a signal ends a part at once or, where it trains, after a step that is saved.
     watcher = StopWatcher(max_minutes)
     for name in names:
-        measure(name, watcher)
+        try:
+            measure(name, watcher)
+        except UserError as error:
+            left_out(name, error)
+
+
+def left_out(name: str, error: UserError) -> None:
+    print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
 
 
 def _made() -> dict[str, Any]:
@@ -89,6 +100,15 @@ def measured(name: str, part: Part) -> bool:
     """Whether there is a file of a part that counts: complete, by the criterion as it is now, of a commit."""
     done = read(_file(name, part))
     return done is not None and done.criterion == criteria.digest_of(name) and not done.dirty
+
+
+def complete(name: str) -> bool:
+    """Whether a claim has a file of each of its parts, by the criterion as it is now."""
+    try:
+        done = [read(_file(name, part)) for part in MEASUREMENTS[name]()]
+    except UserError:
+        return False
+    return all(one is not None and one.criterion == criteria.digest_of(name) for one in done)
 
 
 def _file(name: str, part: Part) -> Path:
