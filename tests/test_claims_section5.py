@@ -104,13 +104,13 @@ def test_where_a_line_first_reaches_a_level():
 def test_the_curves_of_the_paper_meet_the_criterion_on_the_vae():
     """As digitised, with n as if there were five seeds: the criterion tells the figure's two curves apart."""
     tree: Any = yaml.safe_load((experiments.FOLDER / "paper" / "figure3_mnist.yaml").read_text())
-    curves = {name: [p for p in points if p[0] <= 200] for name, points in tree["curves"].items()}
+    curves = {name: [p for p in points if p[0] <= 100] for name, points in tree["curves"].items()}
     runs = {
         name: Trained([{"epoch": e, "test_loss": -bound} for e, bound, _ in points], {"test_loss": 0.0})
         for name, points in curves.items()
     }
     found = section5.converges(runs)
-    assert found["faster"] == pytest.approx(121.6 / 180, abs=0.001)
+    assert found["faster"] == pytest.approx(92.77 / 100, abs=0.001)
     back = section5.converges({"normal": runs["WN"], "WN": runs["normal"]})
     spread, claim = 0.01 * np.arange(-2, 3), criteria.load("M1")
 
