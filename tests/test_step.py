@@ -2,90 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sweep_cases import tiny
+from step_cases import PRESETS, VAES, noisy, pair, steps_of, trainer_of, transformer, vaes
 
 from wn import step as steps
 from wn.config import Config, parse
-from wn.data import Dataset, Split
-from wn.step import WARM_UP, CaptureFailed, Step
-from wn.trainer import Observer, Trainer
-
-PRESETS = {
-    "none_init": {"init": "data"},
-    "scaled_init": {"gain": "fixed", "init": "data"},
-    "weight_norm": {"direction": "row", "gain": "free"},
-    "batch_norm": {"gain": "free", "statistics": "batch"},
-    "weight_norm_mean_only_bn_init": {
-        "direction": "row",
-        "gain": "free",
-        "statistics": "mean_only",
-        "init": "data",
-    },
-}
-TREES = ("params", "buffers", "moments", "average")
-CONVNET = {"name": "convnet", "width": 4, "depth": 1}
-SMALL = {"latents": 3, "flow_width": 6, "posterior": "iaf", "free_bits": 0.1, "kl_warmup_steps": 4}
-TRANSFORMER = {"name": "transformer", "patch": 4, "width": 4, "heads": 2, "depth": 1}
-VAES: dict[str, dict[str, Any]] = {
-    "mlp_vae": {"widths": [9], **SMALL},
-    "conv_vae": {"channels": [3, 4], "hidden": 7, **SMALL},
-    "resnet_vae": {"channels": 4, "depth": 2, **SMALL},
-}
-
-
-def noisy(folder: Path, norm: str, lr: float, seed: int = 0, **trainer: Any) -> Config:
-    """A small network with noise and dropout, trained by the authors' Adam with momentum that changes."""
-    plain = tiny(folder, lr=lr, seed=seed).model_dump(mode="json")
-    optim = {"name": "adam", "lr": lr, "schedule": "constant_then_linear", "eps_inside_root": True}
-    settings = {**plain["trainer"], "batch_size": 20, "init_batch_size": 20, **trainer}
-    return parse({**plain, "model": CONVNET, "norm": PRESETS[norm], "optim": optim, "trainer": settings})
-
-
-def transformer(config: Config) -> Config:
-    return parse({**config.model_dump(mode="json"), "model": TRANSFORMER})
-
-
-def trainer_of(configs: list[Config], device: str = "cpu") -> Trainer:
-    draw = torch.Generator().manual_seed(0)
-    x = torch.rand(100, 3, 12, 12, generator=draw).to(device)
-    split = Split(x=x, y=torch.arange(100, device=device) % 10)
-    dataset = Dataset(split, split, split, classes=10)
-    trainer = Trainer(configs, dataset, torch.device(device), Observer())
-    trainer._initialize()
-    trainer.stack.train()
-    return trainer
-
-
-def steps_of(trainer: Trainer, count: int) -> dict[str, torch.Tensor]:
-    """Parameters, moments, buffers and totals after some steps."""
-    for batch in torch.split(trainer._orders(1), 20, dim=1)[:count]:
-        trainer.update(batch)
-    state = trainer.state()
-    trees = {f"{tree}/{k}": t for tree in TREES for k, t in state[tree].items()}
-    return {**trees, "totals": state["totals"]}
-
-
-def pair(folder: Path, norm: str, members: int, **trainer: Any) -> list[Config]:
-    return [noisy(folder, norm, lr, seed, **trainer) for seed, lr in enumerate((0.003, 0.01)[:members])]
-
-
-def vaes(folder: Path, name: str, members: int, **trainer: Any) -> list[Config]:
-    """Small VAEs, their parameters averaged, under the norm that keeps the most state."""
-    changes = {"model": {"name": name, **VAES[name]}, "norm": PRESETS["weight_norm_mean_only_bn_init"]}
-    changes["optim"] = {"name": "adamax", "lr": 0.002, "momentum": 0.9, "ema_epochs": 1.0}
-    changes["optim"]["eps"] = 1e-2  # without which the sign of a gradient's rounding is a step
-    plain = [config.model_dump(mode="json") for config in pair(folder, "none_init", members, **trainer)]
-    return [parse({**config, **changes}) for config in plain]
 
 
 def assert_traced_step_is_the_step(configs: list[Config]) -> None:
@@ -127,107 +55,6 @@ def test_a_vae_s_traced_step_is_its_step(tmp_path: Path, name: str, precision: s
 def test_a_transformer_s_traced_step_is_its_step(tmp_path: Path, norm: str, precision: str) -> None:
     configs = pair(tmp_path, norm, 2, precision=precision)
     assert_traced_step_is_the_step([transformer(config) for config in configs])
-
-
-def pretend_gpu(patch: pytest.MonkeyPatch, graph: Any) -> list[Any]:
-    """Have every step think that it is on a GPU, which captures by ``graph``; the streams that it takes."""
-    streams: list[Any] = []
-    prepare = Step.__post_init__
-
-    class Stream:
-        def __init__(self) -> None:
-            streams.append(self)
-
-        def wait_stream(self, other: Any) -> None: ...
-
-    def prepared(step: Step) -> None:
-        wanted = step.captured
-        prepare(step)
-        step.captured = wanted
-
-    current = Stream()
-    fakes = {"Stream": Stream, "current_stream": lambda: current, "CUDAGraph": object, "graph": graph}
-    for name, fake in {**fakes, "stream": contextlib.nullcontext}.items():
-        patch.setattr(torch.cuda, name, fake)
-    patch.setattr(Step, "__post_init__", prepared)
-    return streams
-
-
-def test_warm_up_capture_and_replay_share_one_contiguous_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a pretended GPU, whose graph takes the step when it is captured and again when it is replayed."""
-    configs = pair(tmp_path, "weight_norm", 2)
-    expected = steps_of(trainer_of(configs), 5)
-    seen: list[torch.Tensor] = []
-    take = Step._take
-
-    def taken(self: Step, batch: torch.Tensor) -> None:
-        seen.append(batch)
-        take(self, batch)
-
-    class Graph:
-        replays = 0
-
-        def replay(self) -> None:
-            self.replays += 1
-            if self.replays > 1:  # the capture has taken the first
-                taken(captured._step, seen[WARM_UP])  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Step, "_take", taken)
-    streams = pretend_gpu(monkeypatch, graph=contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    captured = trainer_of(configs)
-    found = steps_of(captured, 5)
-    assert len(seen) == 5
-    assert {batch.data_ptr() for batch in seen} == {seen[0].data_ptr()}
-    assert seen[0].is_contiguous()
-    assert len(streams) == 2  # the current one, and one for all of the warm-up
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-@contextlib.contextmanager
-def broken(graph: Any) -> Iterator[None]:
-    """A capture amid which something is not allowed, and whose end is then an error too."""
-    try:
-        yield
-        raise RuntimeError("not permitted when stream is capturing\nCUDA kernel errors ...")
-    finally:
-        raise RuntimeError("operation failed due to a previous error during capture")
-
-
-@contextlib.contextmanager
-def short_of_memory(graph: Any) -> Iterator[None]:
-    yield
-    raise torch.OutOfMemoryError("too large")
-
-
-@pytest.mark.parametrize(
-    ("compiled", "cures"),
-    [
-        (False, "trainer.cuda_graph=false"),
-        (True, "trainer.compile=false or trainer.cuda_graph=false"),
-    ],
-)
-def test_a_capture_that_fails_is_told_by_its_cause_and_the_settings_that_help(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool, cures: str
-) -> None:
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
-    monkeypatch.setattr(steps, "COMPILED", {})
-    pretend_gpu(monkeypatch, broken)
-    trainer = trainer_of(pair(tmp_path, "weight_norm", 1, compile=compiled))
-    with pytest.raises(CaptureFailed) as failed:
-        steps_of(trainer, WARM_UP + 1)
-    cause = "RuntimeError: not permitted when stream is capturing CUDA kernel errors ..."
-    assert str(failed.value) == f"the step cannot be captured as a CUDA graph ({cause}); go on with {cures}"
-
-
-def test_memory_that_runs_out_in_a_capture_is_left_to_the_stack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend_gpu(monkeypatch, short_of_memory)
-    with pytest.raises(torch.OutOfMemoryError, match="too large"):
-        steps_of(trainer_of(pair(tmp_path, "none_init", 1)), WARM_UP + 1)
 
 
 @pytest.fixture

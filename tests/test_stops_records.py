@@ -1,0 +1,128 @@
+"""What a stopped run leaves behind, and how it goes on."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from stop_cases import stop_at, when
+from sweep_cases import outcome, tiny
+
+from wn import run, tracking
+from wn.config import Config
+from wn.processes import Preempted, StopWatcher
+from wn.records import Record
+from wn.sweep import train_sweep
+
+
+def test_seconds_add_up_over_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of one second a step: as many as the steps, however they are cut."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(run, "time", clock)
+
+    def tick() -> None:
+        clock.now += 1
+
+    when(monkeypatch, lambda _: True, tick)
+    for at in (1, 3, 4):
+        stop_at(at, [tiny(tmp_path)])
+        clock.now += 1000  # between two pieces
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert record.content["seconds"] == 6
+
+
+def test_a_run_stopped_alone_goes_on_alone_in_a_wider_sweep(tmp_path: Path, steps: list[int]) -> None:
+    train_sweep([tiny(tmp_path / "whole")])
+    folder = tmp_path / "cut"
+    stop_at(3, [tiny(folder)])
+    steps.clear()
+    train_sweep([tiny(folder, seed=seed) for seed in range(3)])
+    assert steps == [1] * 3 + [2] * 6
+    one = tiny(folder).run_id
+    assert outcome(folder)[one] == outcome(tmp_path / "whole")[one]
+
+
+def test_a_run_that_moved_names_both_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, name in ((1, "this"), (3, "this"), (4, "that")):
+        monkeypatch.setattr(run, "device_name", lambda _, name=name: name)
+        stop_at(step, [tiny(tmp_path)])
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert record.content["provenance"]["device"] == "this, then that"
+
+
+def test_the_live_copy_is_paused_rather_than_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Copy:
+        def __init__(self, record: Record, _: Any) -> None:
+            told.append(f"open at {len(record.metrics)}")
+
+        def log(self, metrics: list[Any], probes: list[Any]) -> None: ...
+
+        def pause(self) -> None:
+            told.append("pause")
+
+        def finish(self, record: Record) -> None:
+            told.append(record.status)
+
+    monkeypatch.setattr(tracking, "open_live", Copy)
+    stop_at(3, [tiny(tmp_path)])
+    train_sweep([tiny(tmp_path)])
+    assert told == ["open at 0", "pause", "open at 2", "finished"]  # rows of epochs 0 and 1
+
+
+def test_a_stop_crosses_from_one_process_to_another() -> None:
+    stop = Preempted("SIGTERM", "somewhere", 143)
+    other = pickle.loads(pickle.dumps(stop))
+    assert (str(other), other.status) == (str(stop), 143)
+    assert not isinstance(stop, Exception)
+
+
+def test_beside_the_main_thread_the_clock_alone_is_watched() -> None:
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def watch() -> None:
+        with StopWatcher(None) as watch:
+            seen.append((watch.stop(""), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert seen == [(None, handler)]
+
+
+# Determinism
+
+
+def test_deterministic_means_torch_s_own_mode_for_that_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    when(monkeypatch, lambda _: True, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    for wanted in (True, False):
+        train_sweep([tiny(tmp_path / str(wanted), trainer={"deterministic": wanted})])
+    assert seen == [True] * 6 + [False] * 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_on_a_gpu_a_stopped_stack_goes_on_to_the_same_numbers(tmp_path: Path, at: int) -> None:
+    settings: dict[str, Any] = {"trainer": {"device": "cuda", "deterministic": True}}
+    settings["model"] = {"widths": [64], "noise": 0.1, "dropout": 0.2}
+
+    def three(folder: Path) -> list[Config]:
+        return [tiny(folder, "batch_norm", lr, **settings) for lr in (0.1, 0.01, 1.0)]
+
+    train_sweep(three(tmp_path / "whole"))
+    stop_at(at, three(tmp_path / "cut"))
+    train_sweep(three(tmp_path / "cut"))
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
