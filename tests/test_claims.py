@@ -128,6 +128,16 @@ def test_a_second_condition_of_one_family_refutes_only_where_it_was_meant_to():
     assert judge(twice, alone).word == "open"  # what it would confirm is open itself
 
 
+@pytest.mark.parametrize(
+    ("means", "word"), [((0, 0), "refuted"), ((0, 0.3), "open"), ((0,), "open"), ((0, 2), "depends")]
+)
+def test_one_of_section_5_s_experiments_is_refuted_where_nothing_is_open(means: tuple[float, ...], word: str):
+    """In small, so that one measurement is enough, and one family of models."""
+    assert judge(claim(type="experiment"), values(*means)).word == word
+    one = claim(type="experiment", conditions={"mlp, SGD": ""})
+    assert judge(one, values(0)).word == "refuted"
+
+
 def test_an_identity_is_exact_where_all_of_it_was_measured():
     exact = claim(type="exact", quantities={"q": {"what": "w", "rule": "below", "confirmed": 1e-10}})
     assert judge(exact, values(0, 0, spread=1e-12)).word == "exact"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,17 @@ def test_a_rate_that_is_not_chosen_yet_is_asked_for(table: str):
 
 @pytest.mark.parametrize("name", ["L1", "L2", "L3"])
 def test_a_part_a_seed(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(section5, "configs_of", lambda *which: {})  # whether or not its rates are chosen yet
-    parts = [part.name for part in MEASUREMENTS[name]()]
-    assert parts[:5] == [f"seed_{seed}" for seed in range(criteria.load(name).seeds)]
-    assert all(part.endswith("_code") for part in parts[5:])
+    """That of a control waits for its learning rate, and holds up no other."""
+    seeds = [f"seed_{seed}" for seed in range(criteria.load(name).seeds)]
+    rows = experiments.load(section5.TABLE).rows
+    for rate in (None, 0.001):
+        changed = {"chosen": rate}
+        known = [row.model_copy(update=changed if row.name == section5.CODE else {}) for row in rows]
+        file = SimpleNamespace(rows=known, seeds=range(len(seeds)))
+        with monkeypatch.context() as patch:
+            patch.setattr(experiments, "load", lambda name, file=file: file)
+            patch.setattr(section5, "configs_of", lambda *which: {})
+            parts = [part.name for part in MEASUREMENTS[name]()]
+        assert parts[:5] == seeds
+        controlled = name != "L1" and rate is not None
+        assert parts[5:] == [f"{seed}_code" for seed in seeds] * controlled

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from wn.claims import criteria
+from wn.config import UserError
 from wn.report.__main__ import main
 from wn.report.claims import collect
 
@@ -135,6 +136,23 @@ def test_a_stale_part_hides_no_committed_one(project: Path):
     path = project / "runs" / "claims" / "B3" / "all.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "criterion": "0" * 12}))
     assert found(project).word == "confirmed"
+
+
+def test_a_part_that_was_renamed_counts_once(project: Path):
+    measured(project, head(project))
+    path = project / "runs" / "claims" / "B3" / "all.json"
+    path.with_name("every.json").write_text(path.read_text())
+    with pytest.raises(UserError, match=r"^B3, mlp, SGD: a seed twice, in all and every; delete what is old"):
+        found(project)
+
+
+def test_a_part_that_has_no_rows_any_more_takes_the_place_of_the_committed_one(project: Path):
+    measured(project, head(project))
+    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
+    assert main(["claims", "--publish", *places]) == 0
+    path = project / "runs" / "claims" / "B3" / "all.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rows": []}))
+    assert found(project).word == "not tested"
 
 
 def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.CaptureFixture[str]):

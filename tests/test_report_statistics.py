@@ -143,6 +143,17 @@ def test_everything_diverged_is_a_row_and_no_crash(
     assert not {"sensitivity", "width_1pp", "largest_stable_lr"} & row.keys()
 
 
+def test_where_a_seed_diverged_at_every_rate_there_is_no_best_one_and_still_a_sensitivity(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ERRORS, "none", [[None, 0.05, 0.05]] * 3)
+    write_sweep(tmp_path, plan)
+    row = by_norm(plan, tmp_path)["none"]
+    assert math.isnan(row["lr"])
+    assert row["sensitivity"] == pytest.approx(0.0)  # equally good, and bad, at every rate
+    assert not {"width_1pp", "largest_stable_lr", "edge"} & row.keys()
+
+
 def test_a_seed_counts_once_it_is_complete(plan: Plan, tmp_path: Path) -> None:
     for lr in LRS:
         write_run(tmp_path, plan, "weight_norm", lr, 0)

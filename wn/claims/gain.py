@@ -95,7 +95,8 @@ def slightly_slower() -> Iterator[Part]:
 def _ratios(condition: str) -> list[Row]:
     found = {gain: best(condition, gain).curves for gain in GAINS}
     target = reached_after(found["g"], 2 / 3)
-    epochs = {gain: [epochs_to(target, curve) for curve in curves] for gain, curves in found.items()}
+    last = CASES[condition][0]["trainer.epochs"]
+    epochs = {gain: [epochs_to(target, curve, last) for curve in curves] for gain, curves in found.items()}
     rows = []
     for gain, name in (("e^s", "ratio"), ("e^(3s)", "control e^(3s)")):
         pairs = zip(SEEDS, epochs[gain], epochs["g"], strict=True)
@@ -111,13 +112,13 @@ def reached_after(curves: Sequence[Sequence[float]], share: float) -> float:
     return sum(curve[epoch - 1] for curve in curves) / len(curves)
 
 
-def epochs_to(target: float, curve: Sequence[float]) -> float:
+def epochs_to(target: float, curve: Sequence[float], last: int) -> float:
     """The first epoch, counted from 1, with a loss of the target or less, log-linear between epochs.
 
-    A curve that starts there has taken one epoch, one that never gets there all of them.
+    A curve that starts there has taken one epoch; one that never gets there, as it diverged perhaps, all.
 
-    >>> epochs_to(0.5, [2.0, 1.0, 0.25]), epochs_to(3.0, [2.0, 1.0]), epochs_to(0.5, [2.0, 1.0])
-    (2.5, 1.0, 2.0)
+    >>> [epochs_to(0.5, [2.0, 1.0, 0.25], 3), epochs_to(3.0, [2.0], 3), epochs_to(0.5, [2.0, math.nan], 3)]
+    [2.5, 1.0, 3.0]
     """
     for i, loss in enumerate(curve):
         if loss <= target:
@@ -125,4 +126,4 @@ def epochs_to(target: float, curve: Sequence[float]) -> float:
                 return 1.0
             before = curve[i - 1]
             return i + math.log(before / target) / math.log(before / loss)
-    return float(len(curve))
+    return float(last)

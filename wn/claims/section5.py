@@ -177,6 +177,12 @@ def _parts(
         yield Part(f"seed_{seed}{suffix}", measure)
 
 
+def _controls(values: Callable[[Mapping[str, Trained]], Values]) -> Iterator[Part]:
+    """The code's normal parameterisation beside others, once its rate is chosen: verdicts do without it."""
+    chosen = {row.name: row.chosen for row in experiments.load(TABLE).rows}
+    return iter(()) if chosen[CODE] is None else _parts(TABLE, CONVNET, (*JUDGED, CODE), values, "_code")
+
+
 def _measured(
     experiment: str,
     condition: str,
@@ -201,14 +207,14 @@ def best() -> Iterator[Part]:
 def speed() -> Iterator[Part]:
     """Section 5.1: training error of plain weights at half of the epochs, less those of BN and of WN."""
     yield from _parts(TABLE, CONVNET, JUDGED, faster)
-    yield from _parts(TABLE, CONVNET, (*JUDGED, CODE), faster_than_in_the_code, "_code")
+    yield from _controls(faster_than_in_the_code)
 
 
 @measurement("L3")
 def end() -> Iterator[Part]:
     """Section 5.1: test errors of plain weights, WN and MOBN, in pairs."""
     yield from _parts(TABLE, CONVNET, JUDGED, same)
-    yield from _parts(TABLE, CONVNET, (*JUDGED, CODE), same_in_the_code, "_code")
+    yield from _controls(same_in_the_code)
 
 
 @measurement("M1")

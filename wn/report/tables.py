@@ -143,12 +143,14 @@ def _of_sweep(plan: Plan, sweep: Sweep) -> Row:
     if sweep.seeds and sweep.stable.any():
         row |= {"largest_stable_lr": float(np.max(sweep.lrs[sweep.stable]))}
         row |= {"largest_stable_lr_open": bool(sweep.stable[-1]) and len(sweep.lrs) > 1}
+    if len(sweep.lrs) == 1 or not np.isfinite(sweep.valid_loss).any():
+        return row  # one rate, no complete seed, or nothing that trained
+    row |= _estimated("sensitivity", statistics.sensitivity(sweep))
     best = statistics.best_lr(sweep)
-    if best is None or len(sweep.lrs) == 1:
+    if best is None:
         return row
     means = sweep.valid.mean(axis=1)
     row |= {"edge": best in (0, len(sweep.lrs) - 1), f"valid_{plan.metric.key}": float(means[best])}
-    row |= _estimated("sensitivity", statistics.sensitivity(sweep))
     for name, (_, a, b) in plan.metric.widths.items():
         threshold = a + b * float(means[best]) + ROUNDING
         row[name], row[f"{name}_open"] = statistics.usable_width(sweep.lrs, means, threshold)

@@ -82,7 +82,8 @@ def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
         if ratios:
             line["step"], line["step_half_width"], _ = estimate(ratios)
         line["difference"], line["p"] = difference(plan, rows, lines[0], line, group)
-        line["sensitivities"] = pd.Series(statistics.sensitivity(sweep), sweep.seeds, dtype=float)
+        regrets = statistics.sensitivity(sweep) if "sensitivity" in line else np.nan
+        line["sensitivities"] = pd.Series(regrets, sweep.seeds, dtype=float)
         line["sensitivity_p"] = statistics.paired_p(
             (lines[0]["sensitivities"] - line["sensitivities"]).dropna()
         )

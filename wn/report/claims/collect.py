@@ -15,7 +15,8 @@ import pandas as pd
 
 from wn.claims import criteria
 from wn.claims.criteria import Claim
-from wn.claims.rows import read
+from wn.claims.rows import Measured, read
+from wn.config import UserError
 from wn.provenance import ROOT, ask_git, is_checkout
 from wn.report.claims.verdicts import Verdict, judge
 from wn.report.collect import write_csv
@@ -66,14 +67,14 @@ def gather(runs_dir: Path, results_dir: Path) -> list[Found]:
 
 def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
     claim, current = criteria.load(name), criteria.digest_of(name)
-    mine = [_frame(path) for path in sorted((runs_dir / "claims" / name).glob("*.json"))]
-    parts = [frame for frame in mine if len(frame) and frame["criterion"].iloc[0] == current]
+    measured = {path.stem: read(path) for path in sorted((runs_dir / "claims" / name).glob("*.json"))}
+    mine = {part: found for part, found in measured.items() if found and found.criterion == current}
+    parts = [_frame(part, found) for part, found in mine.items() if found.rows]
     committed = results_dir / "claims" / f"{name}.csv"
     if committed.exists():
         text = {"commit": str, "dirty": str, "criterion": str, "torch": str}
         old = pd.read_csv(committed, dtype=text)
-        here = {part for frame in parts for part in frame["part"]}
-        parts.append(old[~old["part"].isin(here)])
+        parts.append(old[~old["part"].isin(list(mine))])
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS + ORIGIN)
     rows = rows[rows["criterion"] == current]
     order = _order(name, rows)
@@ -81,21 +82,26 @@ def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
     return Found(claim, criteria.notes(name), rows, order, judge(claim, values(claim, counted)))
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    measured = read(path)
-    if measured is None or not measured.rows:
-        return pd.DataFrame(columns=COLUMNS + ORIGIN)
+def _frame(part: str, measured: Measured) -> pd.DataFrame:
     frame = pd.DataFrame(measured.rows).reindex(columns=COLUMNS[1:])
-    frame.insert(0, "part", path.stem)
+    frame.insert(0, "part", part)
     origin = {**measured.model_dump(include=set(ORIGIN)), "dirty": str(measured.dirty)}
     return frame.assign(**{key: origin[key] for key in ORIGIN})
 
 
 def values(claim: Claim, rows: pd.DataFrame) -> dict[str, dict[str, Array]]:
-    """What is judged: condition -> quantity -> a value per seed."""
+    """What is judged: condition -> quantity -> a value per seed.
+
+    Raises:
+        UserError: a seed counts twice, as where a part was renamed and both are there.
+    """
     found: dict[str, dict[str, Array]] = {}
     judged = rows[rows["quantity"].isin(list(claim.quantities))]
     for (condition, quantity), group in judged.groupby(["condition", "quantity"], sort=False):
+        if group["seed"].duplicated().any():
+            parts = " and ".join(sorted(set(group["part"])))
+            where = f"delete what is old in runs/claims/{claim.id}/ or results/claims/{claim.id}.csv"
+            raise UserError(f"{claim.id}, {condition}: a seed twice, in {parts}; {where}")
         ordered = group.sort_values("seed")["value"].to_numpy(dtype=float)
         found.setdefault(str(condition), {})[str(quantity)] = np.asarray(ordered)
     return found

@@ -42,7 +42,7 @@ STRONG = ("plain", "weight norm", "capped", "capped and held")
 MODELS = {"mlp": "MLP", "mlp on MNIST": "MLP, MNIST", "vae": "VAE", "convnet": "ConvNet"}
 OPTIMISERS = ("SGD", "momentum", "Adam", "Adamax")
 CLAIMS = ("B6a", "B5", "B6b", "B7", *(f"B{n}{where}" for n in "657" for where in "cm"))
-"""The first of each kind has every arm; what is not measured yet of its controls is in the others' rows."""
+"""Their arms overlap: what several have is of the same records, and one of them may have more controls."""
 
 Widths = dict[tuple[str, str], tuple[Estimate, bool]]
 

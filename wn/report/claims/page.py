@@ -17,7 +17,7 @@ from wn.report.page import renewed
 WORDS = {
     "exact": "an identity, held to rounding",
     "confirmed": "the whole interval beyond the threshold, in two families of models",
-    "confirmed with limits": "so in one family, beyond a weaker threshold, or in most conditions",
+    "confirmed with limits": "so in one family, beyond a weaker threshold, or in half of all conditions",
     "depends": "confirmed in some conditions and refuted in others, which are named",
     "refuted": "the whole interval on the other side, in two independent measurements",
     "open": "the interval is between, or its test does not hold among the many of the claim (Holm)",
@@ -141,7 +141,7 @@ def _section(one: Found) -> str:
         device = ", ".join(sorted(one.rows["device"].unique()))
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < 1:
-            clock = "within a second, or from what another claim has trained"
+            clock = "within a second, or from runs that are recorded or another claim has trained"
         order = one.order + ", after some of their runs" * claim.late
         origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")

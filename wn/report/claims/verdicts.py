@@ -136,10 +136,12 @@ def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
         return DEPENDS, ". ".join(kinds + left)
     if by[REFUTED]:
         again = len(_families(by[REFUTED])) > 1 or set(by[REFUTED]) & set(claim.second)
-        if claim.type == "experiment" or (again and len(by[REFUTED]) > 1):
+        told = [f"refuted: {'; '.join(by[REFUTED])}", *left]
+        if claim.type == "experiment":  # in small, and said to be: one measurement is enough
+            return (OPEN, ". ".join(told)) if undecided else (REFUTED, "")
+        if again and len(by[REFUTED]) > 1:
             return REFUTED, ". ".join(left)
-        told = [f"refuted: {'; '.join(by[REFUTED])}", *left, "a second, independent measurement is missing"]
-        return OPEN, ". ".join(told)
+        return OPEN, ". ".join([*told, "a second, independent measurement is missing"])
     if not good or len(undecided) > len(good):
         return OPEN, ". ".join([f"confirmed: {'; '.join(good)}"] * bool(good) + left)
     if undecided:
