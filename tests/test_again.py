@@ -79,6 +79,20 @@ def test_a_forced_sweep_trains_again_and_keeps_the_old_records(
     assert kept == sorted([*ids, *(f"{run_id}.2" for run_id in ids)])
 
 
+def test_what_another_process_has_put_in_its_place_stays_there(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    place = Record.of(pair(tmp_path)[0])
+    new = Record(tmp_path / "adhoc/again" / place.folder.name)
+    new.folder.mkdir(parents=True)
+    new.content = place.content
+    new.save(new=True)
+    first, second = Record.read(new.folder), Record.read(new.folder)
+    for one in (first, second):
+        assert again.replace(one).content["new"]
+    assert Record.read(place.folder).content["new"]
+    assert len(list((tmp_path / "adhoc/before").iterdir())) == 1
+
+
 def test_a_forced_run_goes_on_where_it_was_killed(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:

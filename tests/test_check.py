@@ -104,8 +104,11 @@ def test_properties_are_compared_with_what_is_declared(
     assert check.Finding(*line) in check.check(make, declared)
 
 
-def test_the_command_prints_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["docs/examples/own.py"]) == 0
+@pytest.mark.parametrize(
+    "words", [["docs/examples/own.py"], ["plugins=[docs/examples/own.py]", "norm=power_norm"]]
+)
+def test_the_command_prints_a_line_each(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(words) == 0
     name, heading, *lines = capsys.readouterr().out.splitlines()
     assert (name, heading.split()) == ("power_norm", ["contract", "holds", "measured"])
     assert len(lines) == len(CONTRACTS) + len(PROPERTIES)
@@ -119,6 +122,9 @@ def test_the_command_prints_a_line_each(capsys: pytest.CaptureFixture[str]) -> N
         (["weight_norm", "none"], "weight_norm none: one norm at a time"),
         (["norm.init=data"], "0 norms in no file; choose one: norm=NAME"),
         (["missing.py"], "plugins=missing.py: no such file"),
+        (["weight_norm", "norm.eps=[1"], "norm.eps=[1: line 1: "),
+        (["weight_norm", "norm.eps=010"], "norm.eps=010: line 1: 010 has several meanings"),
+        (["plugins=[missing.py]", "norm=mine"], "plugins=missing.py: no such file"),
         (["none", "norm.gain=fre"], "norm.gain=fre: Input should be 'none', 'free'"),
     ],
 )

@@ -70,6 +70,12 @@ MISTAKES = {
         "data=d",
         r"data=d: should return \(\(x, y\), \(x_test, y_test\)\)",
     ),
+    "labels of the test that nothing was trained on": (
+        "import numpy as np\n" + HEAD + "x = np.zeros((40, 4))\n"
+        "plugins.data('d')(lambda: ((x, np.arange(40) % 2), (x, np.arange(40) % 3)))\n",
+        "data=d",
+        r"data=d: y_test has the label 2, and those of y end at 1",
+    ),
 }
 
 

@@ -56,6 +56,18 @@ def test_on_a_gpu_it_is_what_fits_into_free_memory(
     assert largest_stack(config, GPU, resolve(config)[1]) == members
 
 
+def test_where_two_do_not_fit_runs_train_alone(
+    tmp_path: Path, fake_gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    config = tiny(tmp_path)
+    _, dataset = resolve(config)
+    monkeypatch.setattr(resources, "_step_of_two", too_large)
+    assert largest_stack(config, GPU, dataset) == 1
+
+
 def test_on_a_gpu_convolutions_train_alone_and_are_not_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,26 @@ def test_nothing_is_resumed_while_another_process_has_a_member(
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+def test_what_others_of_its_stack_hold_up_waits_and_says_so_once(
+    tmp_path: Path, while_waiting: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a stack that was cut short one run is in training elsewhere: the others are held by nobody."""
+    configs = stack_of_three(tmp_path)
+    assert not train_until(25, configs)
+    held, looks = hold(configs[0]), []
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) == 6:
+            held.release()
+
+    while_waiting(look)
+    assert all(record.done for record in train_sweep(configs))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting")]
+    assert len(looks) == 6
+    assert len(said) == 2  # at first it is not known that they are held up
+
+
 def test_of_two_that_come_to_a_stack_at_once_one_takes_all_of_it(tmp_path: Path) -> None:
     """The other one claims nothing, rather than what the first one has not come to yet."""
     configs = [tiny(tmp_path, seed=seed) for seed in range(3)]

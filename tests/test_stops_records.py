@@ -14,9 +14,10 @@ import torch
 from stop_cases import stop_at, when
 from sweep_cases import outcome, tiny
 
-from wn import run, tracking
+from wn import records, run, tracking
 from wn.config import Config
 from wn.processes import Preempted, StopWatcher
+from wn.provenance import provenance
 from wn.records import Record
 from wn.sweep import train_sweep
 
@@ -47,6 +48,65 @@ def test_a_run_stopped_alone_goes_on_alone_in_a_wider_sweep(tmp_path: Path, step
     assert steps == [1] * 3 + [2] * 6
     one = tiny(folder).run_id
     assert outcome(folder)[one] == outcome(tmp_path / "whole")[one]
+
+
+def test_a_part_of_a_sweep_that_was_cut_short_leaves_the_others_where_they_are(
+    tmp_path: Path, steps: list[int]
+) -> None:
+    """Four are stopped together, one of them is trained alone, then the four go on: it trains along."""
+
+    def four(folder: Path) -> list[Config]:
+        return [tiny(folder, seed=seed) for seed in range(4)]
+
+    train_sweep(four(tmp_path / "whole"))
+    cut = four(tmp_path / "cut")
+    stop_at(4, cut)
+    (alone,) = train_sweep(cut[1:2])
+    kept = alone.content
+    steps.clear()
+    train_sweep(cut)
+    assert steps == [4] * 2  # of the six
+    found, whole = outcome(tmp_path / "cut"), outcome(tmp_path / "whole")
+    for config in (cut[0], *cut[2:]):
+        assert found[config.run_id] == whole[config.run_id]
+    assert Record.of(cut[1]).content == kept
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_two_that_were_cut_short_in_turns_both_go_on(tmp_path: Path, steps: list[int]) -> None:
+    """A member of a stack that was cut short is stopped alone, too, and resumes what it did alone."""
+    cut = [tiny(tmp_path, seed=seed) for seed in range(3)]
+    stop_at(4, cut)
+    stop_at(5, cut[:1])
+    steps.clear()
+    train_sweep(cut)
+    assert sorted(steps) == [1, 3, 3]
+    assert all(Record.of(config).done for config in cut)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = provenance("a processor") | {"commit": "1" * 40, "dirty": False, "source": "first"}
+
+    def by(**changes: Any) -> None:
+        told = made | changes
+        for module in (run, records):
+            monkeypatch.setattr(module, "provenance", lambda device, told=told: told | {"device": device})
+
+    by()
+    stop_at(2, [tiny(tmp_path)])
+    by(commit="2" * 40)  # the same code: nothing to tell
+    stop_at(4, [tiny(tmp_path)])
+    assert "other code" not in caplog.text
+    by(commit="3" * 40, source="second", dirty=True)
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert f"began with other code (commit {'1' * 12}, torch {made['packages']['torch']})" in caplog.text
+    found = record.content["provenance"]
+    assert (found["commit"], found["source"], found["dirty"]) == ("3" * 40, "second", True)
+    assert [(one["commit"][0], one["source"]) for one in found["before"]] == [("1", "first"), ("2", "first")]
+    assert "before" not in train_sweep([tiny(tmp_path, seed=1)])[0].content["provenance"]
 
 
 def test_a_run_that_moved_names_both_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from stop_cases import send, when
 from sweep_cases import (
     assert_near,
     grid,
@@ -21,6 +23,7 @@ from sweep_cases import (
 
 from wn import sweep, trainer
 from wn.config import MLPConfig, UserError
+from wn.processes import Preempted
 from wn.records import Record
 from wn.run import RunFailed, final_loss
 from wn.step import CaptureFailed
@@ -112,6 +115,26 @@ def test_a_stack_that_runs_out_of_memory_is_split_in_two(
             outcome(tmp_path).values(), outcome(tmp_path / "alone").values(), strict=True
         ):
             assert_near(record["metrics"], alone["metrics"])
+
+
+def test_a_stop_between_two_halves_fails_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of the second half still name the whole stack, which has no checkpoint and is split again."""
+    configs, update = [tiny(tmp_path, seed=seed) for seed in range(4)], Trainer.update
+
+    def small_only(self: Trainer, batch: torch.Tensor) -> None:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("too large")
+        update(self, batch)
+
+    monkeypatch.setattr(Trainer, "update", small_only)
+    with monkeypatch.context() as patch:
+        when(patch, lambda trainer: len(trainer.alive) == 2, send(signal.SIGTERM))
+        with pytest.raises(Preempted):
+            train_sweep(configs)
+    assert {record.status for record in train_sweep(configs)} == {"finished"}
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 @pytest.mark.parametrize("members", [None, 1])

@@ -15,6 +15,8 @@ import torch
 from train_cases import Call, Result, records
 
 from wn import experiments, train
+from wn.config import idle, parse
+from wn.presets import PRESETS
 
 MISTAKES = {
     # unknown keys: the nearest one
@@ -278,6 +280,12 @@ def test_hyphens_are_a_spelling(call: Call, tmp_path: Path) -> None:
             "optim.late_momentum=0.5",
             "optim.late_momentum has no effect: optim.schedule=constant has no late part",
         ),
+        ("norm=none optim.lr_gain_cap=0.1", "optim.lr_gain_cap has no effect: norm=none trains no gain"),
+        ("optim=sgd optim.eps=0.1", "optim.eps has no effect: optim=sgd has none"),
+        (
+            "optim=sgd optim.decay_from=0.2",
+            "optim.decay_from has no effect: optim.schedule=constant has no late part",
+        ),
         ("norm=weight_norm optim.lr_gain=0.1", None),
         ("norm=batch_norm optim.lr_gain=0.1", None),
         ("optim=adam optim.beta2=0.9", None),
@@ -289,3 +297,9 @@ def test_a_setting_without_effect_is_told(call: Call, words: str, line: str | No
     result = call(words)
     assert result.status == 0
     assert [one for one in result.out.splitlines() if "has no effect" in one] == [line] * (line is not None)
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "batch_renorm", "weight_norm", "layer_norm"])
+def test_batches_of_one_image_are_told_where_nothing_is_left_of_them(norm: str) -> None:
+    lines = idle(parse({"norm": PRESETS[norm], "trainer": {"batch_size": 1}}))
+    assert bool(lines) == norm.startswith("batch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -270,6 +271,8 @@ def test_the_command_prints_the_recorded_metrics(
         (["RUN", "data.whiten=true"], "data.whiten=true: give data=NAME, or data.KEY=VALUE with one of name"),
         (["RUN", "norm=none"], "norm=none: give data=NAME"),
         (["RUN", "data.valid_fraction=2"], "data.valid_fraction=2: "),
+        (["RUN", "data.valid_fraction=[1"], "data.valid_fraction=[1: line 1: "),
+        (["RUN", "plugins=[a"], "plugins=[a: line 1: "),
         (["RUN", "data=mnist", "data.root=nowhere"], "data.root=nowhere: no such folder"),
         (["RUN", "--device=cuda:99"], "trainer.device=cuda:99: not available"),
     ],
@@ -297,6 +300,11 @@ def test_other_images_go_through_the_run_s_own_pipeline(
     with pytest.raises(UserError, match=r"^data=digits: 10 classes, and the model knows 9$"):
         evaluate.dataset_of(run, run.config.data)
     run.record.content["model"]["classes"] = 10
+    run.pipeline = dataclasses.replace(run.pipeline, white=255)
+    with pytest.raises(
+        UserError, match=r"^data=digits: pixels of uint8 up to 16, and the .* uint8 up to 255$"
+    ):
+        evaluate.dataset_of(run, run.config.data)
     config: Config = run.config
     assert json.loads(json.dumps(run.record.content["model"]))["pipeline"]["mean"] == run.pipeline.mean
     assert config.trainer.save

@@ -67,6 +67,9 @@ def replace(again: Record) -> Record:
     if not place.claim():
         log.warning("%s: in training elsewhere; the new one stays in %s", place.folder, again.folder)
         return again
+    if not (again.folder / "record.json").exists():  # another process was quicker
+        place.release()
+        return place
     if place.status != "new":
         _keep(place.folder, place.folder.parent / "before")
         (place.folder / "record.json").unlink()

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import yaml
 from torch import nn
 
 from wn import grammar, plugins
 from wn.config import UserError
 from wn.config.compose import compose
+from wn.config.yaml_files import parse_value
 from wn.contracts import CONTRACTS, PROPERTIES, Make, Subject
 from wn.models import with_norm
 
@@ -92,12 +92,12 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     """
     files = [word for word in words if word.endswith(".py") and "=" not in word]
     named = [word for word in words if "=" not in word and word not in files]
-    settings: dict[str, Any] = {"plugins": files} if files else {}
+    settings: dict[str, Any] = {word.partition("=")[0]: parse_value(word) for word in words if "=" in word}
+    also = settings.pop("plugins", [])
+    files += map(str, also if isinstance(also, list) else [also])
+    if files:
+        settings["plugins"] = files
     plugins.load(files)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if equals:
-            settings[key] = yaml.safe_load(value)
     if len(named) > 1 or (named and "norm" in settings):
         raise UserError(f"{' '.join(named)}: one norm at a time")
     if "norm" not in settings:

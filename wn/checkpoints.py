@@ -62,6 +62,9 @@ class Checkpoints:
                 path.unlink()
         return False
 
+    def exist(self) -> bool:
+        return self.newest.exists() or self.before.exists()
+
     def _read(self, path: Path) -> Row:
         whole = path.read_bytes()
         content = whole[:-DIGEST]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with termination():
             return compare(options.words, options.families.split(","), options.baselines, options.publish)
-    except (UserError, RunFailed, Preempted, KeyboardInterrupt) as end:
+    except (UserError, RunFailed, Preempted, KeyboardInterrupt, OSError) as end:
         return tell(end)
 
 
@@ -101,7 +101,7 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
 
 def _shown(word: str) -> bool:
     """Whether a word of the command is no folder of this machine."""
-    return not word.startswith(("runs_dir=", "data.root=")) and not Path(word).is_absolute()
+    return not word.startswith(("runs_dir=", "data.root=", "plugins=")) and not Path(word).is_absolute()
 
 
 def make_page(arguments: Sequence[str]) -> int:

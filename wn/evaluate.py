@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from wn import data, metrics, plugins
 from wn.config import DataConfig, UserError, parse
 from wn.config.compose import compose
+from wn.config.yaml_files import parse_value
 from wn.data import Dataset
 from wn.metrics import ELBO, objective_of
 from wn.resources import configure_torch
@@ -65,7 +64,7 @@ def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence
         if key == "data" and given:
             tree |= compose({"data": value, **code}).data.model_dump(include={"name", "root", "plugin"})
         elif key.startswith("data.") and key[5:] in SETTABLE and given:
-            tree[key[5:]] = yaml.safe_load(value)
+            tree[key[5:]] = parse_value(text)
         else:
             raise UserError(f"{text}: give data=NAME, or data.KEY=VALUE with one of {', '.join(SETTABLE)}")
     return parse({"data": tree, **code}).data
@@ -76,7 +75,7 @@ def _named_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
     files: list[str] = []
     for word in words:
         if word.startswith("plugins="):
-            named = yaml.safe_load(word.partition("=")[2])
+            named = parse_value(word)
             files += map(str, named if isinstance(named, list) else [named])
     return files, [word for word in words if not word.startswith("plugins=")]
 

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from wn.config import UserError
-from wn.config.errors import ends_training
+from wn.config.errors import ends_training, explain_disk
 
 Item = TypeVar("Item")
 
@@ -144,7 +144,8 @@ def tell(end: BaseException) -> int:
     elif isinstance(end, Preempted):
         line, status = str(end), end.status
     else:
-        line, status = f"error: {end}", 2 if isinstance(end, UserError) else 1
+        line = explain_disk(end, "") if isinstance(end, OSError) else str(end)
+        line, status = f"error: {line}", 2 if isinstance(end, UserError) else 1
     print(line, file=sys.stderr)
     return int(status)
 

@@ -8,14 +8,17 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-DECIDING = ("data", "models", "norm", "metrics.py", "optim.py", "stack.py", "step.py", "trainer.py")
+DECIDING = (
+    *("config/models.py", "data", "grammar.py", "metrics.py", "models", "norm", "optim.py", "stack.py"),
+    *("step.py", "trainer.py"),
+)
 """Of ``wn``: the code that decides numbers."""
 
 
@@ -44,6 +47,20 @@ def source(package: Path = ROOT / "wn") -> str:
         f"{f.relative_to(package).as_posix()} {hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files
     ]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:12]
+
+
+def code_of(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a provenance, what is kept of each piece of a run that was cut short."""
+    return {key: made[key] for key in ("commit", "dirty", "source")} | {"torch": made["packages"]["torch"]}
+
+
+def began_with(pieces: Sequence[Mapping[str, Any]]) -> str:
+    """What to tell of a run that goes on with other code, or torch, than it began with; else nothing."""
+    first, last = pieces[0], pieces[-1]
+    if all(first[key] == last[key] for key in ("source", "torch")):
+        return ""
+    commit = str(first["commit"])[:12] if first["commit"] else "no known commit"
+    return f"began with other code (commit {commit}, torch {first['torch']}), and its record says so"
 
 
 def other_code(made: Mapping[str, Any]) -> str:

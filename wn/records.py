@@ -15,6 +15,7 @@ file is named, set aside when its run is trained again, and until then the run c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -141,6 +142,14 @@ class Record:
         record._load()
         if record.status == "new":
             raise UserError(f"{folder / 'record.json'}: no such file")
+        return record
+
+    @classmethod
+    def peek(cls, folder: Path) -> Record:
+        """The record in a folder, ``new`` where there is none or a damaged one."""
+        record = cls(folder)
+        with contextlib.suppress(Damaged):
+            record._load()
         return record
 
     def _load(self) -> None:

@@ -164,7 +164,10 @@ def largest_stack(config: Config, device: torch.device, dataset: Dataset, worker
         return 1
     if largest == 1 or device.type != "cuda":
         return largest
-    each = bytes_per_member(config, device, dataset)
+    try:
+        each = bytes_per_member(config, device, dataset)
+    except torch.OutOfMemoryError:
+        return 1  # which may fit, and fails alone if it does not
     torch.cuda.empty_cache()  # blocks that this process's allocator caches would count as used
     free = [torch.cuda.mem_get_info(torch.device(name))[0] for name in devices_here(config.trainer.device)]
     return fitting(free, each, workers)
@@ -203,6 +206,7 @@ def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> 
 
 
 def _step_of_two(config: Config, device: torch.device, dataset: Dataset) -> Trainer:
+    configure_torch(config.trainer, device)  # before cuBLAS's first product, which reads its setting
     # Neither compiled nor captured: a prediction is not worth that time.
     settings = config.trainer.model_copy(update={"compile": False, "cuda_graph": False})
     trainer = Trainer([config.model_copy(update={"trainer": settings})] * 2, dataset, device, Observer())

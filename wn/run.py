@@ -25,6 +25,7 @@ from wn.config import Config
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
+from wn.provenance import began_with, code_of, provenance
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
 from wn.step import CaptureFailed
@@ -39,9 +40,9 @@ def train_stack(configs: Sequence[Config]) -> bool:
     """Train runs that differ only in numbers as one stack; the records hold what came of it.
 
     Runs that are done, or that another process trains, are left out. Where these are all the members of a
-    stack that was cut short, the done ones train along, unrecorded, and nothing happens while another process
-    has one of them. A stack that runs out of memory is split in two; a resumed one fails, and keeps its
-    checkpoint.
+    stack that was cut short, those that are done by now, or have gone on in another stack, train along,
+    unrecorded, and nothing happens while another process has one of them. A stack that runs out of memory is
+    split in two; one that goes on from a checkpoint fails, and keeps it.
 
     Returns:
         Whether anything was trained here.
@@ -60,21 +61,26 @@ def train_stack(configs: Sequence[Config]) -> bool:
                 claimed.append((config, record))
             elif not claimed:  # of two processes that come to a stack at once, one takes all of it
                 return False
-        resuming = any(r.status == "running" and r.content.get("stack") == ids for _, r in claimed)
-        if resuming and len(claimed) < len(configs):
+        cut = {record.folder.name for _, record in claimed if _trains_in(record, ids)}
+        if cut and len(claimed) < len(configs):
             return False
-        members = [(config, record) for config, record in claimed if resuming or not record.done]
+        members = [(config, record) for config, record in claimed if cut or not record.done]
         if all(record.done for _, record in members):
             return False
         with StopWatcher(configs[0].trainer.max_minutes) as watcher:
             if stop := watcher.stop(f"before {title(configs)}"):
                 raise stop
-            fits = _Session(members, watcher).train(may_split=len(members) > 1 and not resuming)
+            fits = _Session(members, cut, watcher).train()
     if not fits:
         log.warning("%s: out of memory; going on with two halves", title(configs))
         for half in (members[::2], members[1::2]):
             train_stack([config for config, _ in half])
     return True
+
+
+def _trains_in(record: Record, stack: Sequence[str]) -> bool:
+    """Whether a run was cut short as a member of this stack."""
+    return record.status == "running" and record.content["stack"] == list(stack)
 
 
 class RunFailed(Exception):
@@ -92,16 +98,21 @@ def final_loss(record: Record) -> float:
 
 
 class _Session(Observer):
-    """One stack in training: observes the trainer and writes the records."""
+    """One stack in training: observes the trainer and writes the records.
 
-    def __init__(self, members: list[tuple[Config, Record]], watcher: StopWatcher) -> None:
+    ``cut`` are the runs of a stack that was cut short and goes on; the others of it train along.
+    """
+
+    def __init__(self, members: list[tuple[Config, Record]], cut: set[str], watcher: StopWatcher) -> None:
         self.watcher = watcher
         self.configs = [config for config, _ in members]
         self.records = [record for _, record in members]
         self.config = self.configs[0]
         self.objective = objective_of(self.config.model)
         self.selection = f"valid_{self.objective.selection_metric}"
-        self.open = {i for i, record in enumerate(self.records) if not record.done}
+        elsewhere = {r.folder.name for r in self.records if r.status == "running"} - cut if cut else set()
+        ended = elsewhere | {record.folder.name for record in self.records if record.done}
+        self.open = {i for i, record in enumerate(self.records) if record.folder.name not in ended}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.models: dict[int, Row] = {}
         self.started = self.flushed = time.monotonic()
@@ -109,17 +120,21 @@ class _Session(Observer):
         self.ids = [record.content["run_id"] for record in self.records]
         self.stacks = self.records[0].folder.parent / "stacks"
         self.checkpoints = Checkpoints(self.stacks, self.ids)
+        # Without a checkpoint nothing is lost by it.
+        self.may_split = len(members) > 1 and not (cut and self.checkpoints.exist())
 
-    def train(self, may_split: bool) -> bool:
+    def train(self) -> bool:
         """Train to the end; an exception fails the open members. False where memory ran out instead."""
         device, self.dataset = resolve(self.config)
         configure_torch(self.config.trainer, device)
         self.devices = [device_name(device)]
+        self.made = [code_of(provenance(*self.devices))]
+        left = {tuple(self.records[i].content.get("stack", self.ids)) for i in self.open} - {tuple(self.ids)}
         for i in sorted(self.open):
-            old = self.records[i].content.get("stack", self.ids)
-            if old != self.ids:  # from now on the member belongs to this stack
-                Checkpoints(self.stacks, old).remove()
             self.records[i].begin(self.configs[i], self.ids, *self.devices)
+        for stack in left:  # from now on its members here belong to this stack
+            if not any(_trains_in(Record.peek(self.stacks.parent / run_id), stack) for run_id in stack):
+                Checkpoints(self.stacks, stack).remove()
         try:
             trainer = Trainer(self.configs, self.dataset, device, self)
             self._resume(trainer)
@@ -138,7 +153,7 @@ class _Session(Observer):
             if ends_training(error) or isinstance(error, CaptureFailed):
                 self._pause()
                 raise
-            if may_split and isinstance(error, torch.OutOfMemoryError):
+            if self.may_split and isinstance(error, torch.OutOfMemoryError):
                 return False
             self._flush(self.open)
             for member in sorted(self.open):
@@ -158,11 +173,15 @@ class _Session(Observer):
 
         def go_on(content: Row) -> None:
             seconds, devices = float(content["seconds"]), [*content["devices"], *self.devices]
+            made = [*content.get("made", []), *self.made]
             for i in self.open:
                 self.records[i].rewind(content["sizes"][self.ids[i]])
             trainer.restore(content["trainer"])
             self.started -= seconds
             self.devices = list(dict.fromkeys(devices))
+            self.made = [one for i, one in enumerate(made) if one not in made[:i]]
+            if told := began_with(self.made):
+                log.warning("%s: %s", title(self.configs), told)
             log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
 
         if not self.checkpoints.restore(go_on):
@@ -221,13 +240,17 @@ class _Session(Observer):
     def on_checkpoint(self, state: Row) -> None:
         """Write the rows, then the state that they lead to."""
         self._flush(self.open)
-        content = {"trainer": state, "seconds": time.monotonic() - self.started, "devices": self.devices}
-        self.checkpoints.save({**content, "sizes": {self.ids[i]: self.records[i].sizes() for i in self.open}})
+        made = {"seconds": time.monotonic() - self.started, "devices": self.devices, "made": self.made}
+        sizes = {self.ids[i]: self.records[i].sizes() for i in self.open}
+        self.checkpoints.save({"trainer": state, **made, "sizes": sizes})
 
     def _close(self, member: int, status: str, result: Row) -> None:
         record = self.records[member]
         seconds = round((time.monotonic() - self.started) / len(self.records), 3)
         made = record.content["provenance"] | {"device": ", then ".join(self.devices)}
+        if before := self.made[:-1]:
+            dirty = any(one["dirty"] for one in self.made)
+            made |= {"before": before, "dirty": dirty or made["dirty"]}
         record.save(status=status, seconds=seconds, provenance=made, **result)
         self.open.remove(member)
 

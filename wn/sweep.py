@@ -41,7 +41,8 @@ def train_sweep(
     """Train every run that is not done yet, and return the records of all; the same run twice counts once.
 
     The same command may run elsewhere at the same time, on the same folder: what a process has claimed is
-    left to it, and waited for at the end. What it leaves undone is taken over.
+    left to it, and waited for at the end (but not what ``trainer.force`` trains again). What it leaves undone
+    is taken over.
 
     Args:
         members: the largest stack; None chooses by architecture and device.
@@ -81,14 +82,16 @@ def train_sweep(
         return [records[run_id] for run_id in ids]
     begun, train = bool(todo), functools.partial(_train, plugins.loaded())
     held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
+    blocked: set[str] = set()  # held by nobody and yet not trained: others of a stack that was cut short are
     with _stops_counted(runs):
         while todo:
             for stack, death in map_workers(train, plan(held), workers):
                 _fail(stack, death)
             if left := [key for key in _left(todo, runs, records, missing) if key not in forced]:
-                _wait([records[run_id] for run_id in left], runs[left[0]].trainer.max_minutes)
+                _wait([records[run_id] for run_id in left], blocked, runs[left[0]].trainer.max_minutes)
                 left = _left(left, runs, records, missing)
                 held = {run_id for run_id in left if records[run_id].held()}
+                blocked = {*left} - held
             todo = left
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     _replace(forced, records)
@@ -161,10 +164,15 @@ def _ended(record: Record, since: Record) -> bool:
     return record.done or (record.status == "failed" and record.content != since.content)
 
 
-def _wait(left: list[Record], max_minutes: float | None) -> None:
-    """Wait until one of these runs is in training nowhere: its process has finished it, or was stopped."""
-    if not (held := [record for record in left if record.held()]):
+def _wait(left: list[Record], blocked: set[str], max_minutes: float | None) -> None:
+    """Wait until one of these runs, the ``blocked`` ones apart, is in training nowhere.
+
+    Then its process has finished it, or was stopped.
+    """
+    held = [record for record in left if record.held()]
+    if not held:
         return
+    watched = [record for record in left if record in held or record.folder.name not in blocked]
     where = f"waiting for {len(held)} runs that other processes train"
     _say(where)
     watcher = StopWatcher(max_minutes)
@@ -172,7 +180,7 @@ def _wait(left: list[Record], max_minutes: float | None) -> None:
         if stop := watcher.stop(where):
             raise stop
         time.sleep(POLL_SECONDS)
-        if not all(record.held() for record in left):
+        if not all(record.held() for record in watched):
             return
 
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with termination():
             names = chosen(options.ids, options.long)
             deaths = _measure_all(names, options.workers, options.max_minutes)
-    except (UserError, Preempted, KeyboardInterrupt) as end:
+    except (UserError, Preempted, KeyboardInterrupt, OSError) as end:
         return tell(end)
     for family, death in deaths:
         print(f"{', '.join(family)}: {death}", file=sys.stderr)

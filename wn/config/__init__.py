@@ -229,16 +229,23 @@ class Config(Section):
 
 
 def idle(config: Config) -> list[str]:
-    """A line for each setting that was given and has no effect."""
+    """A line for each setting of the optimiser or the batches that was given and does not do what it says."""
     norm, optim = config.norm, config.optim
+    gainless = norm.gain in ("none", "fixed", "fixed_layer") and f"norm={norm.label} trains no gain"
+    sgd = optim.name == "sgd" and "optim=sgd has none"
+    constant = optim.schedule == "constant" and "optim.schedule=constant has no late part"
     without = {
-        "lr_gain": norm.gain in ("none", "fixed", "fixed_layer") and f"norm={norm.label} trains no gain",
-        "beta2": optim.name == "sgd" and "optim=sgd has none",
-        "late_momentum": optim.schedule == "constant" and "optim.schedule=constant has no late part",
+        **{"lr_gain": gainless, "lr_gain_cap": gainless},
+        **{"beta2": sgd, "eps": sgd, "eps_inside_root": sgd},
+        **{"late_momentum": constant, "decay_from": constant},
     }
     default = type(optim)()
     given = {key: why for key, why in without.items() if getattr(optim, key) != getattr(default, key)}
-    return [f"optim.{key} has no effect: {why}" for key, why in given.items() if why]
+    lines = [f"optim.{key} has no effect: {why}" for key, why in given.items() if why]
+    alone = grammar.properties(norm.model_dump(), dense=True).batch_of_one if norm.plugin is None else True
+    if config.trainer.batch_size == 1 and not alone:
+        lines.append(f"trainer.batch_size=1: norm={norm.label} leaves nothing of one image in a dense layer")
+    return lines
 
 
 def decides(key: str) -> bool:

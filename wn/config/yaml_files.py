@@ -101,6 +101,18 @@ def read_yaml(path: Path, shown: str) -> dict[str, Any]:
     return tree or {}
 
 
+def parse_value(word: str) -> Any:
+    """The value in a word ``KEY=VALUE`` of a command line, read as those of files are.
+
+    >>> parse_value("optim.lr=1e-3"), parse_value("plugins=[a.py]")
+    (0.001, ['a.py'])
+    """
+    try:
+        return parse_yaml(word.partition("=")[2])
+    except ValueError as error:
+        raise UserError(f"{word}: {' '.join(str(error).split())}") from None
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a text; ValueError, with the line, where it is none or has several meanings."""
     try:

@@ -80,6 +80,9 @@ def load(
     if pipeline and rest.images.shape[1:] != pipeline.shape:
         found, wanted = ("x".join(map(str, shape)) for shape in (rest.images.shape[1:], pipeline.shape))
         raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
+    if pipeline and (dtype_in_files, white) != (pipeline.dtype, pipeline.white):
+        found, wanted = f"{dtype_in_files} up to {white}", f"{pipeline.dtype} up to {pipeline.white}"
+        raise UserError(f"data={config.name}: pixels of {found}, and the model takes {wanted}")
     made = pipeline or Pipeline(rest.images.shape[1:], dtype_in_files, white, config.binarize)
     rest, test = (made.prepare(part, stream) for stream, part in enumerate((rest, test)))
     if config.train_fraction < 1:

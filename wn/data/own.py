@@ -25,6 +25,8 @@ def read(name: str) -> tuple[Arrays, Arrays]:
         raise UserError(f"data={name}: {want} ({' '.join(str(error).split())})") from None
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise UserError(f"data={name}: x and x_test differ in shape or type")
+    if (label := test.labels.max(initial=0)) > (last := train.labels.max(initial=0)):
+        raise UserError(f"data={name}: y_test has the label {label}, and those of y end at {last}")
     return train, test
 
 

@@ -126,7 +126,7 @@ class Reparameterized(Activations):
         return self.direction in ("layer", "spectral")
 
     def projected(self) -> Tensor:
-        """v with the norm that ``hold`` wants: that of the start, or a root mean square of 1."""
+        """v with the norm that ``hold`` wants: of the start, or a root mean square of 1, masked entries 0."""
         norm = self.held_norm()
         weights = self.raw_weight.numel() if self.layerwise else self.fan_in
         wanted = self.held if self.hold == "start" else torch.full_like(norm, math.sqrt(weights))
