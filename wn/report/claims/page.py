@@ -17,10 +17,10 @@ from wn.report.page import renewed
 WORDS = {
     "exact": "an identity, held to rounding",
     "confirmed": "the whole interval beyond the threshold, in two families of models",
-    "confirmed with limits": "so in one family, beyond a weaker threshold, or in half of all conditions",
+    "confirmed with limits": "so in one family, half of the conditions, by a weaker threshold, or by a note",
     "depends": "confirmed in some conditions and refuted in others, which are named",
     "refuted": "the whole interval on the other side, in two independent measurements",
-    "open": "the interval is between, or its test does not hold among the many of the claim (Holm)",
+    "open": "none of these: between thresholds, not significant (Holm), measured once, or by a note",
     "toy": "an experiment of section 5 at smaller scale; +: for the claim, −: against it, 0: undecided",
     "not tested": "no rows yet",
 }
@@ -46,7 +46,7 @@ def counts(found: Sequence[Found]) -> str:
     again = [one for one in found if one.claim.again]
     shown = sum(one.notes.data for one in own)
     told = f"{len(own)} statements: {_verdicts(own)}. The paper shows data for {shown} of them."
-    return told + f" {len(again)} tests of them once more, elsewhere: {_verdicts(again)}." * bool(again)
+    return told + f" {len(again)} tests repeat one in another setting: {_verdicts(again)}." * bool(again)
 
 
 def _verdicts(found: Sequence[Found]) -> str:
@@ -58,10 +58,10 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
     parts = [
         "# The claims of the paper, each with a verdict",
         f"**{counts(found)}**",
-        "Each claim has a criterion that was committed before its rows, of seeds 0 and up, were measured, or "
+        "Each claim has a criterion that was committed before its rows were measured, or "
         "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
         "computed from the rows beside this page. An interval is Student's over seeds, of 95%, or of 90% "
-        "where equivalence is tested; a verdict takes more, as a claim has many tests (Holm). Statements "
+        "where equivalence is tested; a verdict takes more, by Holm's correction over its tests. Statements "
         "that are ours follow from the paper's and say so. Errors and training curves of section 5.1 at "
         "full width are [elsewhere](../README.md).",
         in_markdown(_summary(found)),
