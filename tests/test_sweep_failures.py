@@ -21,7 +21,7 @@ from sweep_cases import (
     tiny,
 )
 
-from wn import sweep, trainer
+from wn import messages, trainer
 from wn.config import MLPConfig, UserError
 from wn.processes import Preempted
 from wn.records import Record
@@ -168,14 +168,14 @@ def test_a_step_that_cannot_be_captured_ends_the_sweep_and_fails_no_run(
 def test_a_sweep_says_once_that_no_commit_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": None, "dirty": None})
-    sweep._say_unknown_commit.cache_clear()
+    monkeypatch.setattr(messages, "git_state", lambda: {"commit": None, "dirty": None})
+    messages.unknown_commit.cache_clear()
     for seed in range(2):
         train_sweep([tiny(tmp_path, seed=seed)])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "no commit is known" in line)
     assert line.endswith(f" {Record.of(tiny(tmp_path)).content['provenance']['source']}")
-    monkeypatch.setattr(sweep, "git_state", lambda: {"commit": "1" * 40, "dirty": False})
-    sweep._say_unknown_commit.cache_clear()
+    monkeypatch.setattr(messages, "git_state", lambda: {"commit": "1" * 40, "dirty": False})
+    messages.unknown_commit.cache_clear()
     train_sweep([tiny(tmp_path, seed=2)])
     assert "commit" not in capsys.readouterr().out
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-import statistics
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from wn import again, cost, plugins, tracking
-from wn.config import Config, idle
-from wn.data import Dataset
-from wn.metrics import objective_of
+from wn import again, cost, messages, plugins, tracking
+from wn.config import Config
+from wn.messages import Resolved, say
 from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
-from wn.provenance import git_state, other_code, source
+from wn.provenance import other_code
 from wn.records import Record
 from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
@@ -26,13 +23,6 @@ from wn.trainer import steps_per_epoch
 
 WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start
 POLL_SECONDS = 2.0  # between two looks at what other processes train
-
-Resolved = dict[str, tuple[torch.device, Dataset]]
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more (``| head``); training goes on
-        print(line, flush=True)
 
 
 def train_sweep(
@@ -63,10 +53,10 @@ def train_sweep(
     reused = set() if dry else again.reuse(r for run_id, r in missing.items() if run_id not in forced)
     todo = [run_id for run_id in missing if run_id not in reused]
     if dry and (download := cost.to_download([runs[run_id] for run_id in todo])):
-        _say(f"{len(runs)} runs: {len(todo)} to train; {download}")
+        say(f"{len(runs)} runs: {len(todo)} to train; {download}")
         return [records[run_id] for run_id in ids]
     resolved = _resolve({run_id: runs[run_id] for run_id in todo})
-    _announce(runs, records, todo, len(reused))
+    messages.announce(runs, records, todo, len(reused))
     workers = workers or _workers(runs, resolved)
 
     def plan(held: set[str]) -> list[list[Config]]:
@@ -78,7 +68,7 @@ def train_sweep(
         return [[runs[run_id] for run_id in stack] for stack in stacks]
 
     if dry:
-        _say_cost(plan(set()), resolved, workers)
+        messages.costs(plan(set()), resolved, workers)
         return [records[run_id] for run_id in ids]
     begun, train = bool(todo), functools.partial(_train, plugins.loaded())
     held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
@@ -96,7 +86,7 @@ def train_sweep(
     records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     _replace(forced, records)
     if begun:
-        _say_best([(runs[run_id], record) for run_id, record in records.items()])
+        messages.best([(runs[run_id], record) for run_id, record in records.items()])
     return [records[run_id] for run_id in ids]
 
 
@@ -127,30 +117,7 @@ def _replace(forced: set[str], records: Records) -> None:
     replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
     records |= {record.folder.name: record for record in replaced}
     for experiment in {record.folder.parent for record in replaced}:
-        _say(f"trained again; the old records are in {experiment / 'before'}")
-
-
-def _announce(runs: dict[str, Config], records: Records, todo: list[str], reused: int) -> None:
-    if reused:
-        _say(f"{reused} runs taken over from other experiments")
-    _say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
-    if len(runs) == 1 and not todo:
-        (config,) = runs.values()
-        _say(f"{title([config])}: {_outcome(config, list(records.values()))}")
-        if tracking.trial():  # of an agent that has given the same settings before
-            tracking.mirror_all(records.values(), config.tracking)
-    _tell(runs, [record for record in records.values() if record.done])
-    for line in sorted({line for config in runs.values() for line in idle(config)}):
-        _say(line)
-    if todo:
-        _say_unknown_commit()
-
-
-@functools.cache  # once a process
-def _say_unknown_commit() -> None:
-    if git_state()["commit"] is None:
-        where = "no git checkout of this project, or no git"
-        _say(f"no commit is known ({where}): records name the code by its hash alone, {source()}")
+        say(f"trained again; the old records are in {experiment / 'before'}")
 
 
 def _left(todo: list[str], runs: dict[str, Config], records: Records, missing: Records) -> list[str]:
@@ -174,7 +141,7 @@ def _wait(left: list[Record], blocked: set[str], max_minutes: float | None) -> N
         return
     watched = [record for record in left if record in held or record.folder.name not in blocked]
     where = f"waiting for {len(held)} runs that other processes train"
-    _say(where)
+    say(where)
     watcher = StopWatcher(max_minutes)
     while True:
         if stop := watcher.stop(where):
@@ -182,27 +149,6 @@ def _wait(left: list[Record], blocked: set[str], max_minutes: float | None) -> N
         time.sleep(POLL_SECONDS)
         if not all(record.held() for record in watched):
             return
-
-
-def _tell(runs: dict[str, Config], done: list[Record]) -> None:
-    """Say of records from earlier launches what trainer.force would change."""
-    told = Counter(other_code(record.content["provenance"]) for record in done)
-    for line in told.keys() - {""}:
-        _say(f"{told[line]} of them {line}")
-    without = [r for r in done if r.status == "finished" and "model" not in r.content]
-    if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
-        _say(f"{count} of them kept no model; trainer.force=true trains again")
-
-
-def _say_cost(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
-    _say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
-    places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
-    for stack in stacks:
-        device, dataset = resolved[stack[0].run_id]
-        places[device, id(dataset)].append(stack)
-    for (device, _), own in places.items():
-        for line in cost.estimate(own, device, resolved[own[0][0].run_id][1], min(workers, len(own))):
-            _say(line)
 
 
 def _resolve(runs: dict[str, Config]) -> Resolved:
@@ -271,7 +217,7 @@ def _train(own: list[tuple[Path, str]], stack: list[Config]) -> None:
     ended = [record for record in map(Record.of, stack) if record.status not in ("new", "running")]
     if len(stack) > 1 and stack[0].tracking.mode != "disabled":
         tracking.mirror_all(ended, stack[0].tracking)
-    _say(f"{title(stack)}: {_outcome(stack[0], ended, time.monotonic() - started)}")
+    say(f"{title(stack)}: {messages.outcome(stack[0], ended, time.monotonic() - started)}")
 
 
 def _fail(stack: list[Config], death: WorkerDied) -> None:
@@ -282,42 +228,4 @@ def _fail(stack: list[Config], death: WorkerDied) -> None:
                 record.begin(config, [c.run_id for c in stack], "unknown")
                 record.save(status="failed", error=str(death))
             record.release()
-    _say(f"{title(stack)}: failed: {death}")
-
-
-def _outcome(config: Config, ended: list[Record], seconds: float | None = None) -> str:
-    counts = Counter(record.status for record in ended)
-    alone = len(ended) == 1
-    text = ended[0].status if alone else ", ".join(f"{n} {status}" for status, n in counts.items())
-    if seconds is not None:
-        text += f" in {seconds:.1f} s"
-    metric = objective_of(config.model).selection_metric
-    finals = [r.content["final"].get(f"valid_{metric}") for r in ended if r.status == "finished"]
-    if values := [value for value in finals if value is not None]:
-        text += f", validation {metric} {_shown(metric, min(values))}"
-        if not alone:
-            text += f" at best, {_shown(metric, statistics.median(values))} in the median"
-    place = again.place_of(ended[0]) if config.trainer.force else ended[0]
-    return f"{text}, record {place.folder}" if alone else text
-
-
-def _say_best(done: list[tuple[Config, Record]]) -> None:
-    """The best learning rate of each norm, by the mean over its seeds, where there is a choice."""
-    sets: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    titles = {}
-    for config, record in done:
-        metric = objective_of(config.model).selection_metric
-        alike = config.model_copy(update={"seed": 0, "optim": config.optim.model_copy(update={"lr": 1.0})})
-        value = record.content["final"].get(f"valid_{metric}") if record.status == "finished" else None
-        sets[alike.run_id][config.optim.lr].append(math.inf if value is None else value)
-        titles[alike.run_id] = f"{config.model.name} {config.norm.label} {config.optim.name}", metric
-    for key, (name, metric) in titles.items():
-        means = {lr: statistics.fmean(values) for lr, values in sets[key].items()}
-        best = min(means, key=means.__getitem__)
-        if len(means) > 1 and means[best] < math.inf and list(titles.values()).count((name, metric)) == 1:
-            seeds = f"mean of {len(sets[key][best])} seeds" if len(sets[key][best]) > 1 else "one seed"
-            _say(f"{name}: best lr {best:g}, validation {metric} {_shown(metric, means[best])} ({seeds})")
-
-
-def _shown(metric: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if metric == "error" else f"{value:.2f} nats"
+    say(f"{title(stack)}: failed: {death}")

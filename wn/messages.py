@@ -1,0 +1,112 @@
+"""What a sweep says: what there is to train, what it costs, what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import statistics
+from collections import Counter, defaultdict
+
+import torch
+
+from wn import again, cost, tracking
+from wn.config import Config, idle
+from wn.data import Dataset
+from wn.metrics import objective_of
+from wn.provenance import git_state, other_code, source
+from wn.records import Record
+from wn.run import title
+
+Resolved = dict[str, tuple[torch.device, Dataset]]
+"""Device and data of runs, by run_id."""
+
+
+def say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody reads any more (``| head``); training goes on
+        print(line, flush=True)
+
+
+def announce(runs: dict[str, Config], records: dict[str, Record], todo: list[str], reused: int) -> None:
+    """How much there is to do, and what a user should know before it begins."""
+    if reused:
+        say(f"{reused} runs taken over from other experiments")
+    say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
+    if len(runs) == 1 and not todo:
+        (config,) = runs.values()
+        say(f"{title([config])}: {outcome(config, list(records.values()))}")
+        if tracking.trial():  # of an agent that has given the same settings before
+            tracking.mirror_all(records.values(), config.tracking)
+    _earlier(runs, [record for record in records.values() if record.done])
+    for line in sorted({line for config in runs.values() for line in idle(config)}):
+        say(line)
+    if todo:
+        unknown_commit()
+
+
+@functools.cache  # once a process
+def unknown_commit() -> None:
+    if git_state()["commit"] is None:
+        where = "no git checkout of this project, or no git"
+        say(f"no commit is known ({where}): records name the code by its hash alone, {source()}")
+
+
+def _earlier(runs: dict[str, Config], done: list[Record]) -> None:
+    """Say of records from earlier launches what trainer.force would change."""
+    told = Counter(other_code(record.content["provenance"]) for record in done)
+    for line in told.keys() - {""}:
+        say(f"{told[line]} of them {line}")
+    without = [r for r in done if r.status == "finished" and "model" not in r.content]
+    if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
+        say(f"{count} of them kept no model; trainer.force=true trains again")
+
+
+def costs(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
+    """Of a dry run: time and space on each device."""
+    say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
+    places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
+    for stack in stacks:
+        device, dataset = resolved[stack[0].run_id]
+        places[device, id(dataset)].append(stack)
+    for (device, _), own in places.items():
+        for line in cost.estimate(own, device, resolved[own[0][0].run_id][1], min(workers, len(own))):
+            say(line)
+
+
+def outcome(config: Config, ended: list[Record], seconds: float | None = None) -> str:
+    """How the runs of a stack ended, with their validation metric; of a run alone, where its record is."""
+    counts = Counter(record.status for record in ended)
+    alone = len(ended) == 1
+    text = ended[0].status if alone else ", ".join(f"{n} {status}" for status, n in counts.items())
+    if seconds is not None:
+        text += f" in {seconds:.1f} s"
+    metric = objective_of(config.model).selection_metric
+    finals = [r.content["final"].get(f"valid_{metric}") for r in ended if r.status == "finished"]
+    if values := [value for value in finals if value is not None]:
+        text += f", validation {metric} {_shown(metric, min(values))}"
+        if not alone:
+            text += f" at best, {_shown(metric, statistics.median(values))} in the median"
+    place = again.place_of(ended[0]) if config.trainer.force else ended[0]
+    return f"{text}, record {place.folder}" if alone else text
+
+
+def best(done: list[tuple[Config, Record]]) -> None:
+    """The best learning rate of each norm, by the mean over its seeds, where there is a choice."""
+    sets: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    titles = {}
+    for config, record in done:
+        metric = objective_of(config.model).selection_metric
+        alike = config.model_copy(update={"seed": 0, "optim": config.optim.model_copy(update={"lr": 1.0})})
+        value = record.content["final"].get(f"valid_{metric}") if record.status == "finished" else None
+        sets[alike.run_id][config.optim.lr].append(math.inf if value is None else value)
+        titles[alike.run_id] = f"{config.model.name} {config.norm.label} {config.optim.name}", metric
+    for key, (name, metric) in titles.items():
+        means = {lr: statistics.fmean(values) for lr, values in sets[key].items()}
+        best = min(means, key=means.__getitem__)
+        if len(means) > 1 and means[best] < math.inf and list(titles.values()).count((name, metric)) == 1:
+            seeds = f"mean of {len(sets[key][best])} seeds" if len(sets[key][best]) > 1 else "one seed"
+            say(f"{name}: best lr {best:g}, validation {metric} {_shown(metric, means[best])} ({seeds})")
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if metric == "error" else f"{value:.2f} nats"
