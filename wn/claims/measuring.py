@@ -74,7 +74,7 @@ def families() -> dict[str, list[str]]:
 def measure_family(max_minutes: float | None, names: list[str]) -> None:
     """Measure claims one after the other, on one thread, in a process that may know no measurement yet.
 
-    What cannot be measured here, as its data are nowhere, is left out with a line: the others do without.
+    What cannot be measured, as its data are nowhere, is left out with a line: the others do without.
     """
     families()
     torch.set_num_threads(1)
@@ -84,11 +84,11 @@ def measure_family(max_minutes: float | None, names: list[str]) -> None:
     for name in names:
         try:
             measure(name, watcher)
-        except UserError as error:
+        except (UserError, ArithmeticError) as error:  # the latter where what was to be looked at diverged
             left_out(name, error)
 
 
-def left_out(name: str, error: UserError) -> None:
+def left_out(name: str, error: Exception) -> None:
     print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
 
 

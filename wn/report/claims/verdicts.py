@@ -144,10 +144,9 @@ def _combined(claim: Claim, judged: Sequence[Judged]) -> tuple[str, str]:
         return OPEN, ". ".join([*told, "a second, independent measurement is missing"])
     if not good or len(undecided) > len(good):
         return OPEN, ". ".join([f"confirmed: {'; '.join(good)}"] * bool(good) + left)
-    if undecided:
-        return LIMITS, ". ".join(left)
-    if by[LIMITS]:
-        return LIMITS, f"weaker: {'; '.join(by[LIMITS])}"
+    weaker = [f"weaker: {'; '.join(by[LIMITS])}"] * bool(by[LIMITS])
+    if undecided or weaker:
+        return LIMITS, ". ".join(weaker + left)
     general = claim.type in ("law", "mechanism", "comparison")
     if general and len(_families(good)) < 2:
         return LIMITS, "one family of models"
