@@ -109,6 +109,24 @@ def test_a_run_that_goes_on_with_other_code_says_so(
     assert "before" not in train_sweep([tiny(tmp_path, seed=1)])[0].content["provenance"]
 
 
+def test_a_piece_of_other_code_is_told_after_a_return_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = provenance("a processor") | {"dirty": False}
+    for at, code in ((2, "first"), (4, "second"), (None, "first")):
+        told = made | {"commit": code, "source": code}
+        for module in (run, records):
+            monkeypatch.setattr(module, "provenance", lambda device, told=told: told | {"device": device})
+        caplog.clear()
+        if at is not None:
+            stop_at(at, [tiny(tmp_path)])
+    (record,) = train_sweep([tiny(tmp_path)])
+    assert "began with other code" in caplog.text
+    found = record.content["provenance"]
+    assert found["source"] == "first"
+    assert [one["source"] for one in found["before"]] == ["first", "second"]
+
+
 def test_a_run_that_moved_names_both_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step, name in ((1, "this"), (3, "this"), (4, "that")):
         monkeypatch.setattr(run, "device_name", lambda _, name=name: name)

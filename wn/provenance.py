@@ -55,9 +55,9 @@ def code_of(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def began_with(pieces: Sequence[Mapping[str, Any]]) -> str:
-    """What to tell of a run that goes on with other code, or torch, than it began with; else nothing."""
-    first, last = pieces[0], pieces[-1]
-    if all(first[key] == last[key] for key in ("source", "torch")):
+    """What to tell of a run of which some piece has other code or torch than the first; else nothing."""
+    first = pieces[0]
+    if len({(piece["source"], piece["torch"]) for piece in pieces}) == 1:
         return ""
     commit = str(first["commit"])[:12] if first["commit"] else "no known commit"
     return f"began with other code (commit {commit}, torch {first['torch']}), and its record says so"

@@ -7,6 +7,7 @@ numbers are those of an uninterrupted one to the last digit. Every record names 
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import re
 import time
@@ -179,7 +180,7 @@ class _Session(Observer):
             trainer.restore(content["trainer"])
             self.started -= seconds
             self.devices = list(dict.fromkeys(devices))
-            self.made = [one for i, one in enumerate(made) if one not in made[:i]]
+            self.made = [one for one, _ in itertools.groupby(made)]
             if told := began_with(self.made):
                 log.warning("%s: %s", title(self.configs), told)
             log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)

@@ -98,17 +98,22 @@ def _made() -> dict[str, Any]:
 
 def measured(name: str, part: Part) -> bool:
     """Whether there is a file of a part that counts: complete, by the criterion as it is now, of a commit."""
-    done = read(_file(name, part))
-    return done is not None and done.criterion == criteria.digest_of(name) and not done.dirty
+    done = _current(name, part)
+    return done is not None and not done.dirty
 
 
 def complete(name: str) -> bool:
     """Whether a claim has a file of each of its parts, by the criterion as it is now."""
     try:
-        done = [read(_file(name, part)) for part in MEASUREMENTS[name]()]
+        return all(_current(name, part) is not None for part in MEASUREMENTS[name]())
     except UserError:
         return False
-    return all(one is not None and one.criterion == criteria.digest_of(name) for one in done)
+
+
+def _current(name: str, part: Part) -> Measured | None:
+    """What the file of a part holds, where it is of the criterion as it is now."""
+    done = read(_file(name, part))
+    return done if done is not None and done.criterion == criteria.digest_of(name) else None
 
 
 def _file(name: str, part: Part) -> Path:
