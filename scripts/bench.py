@@ -5,6 +5,7 @@
     python scripts/bench.py growth       # time and memory against the number of members
     python scripts/bench.py step         # a stack's step on one core, beside JAX's if JAX is installed
     python scripts/bench.py width        # a ConvNet's step on one core by its width, alone and in a stack
+    python scripts/bench.py overhead     # what records and W&B add to training
 
 Each replaces the rows of this device in ``results/bench/*.csv`` and makes the tables and the figure again.
 Ratios are of times taken side by side in one call. ``--device cuda`` fills the cells of a GPU.
@@ -233,10 +234,10 @@ def _time_steps(stack: list[Config], steps: int) -> float:
 
 
 def _batches(trainer: Trainer, count: int) -> Iterator[torch.Tensor]:
-    size, epoch = trainer.config.trainer.batch_size, 0
+    epoch = 0
     while count > 0:
         epoch += 1
-        whole = torch.split(trainer._orders(epoch), size, dim=1)[: trainer.steps_per_epoch]
+        whole = trainer.batches(epoch)
         yield from whole[:count]
         count -= len(whole)
 

@@ -10,9 +10,10 @@ counts, so that the ratios hold where a machine's speed drifts. Images are rando
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import bench_table as bench  # noqa: E402
 import torch  # noqa: E402 - the project is found first
 import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -104,7 +104,7 @@ def ours(config: Config, device: torch.device, split: Split) -> Advance:
     trainer = Trainer([config], Dataset(split, split, split, classes=10), device, Observer())
     trainer.optimizer.set_epoch(0, 200)
     trainer.stack.train()
-    batches = _endless(torch.split(trainer._orders(1), BATCH, dim=1))
+    batches = itertools.cycle(trainer.batches(1))
     return lambda: trainer.update(next(batches))
 
 
@@ -133,11 +133,6 @@ def usual(norm: str, device: torch.device) -> Advance:
         return loss.item()
 
     return advance
-
-
-def _endless(batches: Any) -> Iterator[Tensor]:
-    while True:
-        yield from batches
 
 
 def timed(advance: Advance, steps: int, device: torch.device) -> float:

@@ -44,6 +44,7 @@ SAME = (1e-9, 1e-6)  # largest difference of the loss, and of what eight steps m
 CLOSE = (1e-5, 1e-3)  # where sums are taken in another order, which Adam's division amplifies
 STEPS, STOP, BATCH = 8, 5, 20
 REPLAYS, TABLE_STEPS = 300, 200 * 500
+PATIENCE = 900  # seconds that a process waits for the others to compile
 
 
 def trainer_of(
@@ -162,17 +163,20 @@ def costs(device: str) -> bool:
     """Print the table of costs; False if a process failed."""
     spawn = multiprocessing.get_context("spawn")
     cases = [(norm, compiled) for norm in TABLE for compiled in (False, True)]
-    ready, turn, answers = spawn.Barrier(len(cases)), spawn.Lock(), spawn.Queue()
+    ready, turn, answers = spawn.Barrier(len(cases), timeout=PATIENCE), spawn.Lock(), spawn.Queue()
     processes = [spawn.Process(target=cost, args=(*case, device, ready, turn, answers)) for case in cases]
     for process in processes:
         process.start()
-    rows = sorted([answers.get() for _ in cases], key=lambda row: (TABLE.index(row[0]), row[1]))
     for process in processes:
         process.join()
+    found = {case: "its process died" for case in cases}
+    while not answers.empty():
+        norm, compiled, answer = answers.get()
+        found[norm, compiled] = answer
     print(
         f"{'norm':32} {'step':9} {'start s':>8} {'ms':>7} {'together':>9} {'MiB':>6} {'200 epochs, min':>16}"
     )
-    for norm, compiled, answer in rows:
+    for (norm, compiled), answer in found.items():
         how = "compiled" if compiled else "eager"
         if isinstance(answer, str):
             print(f"{norm:32} {how:9} {answer}")
@@ -180,7 +184,7 @@ def costs(device: str) -> bool:
         start, alone, together, memory = answer
         minutes = (start + TABLE_STEPS * alone / 1e3) / 60
         print(f"{norm:32} {how:9} {start:8.1f} {alone:7.3f} {together:9.3f} {memory:6d} {minutes:8.1f} min")
-    return not any(isinstance(answer, str) for _, _, answer in rows)
+    return not any(isinstance(answer, str) for answer in found.values())
 
 
 def main() -> None:

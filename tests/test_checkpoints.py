@@ -188,6 +188,28 @@ def test_a_lack_of_memory_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytes
     assert len(list(folder.rglob("*.pt"))) == 2
 
 
+def test_a_lack_of_memory_after_a_checkpoint_splits_no_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    update, configs = Trainer.update, [tiny(tmp_path / "cut", seed=seed) for seed in range(3)]
+
+    def full(self: Trainer, batch: torch.Tensor) -> None:
+        if self.step == self.total - 1:
+            raise torch.OutOfMemoryError("of the device")
+        update(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", full)
+        for _ in range(2):
+            assert {record.status for record in train_sweep(configs)} == {"failed"}
+            assert list(tmp_path.rglob("*.pt"))
+    steps.clear()
+    train_sweep(configs)
+    assert len(steps) < 6
+    train_sweep([tiny(tmp_path / "whole", seed=seed) for seed in range(3)])
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
 def test_folders_copied_to_another_machine_go_on_there(tmp_path: Path, steps: list[int]) -> None:
     train_sweep(runs(tmp_path / "whole"))
     cut(tmp_path / "here", runs(tmp_path / "here"))

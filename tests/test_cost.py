@@ -14,7 +14,7 @@ from wn import cost
 from wn.config import Config
 from wn.data import sources
 from wn.records import Record
-from wn.resources import resolve
+from wn.resources import device_name, resolve
 from wn.timings import Timings
 
 
@@ -62,6 +62,16 @@ def test_time_is_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.Monke
     line, _ = cost.estimate(stacks, device, data, workers=3)
     assert line.startswith(f"time: {minutes:.0f} minutes on ")
     assert "in 3 processes" in line
+
+
+def test_runs_that_workers_trained_tell_what_others_take(tmp_path: Path) -> None:
+    """A worker has its share of this process's threads, and its records name that."""
+    device = torch.device("cpu")
+    for seed in (1, 2):
+        finished(tiny(tmp_path, seed=seed), 120.0, device_name(device, threads=1))
+    stacks = [[tiny(tmp_path, seed=seed)] for seed in (3, 4)]
+    line, _ = cost.estimate(stacks, *resolve(stacks[0][0]), workers=torch.get_num_threads() or 1)
+    assert line.endswith("as finished runs took")
 
 
 def test_a_vae_s_bound_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,17 @@ def test_what_vmap_cannot_do_trains_one_by_one(tmp_path: Path, steps: list[int])
     assert max(steps[-4:]) == 1
 
 
+def test_a_norm_may_wrap_the_layer_that_it_takes(tmp_path: Path) -> None:
+    wrap = "from torch import nn\nfrom wn import plugins\n"
+    wrap += "plugins.norm('mine')(lambda layer: nn.Sequential(layer, nn.Identity()))\n"
+    file = own(tmp_path, wrap)
+    plugins.load([file])
+    wrapped = tiny(tmp_path / "mine", file)
+    nets = [models.build(c.model, c.norm, (1, 8, 8), 10, 0) for c in (wrapped, cases.tiny(tmp_path, "none"))]
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.equal(*(net(x) for net in nets))
+
+
 def test_choices_that_are_set_are_given_to_the_norm_and_output_layers_may_stay_plain(tmp_path: Path) -> None:
     file = own(tmp_path)
     plugins.load([file])

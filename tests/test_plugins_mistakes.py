@@ -60,6 +60,21 @@ MISTAKES = {
         "model=m",
         r"model\.widths=\[4\]: Input should be a valid integer",
     ),
+    "a builder without classes": (
+        HEAD + "@plugins.model('m')\ndef f(shape): ...\n",
+        "model=m",
+        r"own\.py: TypeError: model=m should take \(shape, classes\), then numbers with defaults",
+    ),
+    "a number without a default": (
+        HEAD + "@plugins.model('m')\ndef f(shape, classes, width: int): ...\n",
+        "model=m",
+        r"own\.py: TypeError: model=m should take \(shape, classes\), then numbers with defaults",
+    ),
+    "a number with a name that pydantic keeps": (
+        HEAD + "@plugins.model('m')\ndef f(shape, classes, model_config=3): ...\n",
+        "model=m",
+        r"own\.py: TypeError: model=m should take .* that do not begin with model_",
+    ),
     "dropout that no seed decides": (
         HEAD + "plugins.model('m')(lambda s, c, widths=0: nn.Sequential(nn.Dropout(0.5)))\n",
         "model=m",
@@ -69,6 +84,12 @@ MISTAKES = {
         HEAD + "plugins.data('d')(lambda: 3)\n",
         "data=d",
         r"data=d: should return \(\(x, y\), \(x_test, y_test\)\)",
+    ),
+    "no test images": (
+        "import numpy as np\n" + HEAD + "x, y = np.zeros((40, 4)), np.arange(40) % 2\n"
+        "plugins.data('d')(lambda: ((x, y), (x[:0], y[:0])))\n",
+        "data=d",
+        r"data=d: x and x_test need images",
     ),
     "labels of the test that nothing was trained on": (
         "import numpy as np\n" + HEAD + "x = np.zeros((40, 4))\n"

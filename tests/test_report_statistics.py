@@ -30,7 +30,7 @@ def sweep(error: Any, loss: Any = None, diverged: Any = None) -> statistics.Swee
         ~gone.any(axis=1),
         error + worst,
         (error if loss is None else np.array(loss, dtype=float)) + worst,
-        np.full(error.shape, 2.0),
+        *np.full((2, *error.shape), 2.0),
     )
 
 
@@ -118,6 +118,16 @@ def test_table_by_hand(plan: Plan, tmp_path: Path) -> None:
     t = abs(d.mean()) / (d.std(ddof=1) / math.sqrt(3))
     assert ours["p_vs_none"] == pytest.approx(1 - t / math.sqrt(t * t + 2))
     assert math.isnan(none["p_vs_none"])
+
+
+def test_a_width_that_takes_in_the_error_before_training_is_none(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ERRORS, "none", [[0.8] * 3, [0.7] * 3, [0.75] * 3])
+    write_sweep(tmp_path, plan)
+    row = by_norm(plan, tmp_path)["none"]
+    assert row["width_1pp"] == pytest.approx(0.1 + 0.2)
+    assert "width_x1.5" not in row
 
 
 def test_test_set_is_read_at_the_chosen_learning_rate_only(plan: Plan, tmp_path: Path) -> None:

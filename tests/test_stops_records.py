@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_part_of_a_sweep_that_was_cut_short_leaves_the_others_where_they_are(
     for config in (cut[0], *cut[2:]):
         assert found[config.run_id] == whole[config.run_id]
     assert Record.of(cut[1]).content == kept
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_lost_record_costs_the_others_of_its_stack_nothing(tmp_path: Path, steps: list[int]) -> None:
+    whole, cut = ([tiny(tmp_path / name, seed=seed) for seed in range(4)] for name in ("whole", "cut"))
+    train_sweep(whole)
+    stop_at(4, cut)
+    shutil.rmtree(Record.of(cut[1]).folder)
+    steps.clear()
+    train_sweep(cut)
+    assert steps == [4] * 2 + [1] * 6, "four go on to the end, of which the lost one trains once more, alone"
+    found, same = outcome(tmp_path / "cut"), outcome(tmp_path / "whole")
+    for config in (cut[0], *cut[2:]):
+        assert found[config.run_id] == same[config.run_id]
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -21,7 +21,7 @@ from sweep_cases import (
     tiny,
 )
 
-from wn import messages, trainer
+from wn import messages, run, trainer
 from wn.config import MLPConfig, UserError
 from wn.processes import Preempted
 from wn.records import Record
@@ -196,6 +196,17 @@ def test_a_model_that_cannot_be_built_is_a_failure_too(
     assert failed.content["config"]["model"]["widths"] == [5]
     with pytest.raises(RunFailed, match=r"OutOfMemoryError: CUDA out of memory\. Tried to allocate 5 GiB"):
         final_loss(failed)
+
+
+def test_a_traceback_names_no_folder_of_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/Al Smith"))
+    for place in ("/home/Al Smith/x/y.py", "file:///home/Al Smith/y.py", "'/home/Al Smith'", "/srv/al/y.py"):
+        try:
+            exec(compile(f"raise ValueError({place!r})", "/home/Al Smith/y.py", "exec"))
+        except ValueError as error:
+            text = run._describe(error)
+        assert not re.search("Smith|home|srv", text), text
+        assert "y.py:1 in <module>" in text
 
 
 def test_nothing_private_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from wn.config.compose import compose
 from wn.config.yaml_files import parse_value
 from wn.contracts import CONTRACTS, PROPERTIES, Make, Subject
 from wn.models import with_norm
+from wn.processes import tell
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(5, 32), (6, 5)),
@@ -120,9 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         declared = grammar.properties(config.norm.model_dump(), dense=True)._asdict()
         if config.norm.plugin:
             declared = plugins.find("norm", config.norm.plugin).declared
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError, KeyboardInterrupt) as end:
+        return tell(end)
     findings = check(lambda layer: with_norm(layer, config.norm), declared)
     words = {True: "yes", False: "NO", None: "–"}
     rows = [("contract", "holds", "measured"), *((f.contract, words[f.holds], f.measured) for f in findings)]

@@ -33,11 +33,12 @@ def estimate(
 ) -> tuple[str, str]:
     """Time and space that these stacks will take on one device, in a line each."""
     timings = Timings(_records({Path(c.runs_dir) for stack in stacks for c in stack}))
+    name = device_name(device, threads=max(1, torch.get_num_threads() // workers))  # as a worker's
     seconds, space, while_training, steps = 0.0, 0.0, 0.0, 0
     known: dict[str, tuple[float, float, float]] = {}
     for stack in stacks:
         one, size = stack[0], len(stack)
-        took = timings.seconds(one, device_name(device), size)
+        took = timings.seconds(one, name, size)
         if took is None or timings.bytes(one) is None:
             if one.stack_key not in known:
                 known[one.stack_key] = _one_step(stack, device, data, workers)
@@ -51,7 +52,7 @@ def estimate(
     how = "as finished runs took" if not steps else "by a measured step, uncompiled"
     many = f", in {workers} processes" * (workers > 1)
     return (
-        f"time: {spoken(seconds / workers)} on {device_name(device)}{many}, {how}",
+        f"time: {spoken(seconds / workers)} on {name}{many}, {how}",
         f"space: {space / 1e9:.2g} GB of records"
         + f", and {while_training / 1e9:.2g} GB for checkpoints while it trains" * bool(while_training),
     )

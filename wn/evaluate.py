@@ -13,6 +13,7 @@ from wn.config.compose import compose
 from wn.config.yaml_files import parse_value
 from wn.data import Dataset
 from wn.metrics import ELBO, objective_of
+from wn.processes import tell
 from wn.resources import configure_torch
 from wn.run import title
 from wn.stack import Stack
@@ -95,9 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plugins.load(files)  # which may register other data than the run's
         config = with_overrides(run.config.data, overrides, files)
         found = evaluate(run, dataset_of(run, config))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError, KeyboardInterrupt) as end:
+        return tell(end)
     print(f"{run.record.folder}: {title([run.config])}, on {config.name}")
     final = run.record.content["final"]
     same = run.config.data.model_copy(update={"root": config.root, "download": config.download}) == config

@@ -99,7 +99,8 @@ def best(done: list[tuple[Config, Record]]) -> None:
         alike = config.model_copy(update={"seed": 0, "optim": config.optim.model_copy(update={"lr": 1.0})})
         value = record.content["final"].get(f"valid_{metric}") if record.status == "finished" else None
         sets[alike.run_id][config.optim.lr].append(math.inf if value is None else value)
-        titles[alike.run_id] = f"{config.model.name} {config.norm.label} {config.optim.name}", metric
+        model = config.own.get("model", config.model.name)
+        titles[alike.run_id] = f"{model} {config.norm.label} {config.optim.name}", metric
     for key, (name, metric) in titles.items():
         means = {lr: statistics.fmean(values) for lr, values in sets[key].items()}
         best = min(means, key=means.__getitem__)

@@ -37,14 +37,14 @@ class Optimizer:
 
     def __init__(self, configs: Sequence[OptimConfig], params: Tensors, kinds: dict[str, str]) -> None:
         self.configs, self.params, self.kinds = list(configs), params, kinds
-        self.rule, moments = RULES[configs[0].name]
+        self.rule, self.moments = RULES[configs[0].name]
         self.decays = any(c.weight_decay for c in configs)
         self.rates = {name: [learning_rate(c, name) for c in configs] for name in ("lr", *RATES.values())}
         self.lr, some = self.rates["lr"], next(iter(params.values()))
         others = ("momentum", "beta2", "eps", "weight_decay")
         numbers = self.rates | {name: [getattr(c, name) for c in configs] for name in others}
         self.hyper = {name: some.new_tensor(values) for name, values in numbers.items()}
-        self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(moments) for k, p in params.items()}
+        self.state = {f"{m}/{k}": torch.zeros_like(p) for m in range(self.moments) for k, p in params.items()}
         self.state["steps"] = some.new_zeros(())
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
@@ -68,7 +68,7 @@ class Optimizer:
             hyper = hyper | {"lr": hyper[RATES.get(kind, "lr")], "steps": self.state["steps"]}
             if kind == "weight" and self.decays:
                 grad = grad + hyper["weight_decay"] * p
-            moments = [self.state[f"{m}/{name}"] for m in range(2) if f"{m}/{name}" in self.state]
+            moments = [self.state[f"{m}/{name}"] for m in range(self.moments)]
             self.rule(self.configs[0], p, grad, moments, hyper)
 
 

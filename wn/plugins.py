@@ -62,7 +62,8 @@ def norm(name: str, **declared: Any) -> Callable[[Made], Made]:
     subclass of :class:`wn.norm.NormalizedLayer`, or any module with the layer's call. ``choices`` are the
     fields of ``norm`` that were set, as in ``norm=name norm.init=data``. ``python -m wn.check`` tests what is
     ``declared`` in the words of :class:`wn.grammar.Properties`. A norm with a number of its own is registered
-    once for each value of it.
+    once for each value of it. Weight decay, and learning rates of gains and biases, concern parameters of
+    :class:`~wn.norm.NormalizedLayer` alone.
     """
     return lambda make: _register("norm", name, make, declared)
 
@@ -181,14 +182,20 @@ def numbers(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The numbers of ``model=name``: the builder's defaults and, checked, those that are given.
 
     Raises:
-        UserError: an unknown number, or a value of another type.
+        UserError: an unknown number, or a value of another type; a builder with other parameters.
     """
-    make = find("model", name).make
-    _, _, *parameters = inspect.signature(make).parameters.values()
-    hints = typing.get_type_hints(make)
-    fields: dict[str, Any] = {p.name: (hints.get(p.name, Any), p.default) for p in parameters}
+    plugin = find("model", name)
+    with _mistakes_of(plugin.file):
+        parameters = list(inspect.signature(plugin.make).parameters.values())
+        hints = typing.get_type_hints(plugin.make)
+        own = parameters[2:]
+        if len(parameters) < 2 or any(p.default is p.empty or p.name.startswith("model_") for p in own):
+            want = "(shape, classes), then numbers with defaults, of names that do not begin with model_"
+            raise TypeError(f"model={name} should take {want}")
+        fields: dict[str, Any] = {p.name: (hints.get(p.name, Any), p.default) for p in own}
+        section = pydantic.create_model(name, __base__=Section, **fields)
     try:
-        return pydantic.create_model(name, __base__=Section, **fields)(**given).model_dump()
+        return section(**given).model_dump()
     except pydantic.ValidationError as error:
         found = error.errors()[0]
         key = ".".join(map(str, found["loc"]))

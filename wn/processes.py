@@ -286,8 +286,8 @@ def _portable(error: BaseException) -> BaseException:
         return _by_signal(signal.SIGINT)
     if isinstance(error, UserError):
         return UserError(str(error))
-    if ends_training(error):
-        return OSError(*error.args)
+    if isinstance(error, OSError) and ends_training(error):
+        return OSError(error.errno, error.strerror, error.filename)
     return error if isinstance(error, Preempted) else RuntimeError("".join(format_exception(error)))
 
 

@@ -151,7 +151,7 @@ def open_files() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return wanted
         return soft
-    return min(wanted, ENOUGH_FILES)
+    return wanted
 
 
 def largest_stack(config: Config, device: torch.device, dataset: Dataset, workers: int = 1) -> int:
@@ -215,8 +215,9 @@ def _step_of_two(config: Config, device: torch.device, dataset: Dataset) -> Trai
     return trainer
 
 
-def device_name(device: torch.device) -> str:
-    """The kind of the processor: never the machine's name."""
+def device_name(device: torch.device, threads: int | None = None) -> str:
+    """The kind of the processor: never the machine's name. Of a CPU also torch's ``threads``, or as many."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    threads = threads or torch.get_num_threads()
+    return f"{cpu_name()} ({threads} threads)" if device.type == "cpu" else device.type

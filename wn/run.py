@@ -26,7 +26,7 @@ from wn.config import Config
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.processes import Preempted, StopWatcher
-from wn.provenance import began_with, code_of, provenance
+from wn.provenance import ROOT, began_with, code_of, provenance
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
 from wn.step import CaptureFailed
@@ -41,9 +41,9 @@ def train_stack(configs: Sequence[Config]) -> bool:
     """Train runs that differ only in numbers as one stack; the records hold what came of it.
 
     Runs that are done, or that another process trains, are left out. Where these are all the members of a
-    stack that was cut short, those that are done by now, or have gone on in another stack, train along,
-    unrecorded, and nothing happens while another process has one of them. A stack that runs out of memory is
-    split in two; one that goes on from a checkpoint fails, and keeps it.
+    stack that was cut short, those that are done by now, have gone on in another stack, or have lost their
+    record train along, unrecorded, and nothing happens while another process has one of them. A stack that
+    runs out of memory is split in two; one with a checkpoint fails, and keeps it.
 
     Returns:
         Whether anything was trained here.
@@ -101,7 +101,7 @@ def final_loss(record: Record) -> float:
 class _Session(Observer):
     """One stack in training: observes the trainer and writes the records.
 
-    ``cut`` are the runs of a stack that was cut short and goes on; the others of it train along.
+    ``cut`` are the runs of a stack that was cut short and go on; the others of it train along.
     """
 
     def __init__(self, members: list[tuple[Config, Record]], cut: set[str], watcher: StopWatcher) -> None:
@@ -111,9 +111,8 @@ class _Session(Observer):
         self.config = self.configs[0]
         self.objective = objective_of(self.config.model)
         self.selection = f"valid_{self.objective.selection_metric}"
-        elsewhere = {r.folder.name for r in self.records if r.status == "running"} - cut if cut else set()
-        ended = elsewhere | {record.folder.name for record in self.records if record.done}
-        self.open = {i for i, record in enumerate(self.records) if record.folder.name not in ended}
+        recorded = cut or {record.folder.name for record in self.records if not record.done}
+        self.open = {i for i, record in enumerate(self.records) if record.folder.name in recorded}
         self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.models: dict[int, Row] = {}
         self.started = self.flushed = time.monotonic()
@@ -121,8 +120,6 @@ class _Session(Observer):
         self.ids = [record.content["run_id"] for record in self.records]
         self.stacks = self.records[0].folder.parent / "stacks"
         self.checkpoints = Checkpoints(self.stacks, self.ids)
-        # Without a checkpoint nothing is lost by it.
-        self.may_split = len(members) > 1 and not (cut and self.checkpoints.exist())
 
     def train(self) -> bool:
         """Train to the end; an exception fails the open members. False where memory ran out instead."""
@@ -154,7 +151,8 @@ class _Session(Observer):
             if ends_training(error) or isinstance(error, CaptureFailed):
                 self._pause()
                 raise
-            if self.may_split and isinstance(error, torch.OutOfMemoryError):
+            may_split = len(self.configs) > 1 and not self.checkpoints.exist()  # then no step is lost by it
+            if may_split and isinstance(error, torch.OutOfMemoryError):
                 return False
             self._flush(self.open)
             for member in sorted(self.open):
@@ -265,9 +263,17 @@ class _Session(Observer):
 def _describe(error: Exception) -> str:
     """An exception and the lines that led to it, without a folder of this machine."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}: {f.line}" for f in frames]
+    lines = [f"{_place(Path(f.filename))}:{f.lineno} in {f.name}: {f.line}" for f in frames]
     text = "\n".join([*lines, f"{type(error).__name__}: {' '.join(str(error).split())}"])
-    return re.sub(r"(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
+    for folder in (Path.cwd(), Path.home()):  # whose names may have spaces in them
+        text = text.replace(str(folder), "~") if folder.name else text
+    return re.sub(r"(?:~|(?<![\w/.:]))/(?:[^/\s'\"]+/)+", "", text)
+
+
+def _place(file: Path) -> str:
+    """Module and folder, where the folder is a package's and not the user's."""
+    packaged = file.is_relative_to(ROOT) or "site-packages" in file.parts
+    return "/".join(file.parts[-2:]) if packaged else file.name
 
 
 def png(images: Tensor) -> bytes:

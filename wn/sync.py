@@ -102,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(sync(arguments.runs_dir / arguments.name, arguments.again))
-    except UserError as error:
+    except (UserError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
 
 

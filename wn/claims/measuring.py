@@ -97,7 +97,7 @@ def _made() -> dict[str, Any]:
 
 
 def measured(name: str, part: Part) -> bool:
-    """Whether there is a file of a part that counts: complete, by the criterion as it is now, of a commit."""
+    """Whether a part has a file that counts: complete, of this criterion, and not made by changed code."""
     done = _current(name, part)
     return done is not None and not done.dirty
 

@@ -166,7 +166,7 @@ def _mean_std(images: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:
     values = torch.arange(256, dtype=torch.float64)
     mean = (counts @ values) / counts.sum()
     variance = (counts @ (values - mean).square()) / counts.sum()
-    return mean.item(), variance.sqrt().item()
+    return mean.item(), variance.sqrt().item() or 1.0
 
 
 def _digits() -> tuple[Arrays, Arrays]:

@@ -23,6 +23,8 @@ def read(name: str) -> tuple[Arrays, Arrays]:
     except (TypeError, ValueError) as error:
         want = "should return ((x, y), (x_test, y_test)), arrays [N, ...] and labels [N]"
         raise UserError(f"data={name}: {want} ({' '.join(str(error).split())})") from None
+    if not (len(train.labels) and len(test.labels)):
+        raise UserError(f"data={name}: x and x_test need images")
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise UserError(f"data={name}: x and x_test differ in shape or type")
     if (label := test.labels.max(initial=0)) > (last := train.labels.max(initial=0)):

@@ -86,14 +86,23 @@ def megabytes(config: DataConfig) -> int:
     official = OFFICIAL.get(config.name)
     if official is None or not config.download:
         return 0
-    root = Path(config.root or "data").expanduser()
-    return 0 if (root / (official.archive or "x")).exists() or _find(root, official) else official.megabytes
+    root = _root(config)
+    archived = official.archive and (root / official.archive).exists()
+    return 0 if archived or _find(root, official) else official.megabytes
+
+
+def _root(config: DataConfig) -> Path:
+    root = Path(config.root or "data")
+    try:
+        return root.expanduser()
+    except RuntimeError:
+        raise UserError(f"data.root={root}: no such user") from None
 
 
 def official(config: DataConfig) -> tuple[Arrays, Arrays, Whitening | None]:
     """Official training and test set, from the first layout that is there; whitened if so configured."""
     official = OFFICIAL[config.name]
-    root = Path(config.root or "data").expanduser()
+    root = _root(config)
     if not root.is_dir() and (config.root or root.exists()):
         raise UserError(f"data.root={root}: no such folder; create it and {official.ways}")
     try:

@@ -223,7 +223,7 @@ def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
                 setattr(
                     new, name, value
                 )  # hooks: the same dicts, so that their handles can still remove them
-    for parent in model.modules():
+    for parent in list(model.modules()):  # as they were: a made layer may contain the one that it replaces
         for name, child in parent._modules.items():  # named_children skips a layer's second occurrence
             if child in made:
                 setattr(parent, name, made[child])

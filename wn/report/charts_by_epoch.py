@@ -12,12 +12,11 @@ from wn.records import to_json
 from wn.report.charts import CROSS, HIDDEN, SHORT, SHOWN, WIDTH, Spec, layer, looks_of, number, tooltip
 from wn.report.collect import Rows
 from wn.report.curves import LABELS, PUBLISHED, TICKS, curves_of, extent_by_epoch
-from wn.report.figures import TRAJECTORIES, extent_of
+from wn.report.figures import TRAJECTORIES, extent_of, has_effective_lr
 from wn.report.plan import Plan
 
 OF_RUN: Spec = {"data": {"name": "runs"}, "key": "run_id", "fields": ["row", "lr", "seed", "status"]}
 JOINED: Spec = {"lookup": "run_id", "from": OF_RUN}
-QUANTITIES = {**TRAJECTORIES, "direction_lr": "lr of the direction"}
 WHOLE: Spec = {"tickMinStep": 1, "format": "d"}  # of an axis of epochs
 
 
@@ -76,9 +75,9 @@ def paper(plan: Plan) -> list[dict[str, Any]]:
 def trajectories(plan: Plan, rows: Rows) -> dict[str, Spec]:
     """A chart per probed quantity, by its title, of the layer that the parameter ``layer`` names."""
     probed = rows.curves.dropna(subset="layer")
-    invariant = [group.name for group in plan.groups if group.first.norm.statistics == "batch"]
+    seen = [group.name for group in plan.groups if has_effective_lr(group)]
     found = {}
-    for name in QUANTITIES:
+    for name in TRAJECTORIES:
         own = probed[probed["name"] == name]
         if name == "weight":  # of what is trained: v, or plain weights
             own = probed[probed["name"] == "v_norm_mean"]
@@ -87,17 +86,17 @@ def trajectories(plan: Plan, rows: Rows) -> dict[str, Spec]:
         groups = own["run_id"].map({run_id: group.name for run_id, group in plan.group_of.items()})
         own = own.assign(row=groups)
         if name == "effective_lr":
-            own = own[~own["row"].isin(invariant)]
+            own = own[own["row"].isin(seen)]
         finished = own[own["run_id"].map(rows.runs["status"]) == "finished"]
         ends = {key: extent_of(name, part["value"].to_numpy()) for key, part in finished.groupby("layer")}
         if limits := {key: ends[key] for key in probed["layer"].unique() if ends.get(key)}:
-            found[QUANTITIES[name]] = _trajectory(plan, own, name, limits)
+            found[TRAJECTORIES[name]] = _trajectory(plan, own, name, limits)
     return found
 
 
 def _trajectory(plan: Plan, own: pd.DataFrame, name: str, limits: dict[Any, Any]) -> Spec:
     """A panel per row, a line per learning rate, of the first seed; crosses where runs diverged."""
-    title, layers = QUANTITIES[name], list(limits)
+    title, layers = TRAJECTORIES[name], list(limits)
     rates, rows = sorted({lr for g in plan.groups for lr in g.lrs}), [group.name for group in plan.groups]
     quantity = own.groupby("row")["name"].first().to_dict()
     chosen = [

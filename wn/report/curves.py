@@ -17,7 +17,7 @@ from wn.report.figures import DASHES, look, sweep_figure, tick_errors, trajector
 from wn.report.plan import Plan
 from wn.report.tables import Line, lines_of
 
-TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 50, 70, 100)
 """Of an axis of errors in %, on a logarithmic scale; an error of zero is drawn at the first."""
 
 LABELS = {

@@ -34,7 +34,7 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "weight_norm": ("#0072B2", "^", "-"),
     "weight_norm_init": ("#56B4E9", "v", "--"),
     "mean_only_bn": ("#E69F00", "D", "-."),
-    "mean_only_bn_init": ("#F0E442", "d", "--"),
+    "mean_only_bn_init": ("#C9B500", "d", "--"),
     "weight_norm_mean_only_bn": ("#009E73", "P", "-."),
     "weight_norm_mean_only_bn_init": ("#66C2A5", "*", "--"),
     "exp_weight_norm": ("#332288", "<", "-"),
@@ -69,15 +69,18 @@ RC: Any = {
 SMALL: Any = {"fontsize": 7.5, "color": "#444444"}
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
-ERRORS, LINEAR = (0, 0.5, 1, 2, 5, 10, 20, 50, 100), 0.5
+ERRORS, LINEAR = (0, 0.5, 1, 2, 5, 10, 20, 30, 50, 70, 100), 0.5
 """Ticks of an axis of final errors in %, and up to where it is linear."""
 
 TRAJECTORIES = {
     "weight": "‖v‖ (plain: ‖w‖)",
     "g_mean": "gain g",
-    "effective_lr": "effective lr",
+    "effective_lr": "effective lr of w",
+    "direction_lr": "lr of the direction",
     "relative_update": "relative update",
 }
+"""Panels, from top to bottom, of the probed quantities."""
+MISSING = {"g_mean": "no g", "direction_lr": "not recorded"}
 MOST_BANDS = 12
 """Of more lines the bands would only hide each other."""
 
@@ -125,11 +128,10 @@ def sweep_figure(plan: Plan, table: list[Row], points: pd.DataFrame, name: str) 
     for i, (group, row) in enumerate(zip(plan.groups, table, strict=True)):
         style = look(plan, group)
         own = points[points["line"] == group.name]
-        drawn = own.dropna(subset=name)
-        main.plot(drawn["lr"], drawn[name], **style, mfc="white")
+        main.plot(own["lr"], own[name], **style, mfc="white")
         if n <= MOST_BANDS:
-            band = drawn[f"{name}_min"], drawn[f"{name}_max"]
-            main.fill_between(drawn["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
+            band = own[f"{name}_min"], own[f"{name}_max"]
+            main.fill_between(own["lr"], *band, color=style["color"], alpha=0.13, linewidth=0)
         sample = {"transform": strip.get_yaxis_transform(), "clip_on": False}
         strip.plot([-0.055, -0.03, -0.005], [i] * 3, **style, **sample, markevery=[1], mfc="white")
         strip.plot(row["lr"], i, **style)
@@ -209,27 +211,29 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     for run_id, own in rows.curves.dropna(subset="layer").groupby("run_id"):
         probes.append(middle_layer(own))
         paths[run_id] = probes[-1].pivot(index="epoch", columns="name", values="value")
-    for path in paths.values():
-        path["weight"] = path.get("v_norm_mean", path["w_norm_mean"])
+        paths[run_id]["weight"] = paths[run_id].get("v_norm_mean", paths[run_id]["w_norm_mean"])
+        if not has_effective_lr(plan.group_of[run_id]):
+            del paths[run_id]["effective_lr"]
+    shown = [name for name in TRAJECTORIES if any(name in path for path in paths.values())]
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
     colours = ListedColormap(mpl.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))  # less the palest
     width = max(1.7 * len(groups) + 2.3, 7.5)  # inches
-    figure = Figure(figsize=(width, 7.5))
-    figure.subplots_adjust(left=1 / width, right=1 - 0.7 / width, top=0.93, bottom=0.1, wspace=0.12)
-    grid = figure.subplots(len(TRAJECTORIES), len(groups), sharex=True, sharey="row", squeeze=False)
+    height = 1.1 + 1.6 * len(shown)
+    figure = Figure(figsize=(width, height))
+    top, bottom = 1 - 0.55 / height, 0.75 / height
+    figure.subplots_adjust(left=1 / width, right=1 - 0.7 / width, top=top, bottom=bottom, wspace=0.12)
+    grid = figure.subplots(len(shown), len(groups), sharex=True, sharey="row", squeeze=False)
     finished = rows.runs["status"].eq("finished")
-    for i, (name, label) in enumerate(TRAJECTORIES.items()):
+    for i, name in enumerate(shown):
         own = {run_id: path[name].dropna() for run_id, path in paths.items() if name in path}
-        grid[i, 0].set_ylabel(label)
+        grid[i, 0].set_ylabel(TRAJECTORIES[name])
         ends = [path.to_numpy() for run_id, path in own.items() if finished[run_id]]
         _leave_out_explosions(grid[i, 0], name, np.concatenate([np.empty(0), *ends]))
         for axes, group in zip(grid[i], groups, strict=True):
             drawn = {run_id: own[run_id] for run_id in group.configs if len(own.get(run_id, ()))}
             measured = any(run_id in paths for run_id in group.configs)
-            note = "" if drawn else "pending" if not measured else "no g" if name == "g_mean" else "–"
-            if name == "effective_lr" and group.first.norm.statistics == "batch":
-                drawn, note = {}, "scale-invariant"
+            note = "" if drawn else "pending" if not measured else MISSING.get(name, "–")
             axes.text(0.5, 0.5, note, transform=axes.transAxes, ha="center", color="#7f7f7f")
             for run_id, path in drawn.items():
                 color = colours(scale(group.configs[run_id].optim.lr))
@@ -238,8 +242,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
                     last = np.clip(path.iloc[-1], *axes.get_ylim())
                     axes.plot(path.index[-1], last, "x", color=color, clip_on=False)
     for axes, group in zip(grid[0], groups, strict=True):
-        title = group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean")
-        axes.set_title(title, fontsize=8, color=look(plan, group)["color"])
+        axes.set_title(group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean"), fontsize=8)
     figure.align_ylabels(grid[:, 0])
     figure.colorbar(
         ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, fraction=0.03, pad=0.02
@@ -247,9 +250,26 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     layers = ", ".join(sorted(pd.concat(probes)["layer"].unique()))
     where = f"against the epoch; layer {layers}, mean over its units; first seed; ×: diverged"
-    rates = "effective lr: lr (g/‖v‖)²,\nplain: lr; with batch statistics w is scale-invariant: not drawn"
-    figure.supxlabel(f"{where}; {rates}", **SMALL)
+    figure.supxlabel(f"{where}\n{_rates_of(groups, shown)}", **SMALL)
     return figure
+
+
+def has_effective_lr(group: Group) -> bool:
+    """Whether ``lr (g/‖v‖)²`` is what w sees: it takes plain gradient steps, and a length that matters."""
+    return group.first.optim.name == "sgd" and group.first.norm.statistics != "batch"
+
+
+def _rates_of(groups: Sequence[Group], shown: Sequence[str]) -> str:
+    """What the panels of learning rates show."""
+    adaptive = {group.first.optim.name != "sgd" for group in groups}
+    direction = " or ".join("lr/‖v‖" if one else "lr/‖v‖²" for one in sorted(adaptive))
+    if len(adaptive) > 1:
+        direction += " (adaptive)"
+    told = {
+        "effective_lr": "effective lr of w: lr (g/‖v‖)², plain: lr, none under batch statistics",
+        "direction_lr": f"lr of the direction: {direction}, plain: of w",
+    }
+    return "; ".join(text for name, text in told.items() if name in shown)
 
 
 def _leave_out_explosions(axes: Axes, name: str, finished: Any) -> None:

@@ -35,7 +35,9 @@ def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
     command = f"python -m wn.train +experiment={plan.name}"
     done = {group: sum(run_id in rows.runs.index for run_id in group.configs) for group in plan.groups}
     left = [group for group in plan.groups if done[group] < len(group.configs)]
-    steps = [(f"{g.name}, {done[g]} of {len(g.configs)} runs done", f"{command} norm={g.norm}") for g in left]
+    norms = [group.row.norm if group.row else group.norm for group in left]
+    told = [f"{group.name}, {done[group]} of {len(group.configs)} runs done" for group in left]
+    steps = [(what, f"{command} norm={norm}") for what, norm in zip(told, norms, strict=True)]
     if len(left) == len(plan.groups):
         steps = [(f"{sum(done.values())} of {len(plan.group_of)} runs done", command)]
     other = experiment.chosen_by

@@ -1,8 +1,9 @@
 """Training curves beside those that the paper has published: how far from its figure 1, and what that shows.
 
 A row is *on the curve* if its mean over the seeds is within 15% of the published curve at epochs 20, 50, 100
-and 150, and on average within 0.7 percentage points of its points. The same is asked of every published
-curve against every other: a criterion that cannot tell two of them apart says nothing about these two.
+and 150, and its mean signed difference from that curve's points is at most 0.7 percentage points. The same is
+asked of every published curve against every other: a criterion that cannot tell two of them apart says
+nothing about these two.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def section(plan: Plan, rows: Rows) -> str:
         return ""
     told = (
         "Training error beside the paper's figure 1, against the curve of its row. *On*: within "
-        f"{RATIO:.0%} at these epochs, and within {POINTS} percentage points on average."
+        f"{RATIO:.0%} at these epochs, and a mean signed difference of at most {POINTS} percentage points."
     )
     return "\n\n".join([told, in_markdown(table), separated(curves)])
 
@@ -76,6 +77,5 @@ def separated(curves: dict[str, Curve]) -> str:
     """Which published curves this criterion tells apart: its negative control."""
     same = [f"{a} and {b}" for a, b in combinations(curves, 2) if distance(curves[a], curves[b]).on]
     pairs = len(curves) * (len(curves) - 1) // 2
-    return f"Of the {pairs} pairs of published curves it takes {len(same)} for one" + (
-        f": {'; '.join(same)}." if same else "."
-    )
+    told = f"By the same rule {len(same)} of the {pairs} pairs of published curves lie on each other"
+    return f"{told}: {'; '.join(same)}." if same else f"{told}."

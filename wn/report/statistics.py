@@ -26,7 +26,7 @@ class Sweep(NamedTuple):
     """One row's runs: L learning rates (L,), ascending, by the S seeds that are complete.
 
     ``stable`` (L,): whether no seed diverged. The others are (L, S): ``valid``, the selection metric, and
-    ``valid_loss`` (nats), final and infinite where the run diverged; the validation loss before training.
+    ``valid_loss`` (nats), final and infinite where the run diverged; the same two before training.
     """
 
     lrs: Array
@@ -34,6 +34,7 @@ class Sweep(NamedTuple):
     stable: NDArray[np.bool_]
     valid: Array
     valid_loss: Array
+    initial: Array
     initial_loss: Array
 
 

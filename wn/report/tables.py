@@ -22,6 +22,9 @@ from wn.report.statistics import ENOUGH, ROUNDING, Sweep
 BASELINES = {"bn": "batch_norm", "normal": "none_init", "none": "none"}
 """Norms that the others are tested against: ``p_vs_none`` in a sweep, the other two in a list of rows."""
 
+CHANCE = 0.97
+"""Of the metric before training: a threshold above it takes in networks that have learned nothing."""
+
 
 def grid(group: Group, runs: pd.DataFrame, name: str) -> pd.DataFrame:
     """A column of a group's runs, by learning rate and seed; NaN where a run is not done."""
@@ -37,8 +40,8 @@ def sweep_of(group: Group, runs: pd.DataFrame, key: str) -> Sweep:
         grid(group, runs, name)[seeds].where(finished).fillna(np.inf).to_numpy(float)
         for name in (f"valid_{key}", "valid_loss")
     )
-    initial = grid(group, runs, "initial_valid_loss")[seeds].to_numpy(float)
-    return Sweep(np.array(group.lrs), seeds, finished.all(axis=1).to_numpy(), valid, loss, initial)
+    before = [grid(group, runs, f"initial_valid_{name}")[seeds].to_numpy(float) for name in (key, "loss")]
+    return Sweep(np.array(group.lrs), seeds, finished.all(axis=1).to_numpy(), valid, loss, *before)
 
 
 class Line(NamedTuple):
@@ -153,7 +156,8 @@ def _of_sweep(plan: Plan, sweep: Sweep) -> Row:
     row |= {"edge": best in (0, len(sweep.lrs) - 1), f"valid_{plan.metric.key}": float(means[best])}
     for name, (_, a, b) in plan.metric.widths.items():
         threshold = a + b * float(means[best]) + ROUNDING
-        row[name], row[f"{name}_open"] = statistics.usable_width(sweep.lrs, means, threshold)
+        if threshold < CHANCE * sweep.initial.mean():
+            row[name], row[f"{name}_open"] = statistics.usable_width(sweep.lrs, means, threshold)
     return row
 
 

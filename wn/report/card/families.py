@@ -69,15 +69,15 @@ def _rows(plan: Plan, records: dict[str, Record]) -> Rows:
 def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
     """A sweep's table, with the width's interval, step times, and differences to the first row."""
     lines = rows_of(plan, rows.runs)
-    (width, (_, a, b)), *_ = plan.metric.widths.items()
+    _, a, b = next(iter(plan.metric.widths.values()))
     for group, line in zip(plan.groups, lines, strict=True):
         sweep = sweep_of(group, rows.runs, plan.metric.key)
         best = statistics.best_lr(sweep)
         if best is not None:
             threshold = a + b * float(sweep.valid.mean(axis=1)[best]) + statistics.ROUNDING
-            widths = [statistics.usable_width(sweep.lrs, one, threshold)[0] for one in sweep.valid.T]
-            line["width"], line["width_half_width"], _ = estimate(widths)
-            line["width_open"] = line.get(f"{width}_open")
+            found = [statistics.usable_width(sweep.lrs, one, threshold) for one in sweep.valid.T]
+            line["width"], line["width_half_width"], _ = estimate([width for width, _ in found])
+            line["width_open"] = any(at_end for _, at_end in found)
         ratios = told["step_ratios"].get("" if group is plan.groups[0] else group.name, [])
         if ratios:
             line["step"], line["step_half_width"], _ = estimate(ratios)

@@ -57,7 +57,7 @@ def _of_robustness(family: Family) -> list[str]:
         if found:
             own = f"mean regret S {mine['sensitivity']:.2f} nats"
             said.append(f"{where}: {word} sensitive to the learning rate ({own}) than {', '.join(found)}.")
-    stable = [line.get("largest_stable_lr", np.nan) for line in others]
+    stable = [line.get("largest_stable_lr", -np.inf) for line in others]
     if mine.get("largest_stable_lr", np.nan) < min(stable):
         said.append(f"{where}: the first to diverge, above a learning rate of {mine['largest_stable_lr']:g}.")
     if mine.get("edge"):

@@ -1,7 +1,7 @@
 """Rows of the claims: from what was measured here, or as they are committed, and whether they count.
 
-A row counts if the commit that measured it holds the claim's criterion as it is now, without changes beside
-it: then the criterion is older than the row. Where no history tells, the order is *unverified*.
+The rows of a claim count if each commit that measured some holds its criterion as it is now, without changes
+beside it: then the criterion is older than the rows. Where no history tells, the order is *unverified*.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ def values(claim: Claim, rows: pd.DataFrame) -> dict[str, dict[str, Array]]:
 
 
 def controls(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over seeds of each quantity whose name begins with ``control``."""
+    """Mean over seeds of each quantity whose name begins with ``control``; NaN where a seed diverged."""
     mine = rows[rows["quantity"].str.startswith("control ")]
-    return mine.groupby(["condition", "quantity"], sort=False, as_index=False)["value"].mean()
+    groups = mine.groupby(["condition", "quantity"], sort=False, as_index=False)["value"]
+    return groups.agg(lambda values: values.mean(skipna=False))
 
 
 def _order(name: str, rows: pd.DataFrame) -> str:
@@ -119,9 +120,9 @@ def _order(name: str, rows: pd.DataFrame) -> str:
     if rows["dirty"].astype(str).eq("True").any():
         return VOID
     digests = {_criterion_at(str(commit), name) for commit in rows["commit"].fillna("").unique()}
-    if None in digests:
-        return UNVERIFIED
-    return VERIFIED if digests == {criteria.digest_of(name)} else VOID
+    if digests - {None, criteria.digest_of(name)}:
+        return VOID
+    return UNVERIFIED if None in digests else VERIFIED
 
 
 @functools.cache

@@ -20,9 +20,13 @@ MODELS = {"mlp": "MLP", "vae": "VAE"}
 RULES = ("SGD", "momentum", "Adam")
 
 TITLE = (
-    "B2, B8: angle between successive directions at the end of training, against the learning rate; mean and "
-    "range over seeds. Filled: rates that the slope is taken over. Grey: proportional to the learning rate; "
-    "an update that does not depend on it would be flat"
+    "B2, B8: angle between successive directions at the end of training, against the learning rate; filled: "
+    "rates that the slope is taken over; grey: proportional to the learning rate; an update that does not "
+    "depend on it would be flat"
+)
+BELOW = (
+    "geometric mean and range over seeds; filled: rates of the slope; grey: proportional to the rate;\n"
+    "not drawn: rates at which a seed diverged or no longer moves"
 )
 
 
@@ -34,7 +38,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         return None
     models = [m for m in MODELS if any(c.startswith(m) for c in conditions)]
     rules = [r for r in RULES if any(c.endswith(r) for c in conditions)]
-    size = (2.6 * len(rules) + 0.6, 2.3 * len(models) + 0.7)
+    size = (2.6 * len(rules) + 0.6, 2.3 * len(models) + 1)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(models), len(rules), sharey=True, squeeze=False)
     for row, model in zip(axes, models, strict=True):
@@ -48,6 +52,7 @@ def draw(rows: pd.DataFrame) -> Figure | None:
         ax.set_xlabel("learning rate")
     for ax in axes[:, 0]:
         ax.set_ylabel("angle (radians)")
+    figure.supxlabel(BELOW, **SMALL)
     lines = {line.get_label(): line for ax in axes.flat for line in ax.get_lines()}
     shown = [lines[label] for label, *_ in ARMS.values() if label in lines]
     figure.legend(

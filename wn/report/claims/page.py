@@ -25,6 +25,10 @@ WORDS = {
     "not tested": "no rows yet",
 }
 
+SMALLEST = 6  # decimals, before a number is written as a power of ten
+SHORTEST = 3  # seconds: rounded to tenths of a minute anything shorter is none
+AGAINST = ("refuted", "toy −")
+
 
 def report(runs_dir: Path, results_dir: Path, to_results: bool) -> str:
     """The table of verdicts for a terminal; with ``to_results`` rows, figures and page are written there."""
@@ -60,10 +64,10 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
         f"**{counts(found)}**",
         "Each claim has a criterion that was committed before its rows were measured, or "
         "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
-        "computed from the rows beside this page. An interval is Student's over seeds, of 95%, or of 90% "
-        "where equivalence is tested; a verdict takes more, by Holm's correction over its tests. Statements "
-        "that are ours follow from the paper's and say so. Errors and training curves of section 5.1 at "
-        "full width are [elsewhere](../README.md).",
+        "computed from the rows beside this page. An interval is Student's over seeds (of step times: over "
+        "blocks of one process), of 95%, or of 90% where equivalence is tested; a verdict takes more, by "
+        "Holm's correction over its tests. Statements that are ours follow from the paper's and say so. "
+        "Errors and training curves of section 5.1 at full width are [elsewhere](../README.md).",
         in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
         "```\npython -m wn.claims          # measures all but the long ones\n"
@@ -95,10 +99,12 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
 
 
 def _first(one: Found) -> str:
-    """The first quantity, from the condition in which it is lowest to that in which it is highest."""
+    """The quantity that refutes, or the first, from its lowest condition to its highest."""
     if not one.verdict.judged:
         return "–"
-    mine = [judged for judged in one.verdict.judged if judged.quantity == one.verdict.judged[0].quantity]
+    every = one.verdict.judged
+    against = [judged for judged in every if judged.verdict == "refuted" and one.word in AGAINST]
+    mine = [judged for judged in every if judged.quantity == [*against, *every][0].quantity]
     ends = [end(mine, key=lambda judged: judged.mean) for end in (min, max)]
     told = [f"{_estimate(judged)} ({judged.condition})" for judged in dict.fromkeys(ends)]
     return f"{mine[0].quantity}: " + " to ".join(told)
@@ -108,7 +114,9 @@ def _estimate(judged: Judged) -> str:
     if math.isnan(judged.half_width):
         return f"{judged.mean:.2g}"
     digits = max(0, 1 - math.floor(math.log10(judged.half_width or 0.01)))
-    return f"{judged.mean:.{min(digits, 6)}f} ± {judged.half_width:.{min(digits, 6)}f}"
+    if digits > SMALLEST:
+        return f"{judged.mean:.2g} ± {judged.half_width:.1g}"
+    return f"{judged.mean:.{digits}f} ± {judged.half_width:.{digits}f}"
 
 
 def _section(one: Found) -> str:
@@ -125,7 +133,8 @@ def _section(one: Found) -> str:
     compared = controls(one.rows)
     if len(compared):
         told = [
-            f"{row.condition}: {str(row.quantity).removeprefix('control ')} {row.value:.3g}"
+            f"{row.condition}: {str(row.quantity).removeprefix('control ')} "
+            + ("diverged" if math.isnan(row.value) else f"{row.value:.3g}")
             for row in compared.itertuples()
         ]
         lines.append("Controls, means over seeds: " + "; ".join(told) + ".")
@@ -140,8 +149,8 @@ def _section(one: Found) -> str:
         commits = ", ".join(sorted({str(commit)[:10] for commit in one.rows["commit"].unique()}))
         device = ", ".join(sorted(one.rows["device"].unique()))
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
-        if one.seconds < 1:
-            clock = "within a second, or from runs that are recorded or another claim has trained"
+        if one.seconds < SHORTEST:
+            clock = "within seconds, or from runs that are recorded or another claim has trained"
         order = one.order + ", after some of their runs" * claim.late
         origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")
