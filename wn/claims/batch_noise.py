@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_quantity
 from wn.claims.training import train
 from wn.config.compose import compose
 from wn.models import build
@@ -91,7 +91,7 @@ def rows(errors: dict[str, float], seed: int) -> list[Row]:
         "control BN noise less normal noise": errors["BN noise"] - noisy,
         **{f"control test error, {arm}": error for arm, error in errors.items()},
     }
-    return [Row(condition=CONDITION, quantity=n, seed=seed, value=v) for n, v in numbers.items()]
+    return per_quantity(CONDITION, seed, numbers)
 
 
 @measurement("G4")

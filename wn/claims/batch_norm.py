@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wn.claims.exact_layer import whitened
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_quantity, row
 from wn.claims.snapshots import EPOCHS, deviations, gains, inputs_and_outputs, trained
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -85,12 +85,9 @@ def _one_layer(condition: str, draw: Callable[[bool], Draw]) -> list[Row]:
     for seed in SEEDS:
         medians = {white: deviations_by_size(draw(white), seed) for white in (True, False)}
         slopes = {"slope": medians[True], "control slope, inputs not white": medians[False]}
-        for quantity, values in slopes.items():
-            value = log_slope(SIZES, values)
-            rows.append({"condition": condition, "quantity": quantity, "seed": seed, "value": value})
+        rows += per_quantity(condition, seed, {name: log_slope(SIZES, of) for name, of in slopes.items()})
         for size, value in zip(SIZES, medians[True], strict=True):
-            row: Row = {"condition": condition, "quantity": "median deviation", "seed": seed, "value": value}
-            rows.append({**row, "x": float(size)})
+            rows.append(row(condition, "median deviation", seed, value, float(size)))
     return rows
 
 
@@ -125,10 +122,7 @@ def _in_depth(network: str, family: str, seed: int) -> list[Row]:
             "control largest cv of a hidden layer": max(spread[name] for name in later),
         }
         numbers |= {f"cv of {name}": value for name, value in spread.items()}
-        rows += [
-            {"condition": condition, "quantity": key, "seed": seed, "value": value}
-            for key, value in numbers.items()
-        ]
+        rows += per_quantity(condition, seed, numbers)
         if family == "convnet":
             rows += _by_position(model, training.others.x, condition, seed)
     return rows
@@ -151,19 +145,11 @@ def _by_position(model: nn.Module, x: Tensor, condition: str, seed: int) -> Iter
     for name in ("conv1", "conv2"):
         r = positions(outputs[name][1], gains(layers[name]))
         inner = slice(2, r.shape[2] - 2)
-        for row, value in enumerate((r - 1).abs()[:, :, inner].mean((0, 2)).tolist()):
-            quantity = f"deviation by row, {name}"
-            yield {
-                "condition": condition,
-                "quantity": quantity,
-                "seed": seed,
-                "value": value,
-                "x": float(row),
-            }
+        for place, value in enumerate((r - 1).abs()[:, :, inner].mean((0, 2)).tolist()):
+            yield row(condition, f"deviation by row, {name}", seed, value, float(place))
         if name == "conv1":
             interior = float((r[:, inner, inner] - 1).abs().mean())
-            quantity = "control deviation inside, first convolution"
-            yield {"condition": condition, "quantity": quantity, "seed": seed, "value": interior}
+            yield row(condition, "control deviation inside, first convolution", seed, interior)
 
 
 def positions(t: Tensor, g: Tensor) -> Tensor:
@@ -182,10 +168,7 @@ def _drifts(network: str, condition: str, seed: int) -> list[Row]:
     if network == "mlp" or seed < 2:  # a second training of the ConvNet, as long as the first
         plain = drifts(list(trained(network, PLAIN, seed).models.values()), training.train.x)
         numbers["control drift of log sigma, plain weights"] = float(torch.cat(list(plain.values())).median())
-    return [
-        {"condition": condition, "quantity": key, "seed": seed, "value": value}
-        for key, value in numbers.items()
-    ]
+    return per_quantity(condition, seed, numbers)
 
 
 def drifts(models: list[nn.Module], x: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_seed, row
 from wn.claims.training import train
 from wn.config.compose import compose
 
@@ -92,22 +92,15 @@ def excess(condition: str, norm: str, quantity: str, seeds: int) -> list[Row]:
     """Error in batches of 2 less that in batches of 64, percentage points, a row per seed."""
     found = {batch: outcome(condition, norm, batch, seeds) for batch in (SMALL, USUAL)}
     difference = found[SMALL].test - found[USUAL].test
-    return _rows(condition, quantity, difference) + [
+    return per_seed(condition, quantity, difference) + [
         row for batch, one in found.items() for row in _details(condition, norm, batch, one)
     ]
 
 
 def _details(condition: str, norm: str, batch: int, one: Chosen) -> list[Row]:
     """Data of no verdict: the metric itself and the learning rate that was chosen, against the batch size."""
-    rate = Row(condition=condition, quantity=f"lr {norm}", seed=0, x=batch, value=one.lr)
-    return [*_rows(condition, f"test {norm}", one.test, batch), rate]
-
-
-def _rows(condition: str, quantity: str, values: Array, x: float | None = None) -> list[Row]:
-    return [
-        Row(condition=condition, quantity=quantity, seed=seed, x=x, value=float(value))
-        for seed, value in enumerate(values)
-    ]
+    rate = row(condition, f"lr {norm}", 0, one.lr, batch)
+    return [*per_seed(condition, f"test {norm}", one.test, batch), rate]
 
 
 @measurement("I1a")
@@ -144,4 +137,4 @@ def _bounds(condition: str, batch: int, quantity: str) -> list[Row]:
     details = [
         row for name, one in (("BN", bn), ("WN", wn)) for row in _details(condition, NORMS[name], batch, one)
     ]
-    return _rows(condition, quantity, wn.test - bn.test) + details  # of losses: the bounds' negatives
+    return per_seed(condition, quantity, wn.test - bn.test) + details  # of losses: the bounds' negatives

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, row
 from wn.config.compose import compose
 from wn.data import Dataset, Split
 from wn.resources import configure_torch
@@ -87,11 +87,11 @@ def ratio_rows(condition: str, of: str, to: str, controls: Mapping[str, tuple[st
     """A row per block: the fastest step with norm ``of`` over that with ``to``; controls likewise."""
     wanted = {"ratio": (of, to), **{f"control {name}": pair for name, pair in controls.items()}}
     return [
-        Row(condition=condition, quantity=name, seed=block, value=seconds[a] / seconds[b])
+        row(condition, name, block, seconds[a] / seconds[b])
         for block, seconds in enumerate(blocks_of(condition))
         for name, (a, b) in wanted.items()
     ] + [
-        Row(condition=condition, quantity=f"ms {norm}", seed=block, value=1e3 * value)
+        row(condition, f"ms {norm}", block, 1e3 * value)
         for block, seconds in enumerate(blocks_of(condition))
         for norm, value in seconds.items()
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from wn.claims import arms, spectra
 from wn.claims.arms import ARMS, Race
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_quantity, row
 from wn.claims.snapshots import Trained, inputs_and_outputs, trained
 
 SEEDS = range(5)
@@ -216,19 +216,7 @@ def _race_rows(family: str, race: Race) -> list[Row]:
             }
             if arm != "plain":
                 numbers["ratio"] = fastest[seed] / plain[seed]
-            rows += [
-                {"condition": condition, "quantity": key, "seed": seed, "value": float(value)}
-                for key, value in numbers.items()
-            ]
+            rows += per_quantity(condition, seed, numbers)
             for rate, value in zip(race.rates, epochs[arm][:, seed], strict=True):
-                quantity = f"epochs {of_arm}"
-                rows.append(
-                    {
-                        "condition": condition,
-                        "quantity": quantity,
-                        "seed": seed,
-                        "value": float(value),
-                        "x": rate,
-                    }
-                )
+                rows.append(row(condition, f"epochs {of_arm}", seed, value, rate))
     return rows

@@ -15,7 +15,7 @@ from wn.claims import nets
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.predictions import predicted_factor
-from wn.claims.rows import Row
+from wn.claims.rows import Row, row
 from wn.config import NormConfig, TransformerConfig
 from wn.data import Dataset
 from wn.models import build
@@ -60,10 +60,6 @@ def first_batch_exactly() -> Iterator[Part]:
 
 def _per_seed(condition: str, quantity: str, measure: Callable[[int], float]) -> list[Row]:
     return [row(condition, quantity, seed, measure(seed)) for seed in SEEDS]
-
-
-def row(condition: str, quantity: str, seed: int, value: float, x: float | None = None) -> Row:
-    return {"condition": condition, "quantity": quantity, "seed": seed, "value": value, "x": x}
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wn.claims import nets
-from wn.claims.depth import SEEDS, row
+from wn.claims.depth import SEEDS
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
-from wn.claims.rows import Row
+from wn.claims.rows import Row, row
 from wn.claims.training import train
 from wn.config.compose import compose
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from wn.claims.games import CartPole, Catch, Game
 from wn.claims.measuring import Part, measurement
 from wn.claims.q_learning import Player, Training
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_seed
 
 ARMS = {"none": "none_init", "weight norm": "weight_norm_init", "layer norm": "layer_norm"}
 TARGETS = {"averages in the target": False, "the batch in the target": True}
@@ -65,13 +65,13 @@ def with_weight_norm(condition: str, setting: Setting) -> list[Row]:
     found = {arm: scores(norm, setting) for arm, norm in ARMS.items()}
     plain, normalized = (best(found[arm]).mean(-1) for arm in ("none", "weight norm"))
     rows = [row for arm, of_arm in found.items() for row in data_rows(condition, arm, of_arm, setting)]
-    rows += judged(condition, "probability", placements(normalized, plain))
-    rows += judged(condition, "gain", normalized / plain.mean() - 1)
-    rows += judged(
+    rows += per_seed(condition, "probability", placements(normalized, plain))
+    rows += per_seed(condition, "gain", normalized / plain.mean() - 1)
+    rows += per_seed(
         condition, "control gain of layer norm", best(found["layer norm"]).mean(-1) / plain.mean() - 1
     )
     top = [best(found[arm]).amax(-1) for arm in ("weight norm", "none")]
-    return rows + judged(condition, "control maximum over plain maximum", top[0] - top[1])
+    return rows + per_seed(condition, "control maximum over plain maximum", top[0] - top[1])
 
 
 @measurement("K2")
@@ -101,8 +101,8 @@ def with_batch_norm(condition: str, setting: Setting, batch_target: bool) -> lis
     }
     plain, normalized = (best(of_arm).mean(-1) for of_arm in found.values())
     rows = [row for arm, of_arm in found.items() for row in data_rows(condition, arm, of_arm, setting)]
-    rows += judged(condition, "control probability", placements(normalized, plain))
-    return rows + judged(condition, "gain", normalized / plain.mean() - 1)
+    rows += per_seed(condition, "control probability", placements(normalized, plain))
+    return rows + per_seed(condition, "gain", normalized / plain.mean() - 1)
 
 
 @functools.cache
@@ -130,17 +130,10 @@ def placements(x: Tensor, y: Tensor) -> Tensor:
     return wins.mean(1) + wins.mean(0) - wins.mean()
 
 
-def judged(condition: str, quantity: str, values: Tensor) -> list[Row]:
-    return [
-        Row(condition=condition, quantity=quantity, seed=seed, value=value)
-        for seed, value in enumerate(values.tolist())
-    ]
-
-
 def data_rows(condition: str, arm: str, of_arm: Tensor, setting: Setting) -> list[Row]:
     """Every run's mean score, with the learning rate as abscissa."""
     return [
-        Row(condition=condition, quantity=f"score {arm}", seed=seed, value=value, x=lr)
-        for lr, by_seed in zip(setting.rates, of_arm.mean(-1).tolist(), strict=True)
-        for seed, value in enumerate(by_seed)
+        one
+        for lr, by_seed in zip(setting.rates, of_arm.mean(-1), strict=True)
+        for one in per_seed(condition, f"score {arm}", by_seed, lr)
     ]

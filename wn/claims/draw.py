@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wn.claims.learner import Learner, LSTMCell, glorot, reached
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_seed
 from wn.config import DataConfig, OptimConfig
 from wn.data import Dataset, load, permutation
 from wn.norm import normalize
@@ -43,14 +43,14 @@ def speed() -> Iterator[Part]:
 
 def _speed(arm: str) -> list[Row]:
     mine, plain, start = curves(arm), curves(PLAIN), curves(GLOROT)
-    rows = [row for name, values in speeds(mine, plain).items() for row in of_seeds(arm, name, values)]
+    rows = [row for name, values in speeds(mine, plain).items() for row in per_seed(arm, name, values)]
     control = speeds(start, plain)["same rate"]
-    rows += of_seeds(arm, "control plain weights from Glorot's start, same rate", control)
+    rows += per_seed(arm, "control plain weights from Glorot's start, same rate", control)
     for name, of in ((PLAIN, plain), (GLOROT, start), (arm, mine)):
         for lr, final in zip(RATES, of.test[..., -1], strict=True):
-            rows += of_seeds(arm, f"final bound {name}", final, lr)
+            rows += per_seed(arm, f"final bound {name}", final, lr)
         for epoch, bounds in enumerate(of.test[best(plain)].unbind(-1)):
-            rows += of_seeds(arm, f"bound {name}", bounds, epoch)
+            rows += per_seed(arm, f"bound {name}", bounds, epoch)
     return rows
 
 
@@ -63,14 +63,7 @@ def not_the_start() -> Iterator[Part]:
 
 def _not_the_start(arm: str) -> list[Row]:
     found = shares(curves(arm), curves(PLAIN), curves(GLOROT))
-    return [row for name, values in found.items() for row in of_seeds(arm, name, values)]
-
-
-def of_seeds(condition: str, quantity: str, values: Tensor, x: float | None = None) -> list[Row]:
-    return [
-        Row(condition=condition, quantity=quantity, seed=seed, value=value, x=x)
-        for seed, value in zip(SEEDS, values.tolist(), strict=True)
-    ]
+    return [row for name, values in found.items() for row in per_seed(arm, name, values)]
 
 
 def small(layer: nn.Linear) -> nn.Linear:

@@ -12,8 +12,8 @@ from torch import Tensor
 from wn import probes
 from wn.claims.lengths import Lengths, directions
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
-from wn.claims.training import AfterStep, train
+from wn.claims.rows import Row, row
+from wn.claims.training import AfterStep, train, watched
 from wn.config import Config
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -50,20 +50,14 @@ def lengths_of(
 ) -> tuple[Lengths, list[int]]:
     """Train seeds x learning rates as one stack; lengths of v, and the members' seeds."""
     configs = [config(model, rule, lr, seed, norm=norm) for seed in SEEDS for lr in rates]
-    kept: list[Lengths] = []
-
-    def prepare(trainer: Trainer) -> AfterStep:
-        kept.append(Lengths(trainer))
-        return kept[0]
-
-    train(configs, prepare=prepare)
-    return kept[0], [c.seed for c in configs]
+    _, lengths = watched(configs, Lengths)
+    return lengths, [c.seed for c in configs]
 
 
 def worst(condition: str, quantity: str, values: Tensor, seeds: list[int]) -> list[Row]:
     """A row for each seed: the largest value of its members."""
     return [
-        Row(condition=condition, quantity=quantity, seed=seed, value=max(own))
+        row(condition, quantity, seed, max(own))
         for seed in sorted(set(seeds))
         if (own := [v for v, s in zip(values.tolist(), seeds, strict=True) if s == seed])
     ]
@@ -116,10 +110,10 @@ def scale_of_v() -> Iterator[Part]:
 def _scales(model: str, name: str) -> list[Row]:
     power = 1 if name in ("Adam", "Adamax") else 2
     condition, scaled = f"{model}, {name}", scaling_error(model, name, power)
-    rows = [Row(condition=condition, quantity="error", seed=s, value=e) for s, e in scaled.items()]
+    rows = [row(condition, "error", seed, error) for seed, error in scaled.items()]
     same = scaling_error(model, name, 0)
     quantity = "control error at the same learning rate"
-    return rows + [Row(condition=condition, quantity=quantity, seed=s, value=e) for s, e in same.items()]
+    return rows + [row(condition, quantity, seed, error) for seed, error in same.items()]
 
 
 def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[int, float]:

@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from wn.claims.depth import row
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, row
 from wn.claims.training import train
 from wn.config.compose import compose
 

@@ -14,11 +14,10 @@ import numpy as np
 
 from wn.claims.lengths import Lengths
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row
-from wn.claims.training import AfterStep, Watch, train
+from wn.claims.rows import Row, row
+from wn.claims.training import Watch, train, watched
 from wn.config import Config
 from wn.config.compose import compose
-from wn.trainer import Trainer
 
 SEEDS = range(5)
 QUICK = {"trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1}  # bounds that nobody reads
@@ -154,14 +153,14 @@ def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row
     """
     used, angles = trained.used(), trained.angles()
     rows = [
-        Row(condition=condition, quantity=f"{what} of {name}", seed=seed, value=value, x=lr)
+        row(condition, f"{what} of {name}", seed, value, lr)
         for what, values in (("angle", angles), ("loss", trained.losses()))
         for (seed, lr), value in values.items()
     ]
-    rows += [Row(condition=condition, quantity=f"used of {name}", seed=0, value=1.0, x=lr) for lr in used]
+    rows += [row(condition, f"used of {name}", 0, 1.0, lr) for lr in used]
     for seed in SEEDS:
         measured, _ = line(np.log(used).tolist(), [math.log(angles[seed, lr]) for lr in used])
-        rows.append(Row(condition=condition, quantity=quantity, seed=seed, value=measured))
+        rows.append(row(condition, quantity, seed, measured))
     return rows
 
 
@@ -193,15 +192,10 @@ def batch_normalisation(times: int) -> Iterator[Part]:
 
 def _recursive(condition: str, name: str, quantity: str, times: int) -> list[Row]:
     configs, members = arm(condition, name, times)
-    kept: list[Lengths] = []
-
-    def prepare(trainer: Trainer) -> AfterStep:
-        kept.append(Lengths(trainer))
-        return kept[0]
-
-    trained = Sweep(members, train(configs, prepare=prepare))
+    watch, lengths = watched(configs, Lengths)
+    trained = Sweep(members, watch)
     rows = slopes(condition, name, trained, quantity.format("slope"))
-    return rows + recursion(condition, trained, kept[0], quantity.format("recursion"))
+    return rows + recursion(condition, trained, lengths, quantity.format("recursion"))
 
 
 def recursion(condition: str, trained: Sweep, lengths: Lengths, quantity: str) -> list[Row]:
@@ -212,7 +206,4 @@ def recursion(condition: str, trained: Sweep, lengths: Lengths, quantity: str) -
     for (seed, lr), value in zip(trained.members, ratio, strict=True):
         if lr in used:
             by_seed.setdefault(seed, []).append(value)
-    return [
-        Row(condition=condition, quantity=quantity, seed=seed, value=float(np.mean(of)))
-        for seed, of in by_seed.items()
-    ]
+    return [row(condition, quantity, seed, float(np.mean(of))) for seed, of in by_seed.items()]

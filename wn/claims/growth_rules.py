@@ -15,8 +15,8 @@ from wn import probes
 from wn.claims.growth import ARMS, LONGER, NOISE, SEEDS, config, final, half_decades, line
 from wn.claims.lengths import directions, squares
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row
-from wn.claims.training import AfterStep, Watch, train
+from wn.claims.rows import Row, per_quantity, row
+from wn.claims.training import AfterStep, Watch, train, watched
 from wn.config import Config
 from wn.norm import normalized_layers
 from wn.resources import resolve
@@ -48,14 +48,9 @@ def _by_batch(model: str, arm: str) -> list[Row]:
         y = [float(growth[i]) for growth in growths.values()]
         slope, fit = line(x, y)
         judged = {"slope": slope / float(np.mean(y)), "linearity": fit}
-        rows += [
-            Row(condition=condition, quantity=f"control {key}{name}" if name else key, seed=seed, value=value)
-            for key, value in judged.items()
-        ]
-        rows += [
-            Row(condition=condition, quantity=f"growth{name}", seed=seed, value=value, x=1 / size)
-            for size, value in zip(growths, y, strict=True)
-        ]
+        judged = {f"control {key}{name}" if name else key: value for key, value in judged.items()}
+        rows += per_quantity(condition, seed, judged)
+        rows += [row(condition, f"growth{name}", seed, value, at) for at, value in zip(x, y, strict=True)]
     return rows
 
 
@@ -132,7 +127,7 @@ def _at_best(shown: str, condition: str, between: tuple[float, float], times: in
     if shown != condition:
         prefixes = {best: "control gradient descent: "}
     power = 2 if condition.endswith(("SGD", "momentum")) else 1
-    rows = [Row(condition=shown, quantity=f"{prefixes[best]}best rate", seed=0, value=best)]
+    rows = [row(shown, f"{prefixes[best]}best rate", 0, best)]
     for i, (seed, lr) in enumerate(members):
         model = watch.models[i]
         ends = model if model is None else {k: t[None] for k, t in model.items() if k.endswith(".v")}
@@ -143,10 +138,9 @@ def _at_best(shown: str, condition: str, between: tuple[float, float], times: in
             numbers["growth"] = growth.median().item()
             numbers["direction rate"] = (growth**-power).mean().item()
         for name, value in numbers.items():
-            by_rate = f"{name} by rate, {condition}"
-            rows.append(Row(condition=shown, quantity=by_rate, seed=seed, value=value, x=lr))
+            rows.append(row(shown, f"{name} by rate, {condition}", seed, value, lr))
             if lr in prefixes:
-                rows.append(Row(condition=shown, quantity=prefixes[lr] + name, seed=seed, value=value))
+                rows.append(row(shown, prefixes[lr] + name, seed, value))
     return rows
 
 
@@ -190,29 +184,23 @@ def _unit_rows(trainer: Trainer) -> dict[str, Tensor]:
     return {name: v / v.norm(dim=-1, keepdim=True) for name, v in rows.items()}
 
 
-def penalised(penalty: float, epochs: int = EPOCHS) -> tuple[Watch, SecondHalf]:
+def penalised(penalty: float) -> tuple[Watch, SecondHalf]:
     """All seeds as one stack, with a penalty on v."""
-    kept: list[SecondHalf] = []
-
-    def prepare(trainer: Trainer) -> AfterStep:
-        kept.append(SecondHalf(trainer))
-        return kept[0]
-
-    return train(_configs(epochs, {"optim.weight_decay": penalty}), prepare=prepare), kept[0]
+    return watched(_configs({"optim.weight_decay": penalty}), SecondHalf)
 
 
-def held(norms: Tensor, epochs: int = EPOCHS) -> Watch:
+def held(norms: Tensor) -> Watch:
     """The same without penalty, ||v|| held at ``norms`` [members, units] from the start."""
 
     def prepare(trainer: Trainer) -> AfterStep:
         hold_at(trainer, norms)
         return lambda trainer: None
 
-    return train(_configs(epochs, ARMS["held weights"]), prepare=prepare)
+    return train(_configs(ARMS["held weights"]), prepare=prepare)
 
 
-def _configs(epochs: int, changes: dict[str, Any]) -> list[Config]:
-    all_changes = {"trainer.epochs": epochs, "trainer.probe_every": 1000, **NOISE["mlp"], **changes}
+def _configs(changes: dict[str, Any]) -> list[Config]:
+    all_changes = {"trainer.epochs": EPOCHS, "trainer.probe_every": 1000, **NOISE["mlp"], **changes}
     return [config("mlp, SGD", RATE, seed, **all_changes) for seed in MANY_SEEDS]
 
 
@@ -242,7 +230,7 @@ def _penalised() -> list[Row]:
             "control error with penalty": errors[0],
             "control error with ||v|| held": errors[1],
         }
-        rows += [Row(condition="mlp, SGD", quantity=name, seed=seed, value=v) for name, v in numbers.items()]
+        rows += per_quantity("mlp, SGD", seed, numbers)
     return rows
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wn.claims.learner import Learner, LSTMCell, glorot, reached
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_seed
 from wn.config import DataConfig, OptimConfig
 from wn.data import Dataset, Split, load, permutation
 from wn.models.init import output_layer
@@ -42,12 +42,10 @@ def compared(condition: str) -> list[Row]:
     epochs = {norm: reached(accuracies(norm, condition, data, SEEDS, EPOCHS), TARGET) for norm in ARMS}
     rows: list[Row] = []
     for norm, of_norm in epochs.items():
-        for lr, by_seed in zip(RULES[condition][1], of_norm.tolist(), strict=True):
-            for seed, value in zip(SEEDS, by_seed, strict=True):
-                rows.append(Row(condition=condition, quantity=f"epochs {norm}", seed=seed, value=value, x=lr))
+        for lr, by_seed in zip(RULES[condition][1], of_norm, strict=True):
+            rows += per_seed(condition, f"epochs {norm}", by_seed, lr)
     for norm, quantity in (("weight_norm", "ratio"), ("layer_norm", "control layer norm over plain")):
-        for seed, value in zip(SEEDS, ratios(epochs[norm], epochs["none"]).tolist(), strict=True):
-            rows.append(Row(condition=condition, quantity=quantity, seed=seed, value=value))
+        rows += per_seed(condition, quantity, ratios(epochs[norm], epochs["none"]))
     return rows
 
 

@@ -94,10 +94,20 @@ def _set_from_one_pass(model: nn.Module, batch: Tensor) -> None:
 
 def outputs(model: nn.Module, batch: Tensor) -> dict[NormalizedLayer, Tensor]:
     """What each layer puts out on a batch, in the order of the layers; the logits' is the last."""
-    found: dict[NormalizedLayer, Tensor] = {}
-    layers = normalized_layers(model).values()
-    hooks = [layer.register_forward_hook(lambda layer, _, t: found.update({layer: t})) for layer in layers]
-    model(batch)
+    layers = normalized_layers(model)
+    return {layers[name]: t for name, (_, t) in passed(model, batch).items()}
+
+
+def passed(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What goes into each normalised layer for x, and what it puts out, in the order of the pass."""
+    names = {layer: name for name, layer in normalized_layers(model).items()}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: NormalizedLayer, given: tuple[Tensor, ...], t: Tensor) -> None:
+        found[names[layer]] = (given[0], t)
+
+    hooks = [layer.register_forward_hook(keep) for layer in names]
+    model(x)
     for hook in hooks:
         hook.remove()
     return found

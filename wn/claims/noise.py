@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.nets import passed
+from wn.claims.rows import Row, per_quantity, row
 from wn.claims.training import train
 from wn.config.compose import compose
 from wn.models import build
 from wn.models.noise import CounterBased
-from wn.norm import normalized_layers
 from wn.resources import resolve
 
 SIZES = (2, 4, 8, 16, 64, 100)
@@ -76,17 +75,7 @@ def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     for module in model.modules():
         if isinstance(module, CounterBased):
             module.eval()
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, y: Tensor) -> None:
-        found[name] = y.detach().double()
-
-    with ExitStack() as hooks:
-        for name, layer in normalized_layers(model).items():
-            hook = layer.register_forward_hook(lambda _, __, y, name=name: keep(name, y))
-            hooks.enter_context(hook)
-        model(x)
-    return found
+    return {name: y.detach().double() for name, (_, y) in passed(model, x).items()}
 
 
 class Activations(NamedTuple):
@@ -253,18 +242,16 @@ def _rows(
         numbers = {name: of(by_size[BATCH]) for name, of in quantities.items()}
         numbers |= {f"control {name}, normal outputs": of(by_size[0]) for name, of in quantities.items()}
         numbers |= {f"control {name}": of(by_size[BATCH]) for name, of in controls.items()}
-        rows += [Row(condition=condition, quantity=n, seed=seed, value=v) for n, v in numbers.items()]
+        rows += per_quantity(condition, seed, numbers)
         rows += [
-            Row(condition=condition, quantity=name, seed=seed, x=size, value=of(by_size[size]))
-            for name, of in data.items()
-            for size in SIZES
+            row(condition, name, seed, of(by_size[size]), size) for name, of in data.items() for size in SIZES
         ]
     return rows
 
 
 def _whole_rows(quantities: dict[str, Any]) -> list[Row]:
     return [
-        Row(condition=WHOLE, quantity=name, seed=seed, value=of(whole_network(seed)))
+        row(WHOLE, name, seed, of(whole_network(seed)))
         for seed in range(SEEDS)
         for name, of in quantities.items()
     ]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_seed
 from wn.report.statistics import Array, usable_width
 
 METRICS = {"mlp on MNIST": "error", "convnet": "error"}
@@ -70,10 +70,7 @@ def rows_of(
     rows: list[Row] = []
 
     def add(quantity: str, values: Array, x: float | None = None) -> None:
-        rows.extend(
-            {"condition": condition, "quantity": quantity, "seed": seed, "value": float(value), "x": x}
-            for seed, value in enumerate(values)
-        )
+        rows.extend(per_seed(condition, quantity, values, x))
 
     widths = {arm: grid.widths(model) for arm, grid in grids.items()}
     for quantity, arm, less in contrasts:
@@ -97,5 +94,4 @@ def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[
     if open_ or also:
         return []
     name = f"control {arm} less {less}, both held against the best of {less}"
-    differences = enumerate(one - other)
-    return [{"condition": condition, "quantity": name, "seed": s, "value": float(d)} for s, d in differences]
+    return per_seed(condition, name, one - other)

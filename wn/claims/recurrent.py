@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims import nets
-from wn.claims.depth import SEEDS, row
+from wn.claims.depth import SEEDS
 from wn.claims.learner import LSTMCell
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, row
 from wn.config import NormConfig
 from wn.models import with_norm
 

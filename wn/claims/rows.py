@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +18,19 @@ class Row(TypedDict, total=False):
     seed: int
     value: float
     x: float | None
+
+
+def row(condition: str, quantity: str, seed: int, value: float, x: float | None = None) -> Row:
+    return Row(condition=condition, quantity=quantity, seed=seed, value=float(value), x=x)
+
+
+def per_seed(condition: str, quantity: str, values: Iterable[Any], x: float | None = None) -> list[Row]:
+    """A row for each of the seeds 0, 1, ..., of numbers or of a one-dimensional array or tensor."""
+    return [row(condition, quantity, seed, value, x) for seed, value in enumerate(values)]
+
+
+def per_quantity(condition: str, seed: int, numbers: Mapping[str, float]) -> list[Row]:
+    return [row(condition, quantity, seed, value) for quantity, value in numbers.items()]
 
 
 class Measured(pydantic.BaseModel):

@@ -14,7 +14,7 @@ import numpy as np
 
 from wn import experiments
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_quantity
 from wn.claims.training import UNSEEN
 from wn.config import Config, UserError
 from wn.records import Record
@@ -190,11 +190,7 @@ def _measured(
     values: Callable[[Mapping[str, Trained]], Values],
     seed: int,
 ) -> list[Row]:
-    found = values(trained(experiment, rows, seed))
-    return [
-        {"condition": condition, "quantity": name, "seed": seed, "value": value, "x": None}
-        for name, value in found.items()
-    ]
+    return per_quantity(condition, seed, values(trained(experiment, rows, seed)))
 
 
 @measurement("L1")

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wn.claims.nets import passed
 from wn.config import Config
 from wn.config.compose import compose
 from wn.data import Dataset, Split
 from wn.models import build
-from wn.norm import NormalizedLayer, normalized_layers
+from wn.norm import NormalizedLayer
 from wn.resources import resolve
 from wn.trainer import Observer, Trainer
 
@@ -85,18 +86,7 @@ def _first(split: Split, size: int) -> Split:
 @torch.no_grad()
 def inputs_and_outputs(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """What goes into each normalised layer for images x, and its outputs, ``[images, units, ...]``."""
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
-    hooks = []
-    for name, layer in normalized_layers(model).items():
-
-        def keep(_: nn.Module, given: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
-            kept[name] = (given[0], y)
-
-        hooks.append(layer.register_forward_hook(keep))
-    model.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return kept
+    return passed(model.eval(), x)
 
 
 def deviations(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ UNSEEN: dict[str, Value] = {"tracking.mode": "disabled", "trainer.progress": Fal
 
 AfterStep = Callable[[Trainer], None]
 """Sees the trainer after every step; rows of its stack are those of ``trainer.alive``."""
+
+
+Watcher = TypeVar("Watcher", bound=AfterStep)
 
 
 class Watch(Observer):
@@ -68,3 +71,14 @@ def train(
         watch.after_step = functools.partial(prepare(trainer), trainer)
     trainer.run()
     return watch
+
+
+def watched(configs: Sequence[Config], make: Callable[[Trainer], Watcher]) -> tuple[Watch, Watcher]:
+    """Train; also what ``make`` makes of the trainer at the start and is called after every step."""
+    kept: list[Watcher] = []
+
+    def prepare(trainer: Trainer) -> AfterStep:
+        kept.append(make(trainer))
+        return kept[0]
+
+    return train(configs, prepare=prepare), kept[0]
