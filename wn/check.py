@@ -16,7 +16,7 @@ from torch import nn
 from wn import grammar, plugins
 from wn.config import UserError
 from wn.config.compose import compose
-from wn.config.yaml_files import parse_value
+from wn.config.yaml_files import listed, parse_value
 from wn.contracts import CONTRACTS, PROPERTIES, Make, Subject
 from wn.models import with_norm
 from wn.processes import tell
@@ -94,8 +94,7 @@ def settings_of(words: Sequence[str]) -> dict[str, Any]:
     files = [word for word in words if word.endswith(".py") and "=" not in word]
     named = [word for word in words if "=" not in word and word not in files]
     settings: dict[str, Any] = {word.partition("=")[0]: parse_value(word) for word in words if "=" in word}
-    also = settings.pop("plugins", [])
-    files += map(str, also if isinstance(also, list) else [also])
+    files += listed(settings.pop("plugins", []))
     if files:
         settings["plugins"] = files
     plugins.load(files)

@@ -10,7 +10,7 @@ from pathlib import Path
 from wn import data, metrics, plugins
 from wn.config import DataConfig, UserError, parse
 from wn.config.compose import compose
-from wn.config.yaml_files import parse_value
+from wn.config.yaml_files import listed, parse_value
 from wn.data import Dataset
 from wn.metrics import ELBO, objective_of
 from wn.processes import tell
@@ -76,8 +76,7 @@ def _named_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
     files: list[str] = []
     for word in words:
         if word.startswith("plugins="):
-            named = parse_value(word)
-            files += map(str, named if isinstance(named, list) else [named])
+            files += listed(parse_value(word))
     return files, [word for word in words if not word.startswith("plugins=")]
 
 

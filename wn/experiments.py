@@ -20,7 +20,7 @@ import pydantic
 from wn.config import PLACES, Config, UserError, nearest, places
 from wn.config.compose import Value, compose
 from wn.config.errors import explain_file
-from wn.config.yaml_files import parse_yaml, read_yaml
+from wn.config.yaml_files import listed, parse_yaml, read_yaml
 
 FOLDER = places.ROOT / "experiments"
 
@@ -207,10 +207,9 @@ class Experiment(Part):
     @property
     def plugins(self) -> list[str]:
         """The files of code that it names; a path is seen from the folder that holds ``experiments/``."""
-        named = self.fixed.get("plugins", [])
         mine = (folder for folder in places.folders(FOLDER) if (folder / f"{self.name}.yaml").is_file())
         root = next(mine, FOLDER).parent
-        return [str(root / str(path)) for path in (named if isinstance(named, list) else [named])]
+        return [str(root / path) for path in listed(self.fixed.get("plugins", []))]
 
     def configs(self) -> list[Config]:
         return [run.config for run in self.runs()]

@@ -24,6 +24,7 @@ from wn import experiments, tracking
 from wn.config import Config, UserError, decides, parse
 from wn.config.compose import CONFIGS, set_value
 from wn.config.errors import ends_training
+from wn.config.yaml_files import listed
 from wn.records import Record
 from wn.run import RunFailed, final_loss
 from wn.sweep import train_sweep
@@ -179,7 +180,7 @@ def named_plugins(words: Sequence[str]) -> list[str]:
         with contextlib.suppress(HydraException):  # which Hydra itself will tell
             override = OverridesParser.create().parse_overrides([word])[0]
             value = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
-            values = [str(one) for one in (value if isinstance(value, list) else [value])]
+            values = listed(value)
             chosen = [experiments.load(name) for name in values if name in experiments.names()]
             files += values if key == "plugins" else [file for one in chosen for file in one.plugins]
     return files

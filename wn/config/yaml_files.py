@@ -113,6 +113,11 @@ def parse_value(word: str) -> Any:
         raise UserError(f"{word}: {' '.join(str(error).split())}") from None
 
 
+def listed(value: Any) -> list[str]:
+    """A value that stands for a list of one, or the list, as text: ``plugins=a.py`` is ``plugins=[a.py]``."""
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a text; ValueError, with the line, where it is none or has several meanings."""
     try:
