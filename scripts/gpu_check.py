@@ -13,7 +13,9 @@ take of both; then all compiled ones at once, which tells whether runs share thi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
+import queue
 import sys
 import time
 from pathlib import Path
@@ -146,9 +148,11 @@ def cost(norm: str, compiled: bool, device: str, ready: Any, turn: Any, answers:
             return (time.perf_counter() - begun) / REPLAYS * 1e3
 
         ready.wait()
-        with turn:
-            replay()
-            alone = replay()
+        if not turn.acquire(timeout=PATIENCE):
+            raise TimeoutError("another process ended amid its turn")
+        replay()
+        alone = replay()
+        turn.release()
         ready.wait()
         together = replay() if compiled else float("nan")
     except BaseException as error:
@@ -167,12 +171,11 @@ def costs(device: str) -> bool:
     processes = [spawn.Process(target=cost, args=(*case, device, ready, turn, answers)) for case in cases]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
-    found = {case: "its process died" for case in cases}
-    while not answers.empty():
-        norm, compiled, answer = answers.get()
-        found[norm, compiled] = answer
+    found: dict[tuple[str, bool], Any] = dict.fromkeys(cases, "its process died")
+    while any(process.is_alive() for process in processes) or not answers.empty():
+        with contextlib.suppress(queue.Empty):
+            norm, compiled, answer = answers.get(timeout=1)
+            found[norm, compiled] = answer
     print(
         f"{'norm':32} {'step':9} {'start s':>8} {'ms':>7} {'together':>9} {'MiB':>6} {'200 epochs, min':>16}"
     )

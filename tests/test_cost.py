@@ -64,13 +64,15 @@ def test_time_is_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.Monke
     assert "in 3 processes" in line
 
 
-def test_runs_that_workers_trained_tell_what_others_take(tmp_path: Path) -> None:
+def test_runs_that_workers_trained_tell_what_others_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker has its share of this process's threads, and its records name that."""
-    device = torch.device("cpu")
     for seed in (1, 2):
-        finished(tiny(tmp_path, seed=seed), 120.0, device_name(device, threads=1))
+        finished(tiny(tmp_path, seed=seed), 120.0, device_name(torch.device("cpu"), threads=1))
     stacks = [[tiny(tmp_path, seed=seed)] for seed in (3, 4)]
-    line, _ = cost.estimate(stacks, *resolve(stacks[0][0]), workers=torch.get_num_threads() or 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    line, _ = cost.estimate(stacks, *resolve(stacks[0][0]), workers=4)
     assert line.endswith("as finished runs took")
 
 

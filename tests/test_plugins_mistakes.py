@@ -73,7 +73,7 @@ MISTAKES = {
     "a number with a name that pydantic keeps": (
         HEAD + "@plugins.model('m')\ndef f(shape, classes, model_config=3): ...\n",
         "model=m",
-        r"own\.py: TypeError: model=m should take .* that do not begin with model_",
+        r"own\.py: TypeError: model=m should take .*, none of the name model_config",
     ),
     "dropout that no seed decides": (
         HEAD + "plugins.model('m')(lambda s, c, widths=0: nn.Sequential(nn.Dropout(0.5)))\n",

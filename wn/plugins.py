@@ -19,7 +19,6 @@ import inspect
 import sys
 import traceback
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,13 +185,14 @@ def numbers(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     plugin = find("model", name)
     with _mistakes_of(plugin.file):
-        parameters = list(inspect.signature(plugin.make).parameters.values())
-        hints = typing.get_type_hints(plugin.make)
+        parameters = list(inspect.signature(plugin.make, eval_str=True).parameters.values())
         own = parameters[2:]
-        if len(parameters) < 2 or any(p.default is p.empty or p.name.startswith("model_") for p in own):
-            want = "(shape, classes), then numbers with defaults, of names that do not begin with model_"
+        if len(parameters) < 2 or any(p.default is p.empty or p.name == "model_config" for p in own):
+            want = "(shape, classes), then numbers with defaults, none of the name model_config"
             raise TypeError(f"model={name} should take {want}")
-        fields: dict[str, Any] = {p.name: (hints.get(p.name, Any), p.default) for p in own}
+        fields: dict[str, Any] = {
+            p.name: (Any if p.annotation is p.empty else p.annotation, p.default) for p in own
+        }
         section = pydantic.create_model(name, __base__=Section, **fields)
     try:
         return section(**given).model_dump()

@@ -216,7 +216,7 @@ def _step_of_two(config: Config, device: torch.device, dataset: Dataset) -> Trai
 
 
 def device_name(device: torch.device, threads: int | None = None) -> str:
-    """The kind of the processor: never the machine's name. Of a CPU also torch's ``threads``, or as many."""
+    """The kind of the processor, never the machine's name; of a CPU also ``threads``, or torch's own."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = threads or torch.get_num_threads()

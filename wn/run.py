@@ -6,6 +6,7 @@ numbers are those of an uninterrupted one to the last digit. Every record names 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
@@ -13,7 +14,6 @@ import re
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -43,7 +43,8 @@ def train_stack(configs: Sequence[Config]) -> bool:
     Runs that are done, or that another process trains, are left out. Where these are all the members of a
     stack that was cut short, those that are done by now, have gone on in another stack, or have lost their
     record train along, unrecorded, and nothing happens while another process has one of them. A stack that
-    runs out of memory is split in two; one with a checkpoint fails, and keeps it.
+    runs out of memory is split in two; one with a checkpoint fails and keeps it, and goes on from there when
+    it is trained again, unless a member has ended since.
 
     Returns:
         Whether anything was trained here.
@@ -53,7 +54,7 @@ def train_stack(configs: Sequence[Config]) -> bool:
         Preempted: a signal or ``trainer.max_minutes`` asked for it; what was in training is saved.
     """
     ids = [config.run_id for config in configs]
-    with ExitStack() as claims:
+    with contextlib.ExitStack() as claims:
         claimed = []
         for config, run_id in zip(configs, ids, strict=True):
             record = Record.unread(config, run_id)
@@ -151,12 +152,13 @@ class _Session(Observer):
             if ends_training(error) or isinstance(error, CaptureFailed):
                 self._pause()
                 raise
-            may_split = len(self.configs) > 1 and not self.checkpoints.exist()  # then no step is lost by it
-            if may_split and isinstance(error, torch.OutOfMemoryError):
+            stacked = len(self.configs) > 1 and isinstance(error, torch.OutOfMemoryError)
+            if stacked and not self.checkpoints.exist():  # no step is lost by a split
                 return False
+            remedy = "; if it comes again, train fewer together: hydra.launcher.members=N" * stacked
             self._flush(self.open)
             for member in sorted(self.open):
-                self._close(member, "failed", {"error": _describe(error)})
+                self._close(member, "failed", {"error": _describe(error) + remedy})
         else:
             self.checkpoints.remove()
         if self.live is not None:
@@ -265,15 +267,20 @@ def _describe(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f"{_place(Path(f.filename))}:{f.lineno} in {f.name}: {f.line}" for f in frames]
     text = "\n".join([*lines, f"{type(error).__name__}: {' '.join(str(error).split())}"])
-    for folder in (Path.cwd(), Path.home()):  # whose names may have spaces in them
-        text = text.replace(str(folder), "~") if folder.name else text
+    for find in (Path.cwd, Path.home):  # whose names may have spaces in them
+        with contextlib.suppress(OSError, RuntimeError):  # it is gone, or nobody's
+            if (folder := find()).name:
+                text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", "~", text)
     return re.sub(r"(?:~|(?<![\w/.:]))/(?:[^/\s'\"]+/)+", "", text)
 
 
 def _place(file: Path) -> str:
     """Module and folder, where the folder is a package's and not the user's."""
-    packaged = file.is_relative_to(ROOT) or "site-packages" in file.parts
-    return "/".join(file.parts[-2:]) if packaged else file.name
+    if file.is_relative_to(ROOT):
+        file = file.relative_to(ROOT)
+    elif not {"site-packages", "dist-packages"} & {*file.parts}:
+        return file.name
+    return "/".join(file.parts[-2:])
 
 
 def png(images: Tensor) -> bytes:

@@ -218,8 +218,9 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
     for old, new in made.items():
         new.train(old.training)
+        hooked = old not in new.modules()  # a layer that is wrapped keeps its own
         for name, value in vars(old).items():
-            if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
+            if hooked and name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
                 setattr(
                     new, name, value
                 )  # hooks: the same dicts, so that their handles can still remove them

@@ -79,14 +79,13 @@ TRAJECTORIES = {
     "direction_lr": "lr of the direction",
     "relative_update": "relative update",
 }
-"""Panels, from top to bottom, of the probed quantities."""
+"""Panels, from top to bottom, of the probed quantities; ``weight`` is the norm of what is trained."""
 MISSING = {"g_mean": "no g", "direction_lr": "not recorded"}
 MOST_BANDS = 12
 """Of more lines the bands would only hide each other."""
 
 COLUMNS = 12
-"""The rows of the figure of trajectories; ``weight`` is the norm of what is trained. Its columns are at most
-the first of the table's rows."""
+"""Of the figure of trajectories, at most: the first of the table's rows."""
 
 
 @contextlib.contextmanager
@@ -213,7 +212,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
         paths[run_id] = probes[-1].pivot(index="epoch", columns="name", values="value")
         paths[run_id]["weight"] = paths[run_id].get("v_norm_mean", paths[run_id]["w_norm_mean"])
         if not has_effective_lr(plan.group_of[run_id]):
-            del paths[run_id]["effective_lr"]
+            paths[run_id] = paths[run_id].drop(columns="effective_lr", errors="ignore")
     shown = [name for name in TRAJECTORIES if any(name in path for path in paths.values())]
     lrs = sorted({lr for group in groups for lr in group.lrs})
     scale = LogNorm(lrs[0] / 1.1, lrs[-1] * 1.1)
@@ -267,7 +266,7 @@ def _rates_of(groups: Sequence[Group], shown: Sequence[str]) -> str:
         direction += " (adaptive)"
     told = {
         "effective_lr": "effective lr of w: lr (g/‖v‖)², plain: lr, none under batch statistics",
-        "direction_lr": f"lr of the direction: {direction}, plain: of w",
+        "direction_lr": f"lr of the direction: {direction}, of plain weights ‖w‖ for ‖v‖",
     }
     return "; ".join(text for name, text in told.items() if name in shown)
 

@@ -19,7 +19,7 @@ FIGURES = {
     "loss": "Final validation loss against learning rate",
     "curves": "Learning curves",
     "parts": "Reconstruction, KL and training ELBO by epoch",
-    "trajectories": "Norm of the weights, gain, effective learning rate and relative update by epoch",
+    "trajectories": "Norm of the weights, gain, learning rates and relative update by epoch",
 }
 """In the order of the page."""
 

@@ -69,11 +69,11 @@ def _rows(plan: Plan, records: dict[str, Record]) -> Rows:
 def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
     """A sweep's table, with the width's interval, step times, and differences to the first row."""
     lines = rows_of(plan, rows.runs)
-    _, a, b = next(iter(plan.metric.widths.values()))
+    width, (_, a, b) = next(iter(plan.metric.widths.items()))
     for group, line in zip(plan.groups, lines, strict=True):
         sweep = sweep_of(group, rows.runs, plan.metric.key)
         best = statistics.best_lr(sweep)
-        if best is not None:
+        if best is not None and width in line:
             threshold = a + b * float(sweep.valid.mean(axis=1)[best]) + statistics.ROUNDING
             found = [statistics.usable_width(sweep.lrs, one, threshold) for one in sweep.valid.T]
             line["width"], line["width_half_width"], _ = estimate([width for width, _ in found])

@@ -52,7 +52,7 @@ def metric_figure(families: Sequence[Family]) -> Figure:
 
 
 def trajectory_figure(families: Sequence[Family]) -> Figure:
-    """‖v‖, gain and effective learning rate of the middle layer, each norm at its best learning rate."""
+    """‖v‖, gain and the direction's learning rate of the middle layer, each norm at its best rate."""
     figure, panels = _panels(families, len(TRAJECTORIES), 6.5)
     for row, (name, label) in zip(panels, TRAJECTORIES.items(), strict=True):
         row[0].set_ylabel(label)

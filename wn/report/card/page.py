@@ -73,7 +73,7 @@ def write(card: dict[str, Any], families: list[Family], folder: Path) -> None:
         assert family.plan.experiment
         parts += [f"## {family.plan.experiment.title}", in_markdown(table(columns_of(family), family.table))]
     parts += ["## How to read it", HOW_TO_READ.rstrip()]
-    parts += ["![Norm, gain and effective learning rate by epoch](trajectories.svg)"]
+    parts += ["![Norm, gain and learning rate of the direction by epoch](trajectories.svg)"]
     parts += ["\n".join(_made(card, families))]
     write_atomically(folder / "page.md", ("\n\n".join(parts) + "\n").encode("utf-8"))
     print(*said, folder / "page.md", sep="\n")

@@ -25,7 +25,7 @@ WORDS = {
     "not tested": "no rows yet",
 }
 
-SMALLEST = 6  # decimals, before a number is written as a power of ten
+DECIMALS = 6
 SHORTEST = 3  # seconds: rounded to tenths of a minute anything shorter is none
 AGAINST = ("refuted", "toy −")
 
@@ -114,8 +114,9 @@ def _estimate(judged: Judged) -> str:
     if math.isnan(judged.half_width):
         return f"{judged.mean:.2g}"
     digits = max(0, 1 - math.floor(math.log10(judged.half_width or 0.01)))
-    if digits > SMALLEST:
+    if digits > DECIMALS and abs(judged.mean) < 1e-5:
         return f"{judged.mean:.2g} ± {judged.half_width:.1g}"
+    digits = min(digits, DECIMALS)
     return f"{judged.mean:.{digits}f} ± {judged.half_width:.{digits}f}"
 
 
