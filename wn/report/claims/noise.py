@@ -19,7 +19,7 @@ PANELS = {"mlp": "MLP, digits", "convnet": "ConvNet of width 16, CIFAR-10"}
 LINES = {"BN": "batch_norm", "MOBN": "mean_only_bn"}
 NETWORKS = {"BN": "-", "WN and MOBN": "--"}
 HIGH, LINEAR = 3.0, 1.0
-TICKS = (-2, -1, 0, 1, 3, 10, 100, 1000, 10_000)
+TICKS = (-2, -1, -0.5, 0, 0.5, 1, 2, 3, 10, 100, 1000, 10_000)
 
 
 def noise_figure(rows: pd.DataFrame) -> Figure | None:
@@ -43,7 +43,8 @@ def noise_figure(rows: pd.DataFrame) -> Figure | None:
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()[:-1]}
     figure.legend(list(handles.values()), list(handles), fontsize=7.5, ncols=2, loc="outside upper center")
     words = (
-        'mean of 5 seeds of the median over units and images, band: lowest to highest; dotted: 3, "highly"'
+        "mean of 5 seeds of the median over units and images, band: lowest to highest;\n"
+        'dotted: 3, "highly"; scale linear to 1, logarithmic above'
     )
     figure.supxlabel(f"images in a batch\n{words}", **SMALL)
     return figure
