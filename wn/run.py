@@ -112,15 +112,17 @@ class _Session(Observer):
         self.config = self.configs[0]
         self.objective = objective_of(self.config.model)
         self.selection = f"valid_{self.objective.selection_metric}"
-        recorded = cut or {record.folder.name for record in self.records if not record.done}
-        self.open = {i for i, record in enumerate(self.records) if record.folder.name in recorded}
-        self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
         self.models: dict[int, Row] = {}
         self.started = self.flushed = time.monotonic()
         self.live: tracking.LiveMirror | None = None
         self.ids = [record.content["run_id"] for record in self.records]
         self.stacks = self.records[0].folder.parent / "stacks"
         self.checkpoints = Checkpoints(self.stacks, self.ids)
+        elsewhere = {r.folder.name for r in self.records if cut and r.status == "running"} - cut
+        left = {r.folder.name for r in self.records if not r.done} - elsewhere
+        recorded = cut if cut and self.checkpoints.exist() else left  # without a checkpoint all begin anew
+        self.open = {i for i, record in enumerate(self.records) if record.folder.name in recorded}
+        self.rows: dict[int, tuple[list[Row], list[Row]]] = {i: ([], []) for i in self.open}
 
     def train(self) -> bool:
         """Train to the end; an exception fails the open members. False where memory ran out instead."""
