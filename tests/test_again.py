@@ -87,6 +87,13 @@ def test_what_another_process_has_put_in_its_place_stays_there(finished: Path, t
     new.content = place.content
     new.save(new=True)
     first, second = Record.read(new.folder), Record.read(new.folder)
+    holder = Record.of(pair(tmp_path)[0])
+    assert holder.claim()  # another process trains there
+    assert again.replace(first) is first
+    assert "new" not in Record.read(place.folder).content
+    assert Record.read(new.folder).content["new"]
+    assert not (tmp_path / "adhoc/before").exists()
+    holder.release()
     for one in (first, second):
         assert again.replace(one).content["new"]
     assert Record.read(place.folder).content["new"]

@@ -28,6 +28,14 @@ def runs(folder: Path) -> list[Config]:
     return stack_of_three(folder, **LONGER)
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of an uninterrupted stack."""
+    folder = tmp_path_factory.mktemp("whole")
+    train_sweep(runs(folder))
+    return outcome(folder)
+
+
 def cut(folder: Path, configs: list[Config], after: int = 7) -> tuple[Path, Path]:
     """Train until a kill in the step after ``after`` of them: the newest checkpoint, and the one before."""
     step = Trainer.update
@@ -92,9 +100,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
-    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture, steps: list[int]
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
+    steps: list[int],
+    expected: dict[str, Any],
 ) -> None:
-    train_sweep(runs(tmp_path / "whole"))
     folder = tmp_path / "cut"
     newest, _ = cut(folder, runs(folder))
     damage(newest)
@@ -104,14 +115,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
     (said,) = [r.getMessage() for r in caplog.records if "damaged" in r.message]
     assert str(newest) in said
     assert said.endswith("; going on from the one before")
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == expected
     assert not list(folder.rglob("*.pt*"))
 
 
 def test_where_both_are_damaged_training_starts_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: list[int]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: list[int], expected: dict[str, Any]
 ) -> None:
-    train_sweep(runs(tmp_path / "whole"))
     folder = tmp_path / "cut"
     for path in cut(folder, runs(folder)):
         flip(path, 0.5)
@@ -123,30 +133,30 @@ def test_where_both_are_damaged_training_starts_anew(
         "going on from the one before",
         "its runs start anew",
     ]
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == expected
 
 
-def test_after_damage_two_good_ones_gather_again(tmp_path: Path) -> None:
+def test_after_damage_two_good_ones_gather_again(tmp_path: Path, expected: dict[str, Any]) -> None:
     """The damaged one must not become the one before."""
-    train_sweep(runs(tmp_path / "whole"))
     folder = tmp_path / "cut"
     newest, _ = cut(folder, runs(folder))
     flip(newest, 0.5)
     newest, _ = cut(folder, runs(folder), after=7)
     flip(newest, 0.5)
     train_sweep(runs(folder))
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == expected
 
 
-def test_a_kill_between_the_two_files_leaves_the_one_before(tmp_path: Path, steps: list[int]) -> None:
-    train_sweep(runs(tmp_path / "whole"))
+def test_a_kill_between_the_two_files_leaves_the_one_before(
+    tmp_path: Path, steps: list[int], expected: dict[str, Any]
+) -> None:
     folder = tmp_path / "cut"
     newest, _ = cut(folder, runs(folder))
     newest.unlink()
     steps.clear()
     train_sweep(runs(folder))
     assert len(steps) == 8
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == expected
 
 
 class _Trap:
@@ -159,9 +169,10 @@ class _Trap:
         return os.mkdir, (str(self.bait),)
 
 
-def test_a_checkpoint_runs_no_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_runs_no_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: dict[str, Any]
+) -> None:
     """However right its checksum is."""
-    train_sweep(runs(tmp_path / "whole"))
     folder = tmp_path / "cut"
     for path in cut(folder, runs(folder)):
         signed(path, lambda content: content.update(seconds=_Trap(tmp_path / "bait")))
@@ -171,11 +182,10 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, caplog: pytest.LogCaptureFixt
         1,
         1,
     ]
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == expected
 
 
 def test_a_lack_of_memory_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_sweep(runs(tmp_path / "whole"))
     folder = tmp_path / "cut"
     cut(folder, runs(folder))
 
@@ -210,8 +220,9 @@ def test_a_lack_of_memory_after_a_checkpoint_splits_no_stack(
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_folders_copied_to_another_machine_go_on_there(tmp_path: Path, steps: list[int]) -> None:
-    train_sweep(runs(tmp_path / "whole"))
+def test_folders_copied_to_another_machine_go_on_there(
+    tmp_path: Path, steps: list[int], expected: dict[str, Any]
+) -> None:
     cut(tmp_path / "here", runs(tmp_path / "here"))
     train_sweep([tiny(tmp_path / "there", seed=9)])
     shutil.copytree(tmp_path / "here", tmp_path / "there", dirs_exist_ok=True)
@@ -221,7 +232,7 @@ def test_folders_copied_to_another_machine_go_on_there(tmp_path: Path, steps: li
     assert len(steps) == 6
     found = outcome(tmp_path / "there")
     assert found.pop(tiny(tmp_path, seed=9).run_id)["record"]["status"] == "finished"
-    assert found == outcome(tmp_path / "whole")
+    assert found == expected
 
 
 def test_the_two_newest_are_kept_and_nothing_after_the_end(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_gradients_of_v_and_g_are_equations_3_and_4(make: Any):
     assert along > 0.1  # what is orthogonal to v is not so without the projection
 
 
-def test_an_error_in_the_gradient_would_show(monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_the_gradient_would_show():
     torch.manual_seed(0)
     plain, x = exact_layer.mlp()
     model = normalize(plain, direction="row", gain="free")

@@ -142,14 +142,26 @@ def test_values_begin_standardised_on_what_the_random_policy_saw(norm: str):
     assert torch.allclose(values.std(1, correction=0), torch.ones(2, 3), atol=1e-4)
 
 
-def test_the_target_network_stays_until_it_is_renewed_and_takes_the_statistics_it_is_told_to():
-    goals = {}
-    for batch_target in (False, True):
-        player = catcher("batch_norm", 3, batch_target)
+def test_the_target_network_stays_until_it_is_renewed(monkeypatch: pytest.MonkeyPatch):
+    player = Player("none_init", (0.01,), (0, 1), small(), Training(steps=7, renew=3, score=1))
+    learn, newest, targets = player._learn, [], []
+
+    def learned(*of: int) -> None:
+        newest.append(player.stack.params["0.weight"].detach().clone())
+        learn(*of)
+        targets.append(player.target.params["0.weight"].clone())
+
+    monkeypatch.setattr(player, "_learn", learned)
+    player.play()
+    assert all(torch.equal(target, newest[i - i % 3]) for i, target in enumerate(targets))
+    assert not torch.equal(targets[2], targets[3])
+
+
+def test_the_target_network_takes_the_statistics_it_is_told_to():
+    players = [catcher("batch_norm", 3, batch_target) for batch_target in (False, True)]
+    for player in players:
         player.play()
-        goals[batch_target] = player.stack.params["0.weight"].detach().clone()
-        assert not torch.equal(player.target.params["0.weight"], goals[batch_target])
-    assert not torch.allclose(*goals.values())
+    assert not torch.allclose(*(player.stack.params["0.weight"] for player in players))
 
 
 def test_one_that_learns_beats_one_that_does_not():

@@ -189,15 +189,6 @@ def test_weight_decay_can_leave_g_alone() -> None:
     torch.testing.assert_close(layer.v, 0.95 * before.v)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
-@pytest.mark.parametrize("how", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
-def test_a_layer_that_is_reparameterised_already_is_refused(how: Any) -> None:
-    with pytest.raises(
-        TypeError, match="reparameterised already: normalise the plain layer and load its state"
-    ):
-        normalize(nn.Sequential(how(nn.Linear(3, 4))))
-
-
 def test_the_state_of_an_initialized_model_loads_where_nothing_waits_for_data() -> None:
     waited = normalize(nn.Sequential(nn.Linear(3, 4)), init="data")
     x = torch.randn(20, 3)

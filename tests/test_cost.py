@@ -124,12 +124,11 @@ def test_a_dry_run_downloads_nothing(
     assert f"1 to train; to download first: {name} ({size} MB)" in result.out
 
 
-def test_the_sizes_in_words(tmp_path: Path) -> None:
+def test_the_sizes_of_a_checkpoint_and_a_record(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     device, data = resolve(config)
     _, record, checkpoint = cost._one_step([config], device, data, 1)
     numbers = 64 * 4 + 4 + 4 * 10 + 10
     assert checkpoint >= 2 * 4 * numbers, "parameters and momentum"
     assert checkpoint < 4 * 4 * numbers + 1000
-    assert record > 3 * cost.ROW
-    assert torch.get_num_threads() >= 1
+    assert 3 * cost.ROW < record < 10_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +136,8 @@ def put(name: str, text: str | bytes) -> None:
 def test_what_is_wrong_is_told_before_any_run(folder: Path, name: str) -> None:
     text, message = BAD[name]
     put(name, text)
-    begin = time.process_time()
     with pytest.raises(UserError, match=message) as refused:
         experiments.load(name).runs()
-    assert time.process_time() - begin < 5
     line = str(refused.value)
     assert line.startswith(f"experiments/{name}.yaml: ")
     assert "\n" not in line

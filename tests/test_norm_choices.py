@@ -11,7 +11,6 @@ from norm_cases import GRAMMAR, LAYERS, NORMS
 from torch import nn
 
 from wn.config import NormConfig, UserError, parse
-from wn.config.compose import CONFIGS, compose
 from wn.grammar import VALUES, mistake
 from wn.norm import NormalizedLayer
 from wn.norm.kinds import KINDS
@@ -28,13 +27,6 @@ def test_the_suite_covers_every_preset_value_and_kind() -> None:
 def test_no_two_norms_have_one_label() -> None:
     meaningful = [norm for norm in GRAMMAR if mistake(norm) is None]
     assert len({label(norm) for norm in meaningful}) == len(meaningful) > 3000
-
-
-def test_presets_are_those_of_the_configuration_files() -> None:
-    assert {path.stem for path in (CONFIGS / "norm").glob("*.yaml")} == set(PRESETS)
-    for name, preset in PRESETS.items():
-        assert compose({"norm": name}).norm == NormConfig.model_validate(preset)
-        assert compose({"norm": name}).norm.label == name
 
 
 def test_errors_name_the_mistake() -> None:

@@ -126,10 +126,13 @@ def test_one_process_starts_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(os.listdir(tmp_path)) == [f"{item}-{os.getpid()}" for item in (1, 2, 3)]
 
 
-def test_who_comes_too_late_is_not_waited_for(tmp_path: Path) -> None:
+def test_who_comes_too_late_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    born, kind = [], multiprocessing.get_context("spawn").Process
+    start = kind.start
+    monkeypatch.setattr(kind, "start", lambda self: (born.append(self), start(self))[1])
     map_workers(functools.partial(note, tmp_path), [1, 2], 2)  # done before another process has loaded torch
     assert len(os.listdir(tmp_path)) == 2
-    assert not [child for child in multiprocessing.active_children() if child.exitcode is None]
+    assert [worker.exitcode for worker in born] == [-signal.SIGKILL]
 
 
 def test_what_kills_two_workers_is_told_and_the_others_go_on(tmp_path: Path) -> None:
@@ -165,6 +168,8 @@ def test_what_crosses_between_processes_can_be_pickled() -> None:
         there = processes._portable(error)
         assert str(pickle.loads(pickle.dumps(there))) == str(there)
     assert processes._portable(KeyboardInterrupt()).status == 130  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(stop)).status == 143
+    assert not isinstance(stop, Exception)
     assert str(processes._portable(errors[2])) == "a: damaged (b)"
     assert "OSError: of no disk" in str(processes._portable(OSError("of no disk")))
 
@@ -187,7 +192,6 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -
     until(lambda: len(os.listdir(tmp_path)) == 2)
     os.kill(int(str(main.pid)), number)
     main.join()
-    ended = time.monotonic()
     workers = [int(name.partition("-")[2]) for name in os.listdir(tmp_path)]
     (other,) = [pid for pid in workers if pid != main.pid]
     until(
@@ -195,7 +199,6 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -
             not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text().split()[2]
         )
     )
-    assert time.monotonic() - ended < 1
 
 
 def train_in_company(folder: Path, stack: list[Config]) -> None:

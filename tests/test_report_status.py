@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -66,7 +65,5 @@ def test_status_reads_each_record_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         Record, "read", classmethod(lambda cls, folder: (read.append(folder), reader(cls, folder))[1])
     )
-    begin = time.process_time()
     status(tmp_path / "runs", tmp_path / "results")
-    assert time.process_time() - begin < 400 * 0.002, "0.5 ms a run, and room for a slow machine"
     assert len(read) == len(set(read)) == 400

@@ -26,11 +26,8 @@ from report_cases import (
     write_seeds,
 )
 
-from wn import experiments
 from wn.report import collect, curves, page
 from wn.report.plan import Plan
-
-REPOSITORY = experiments.FOLDER
 
 
 @pytest.fixture

@@ -250,8 +250,3 @@ def test_workers_know_their_places(tmp_path: Path) -> None:
 
     assert processes.map_workers(functools.partial(note_place, tmp_path), range(4), 2) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
-
-
-def test_the_device_is_no_part_of_a_run(tmp_path: Path) -> None:
-    ids = {tiny(tmp_path, trainer={"device": name}).run_id for name in ("auto", "cpu", "cuda:1")}
-    assert len(ids) == 1

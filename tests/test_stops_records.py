@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import signal
 import threading
@@ -17,7 +16,7 @@ from sweep_cases import outcome, tiny
 
 from wn import records, run, tracking
 from wn.config import Config
-from wn.processes import Preempted, StopWatcher
+from wn.processes import StopWatcher
 from wn.provenance import provenance
 from wn.records import Record
 from wn.sweep import train_sweep
@@ -38,6 +37,11 @@ def test_seconds_add_up_over_the_pieces(tmp_path: Path, monkeypatch: pytest.Monk
         clock.now += 1000  # between two pieces
     (record,) = train_sweep([tiny(tmp_path)])
     assert record.content["seconds"] == 6
+    for one in train_sweep([tiny(tmp_path, seed=seed) for seed in (1, 2, 3)]):
+        assert one.content["seconds"] == 2, "a member's share"
+        first, *_, last = one.metrics
+        assert one.content["initial"]["valid_loss"] == first["valid_loss"] != last["valid_loss"]
+        assert one.content["final"]["valid_loss"] == last["valid_loss"]
 
 
 def test_a_run_stopped_alone_goes_on_alone_in_a_wider_sweep(tmp_path: Path, steps: list[int]) -> None:
@@ -171,13 +175,6 @@ def test_the_live_copy_is_paused_rather_than_finished(
     stop_at(3, [tiny(tmp_path)])
     train_sweep([tiny(tmp_path)])
     assert told == ["open at 0", "pause", "open at 2", "finished"]  # rows of epochs 0 and 1
-
-
-def test_a_stop_crosses_from_one_process_to_another() -> None:
-    stop = Preempted("SIGTERM", "somewhere", 143)
-    other = pickle.loads(pickle.dumps(stop))
-    assert (str(other), other.status) == (str(stop), 143)
-    assert not isinstance(stop, Exception)
 
 
 def test_beside_the_main_thread_the_clock_alone_is_watched() -> None:

@@ -241,3 +241,25 @@ def test_a_device_that_is_not_here_is_the_users_error(name: str) -> None:
 def test_auto_takes_a_device_that_works() -> None:
     assert torch.ones(2, device=pick_device("auto")).sum().item() == 2
     assert pick_device("cpu") == CPU
+
+
+def test_the_average_is_of_every_step_and_of_running_statistics_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weight d^(T - t) after step t, with d = 1 - 1 / steps of ``ema_epochs``."""
+    optim = RULES["sgd"].model_copy(update={"ema_epochs": 1.5})
+    loop, seen = Trainer([config("batch_norm", optim=optim, epochs=2)], dataset(), CPU, Watcher()), []
+    update = loop.update
+
+    def kept(batch: Tensor) -> None:
+        update(batch)
+        seen.append({k: t.detach().clone() for k, t in (loop.stack.params | loop.stack.buffers).items()})
+
+    monkeypatch.setattr(loop, "update", kept)
+    loop.run()
+    decay = 1 - 1 / (1.5 * loop.steps_per_epoch)
+    weights = [decay ** (len(seen) - 1 - t) for t in range(len(seen))]
+    average = loop._averaged_stack()
+    tensors = average.params | {k: b for k, b in average.buffers.items() if "running_" in k}
+    assert sum("running_" in name for name in tensors) == 4
+    for name, tensor in tensors.items():
+        expected = sum(w * step[name] for w, step in zip(weights, seen, strict=True)) / sum(weights)
+        torch.testing.assert_close(tensor, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from sweep_cases import moments, outcome, tiny, train_until
+from torch import Tensor, nn
 from train_cases import Call, records
 
 from wn import metrics, resources
 from wn.config import Config
 from wn.records import read_rows
+from wn.stack import Stack
 from wn.sweep import train_sweep
 from wn.trainer import Observer, Trainer
 
@@ -52,6 +55,24 @@ def test_one_command(call: Call, tmp_path: Path) -> None:
             shades = picture.convert("L").getextrema()
             assert shades[0] < 100 < 150 < shades[1]
     assert "error" not in json.dumps({k: v for k, v in record.items() if k != "config"})
+
+
+class Counted(nn.Module):
+    """In place of a VAE: a bound that is known in closed form."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def iwae_bound(self, x: Tensor, samples: int) -> Tensor:
+        return self.factor * x.flatten(1).sum(1) + samples
+
+
+def test_a_bound_is_the_mean_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BATCH", 8)  # in parts of 2, 2, 2 and 1 image
+    x = torch.rand(7, 1, 2, 2, dtype=torch.float64)
+    found = metrics.iwae_bounds(Stack([Counted(1.0), Counted(3.0)]), x, 3, contextlib.nullcontext)
+    assert found == pytest.approx([factor * float(x.sum()) / 7 + 3 for factor in (1, 3)])
 
 
 def test_pictures_can_be_left_out(call: Call, tmp_path: Path) -> None:
