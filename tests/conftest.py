@@ -85,13 +85,12 @@ def call(
     logging.root.setLevel(level)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def nothing_stays_loaded() -> Iterator[None]:
     """No plugin of one test is known to the next."""
     yield
-    from wn import plugins
-
-    plugins.load([])
+    if plugins := sys.modules.get("wn.plugins"):
+        plugins.load([])
 
 
 @pytest.fixture

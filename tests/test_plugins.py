@@ -25,7 +25,6 @@ from wn.report.__main__ import main as report
 from wn.sweep import train_sweep
 
 EXAMPLE = REPOSITORY / "docs/examples/own.py"
-pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
 
 
 def tiny(folder: Path, file: str, **changes: Any) -> Config:

@@ -13,9 +13,6 @@ from wn import plugins
 from wn.config import UserError
 from wn.config.compose import compose
 
-pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
-
-
 HEAD = "from wn import plugins\nfrom torch import nn\n"
 MISTAKES = {
     # text of the file, words, the line

@@ -273,7 +273,7 @@ def _describe(error: Exception) -> str:
         with contextlib.suppress(OSError, RuntimeError):  # it is gone, or nobody's
             if (folder := find()).name:
                 text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", "~", text)
-    return re.sub(r"(?:~|(?<![\w/.:]))/(?:[^/\s'\"]+/)+", "", text)
+    return re.sub(r"~/(?:[^/\s'\"]+/)*|(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
 
 
 def _place(file: Path) -> str:
