@@ -5,7 +5,7 @@
     python scripts/bench.py growth       # time and memory against the number of members
     python scripts/bench.py step         # a stack's step on one core, beside JAX's if JAX is installed
     python scripts/bench.py width        # a ConvNet's step on one core by its width, alone and in a stack
-    python scripts/bench.py overhead     # what records and W&B add to training
+    python scripts/bench.py overhead     # what a run costs beside its training
 
 Each replaces the rows of this device in ``results/bench/*.csv`` and makes the tables and the figure again.
 Ratios are of times taken side by side in one call. ``--device cuda`` fills the cells of a GPU.

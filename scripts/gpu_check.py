@@ -150,9 +150,11 @@ def cost(norm: str, compiled: bool, device: str, ready: Any, turn: Any, answers:
         ready.wait()
         if not turn.acquire(timeout=PATIENCE):
             raise TimeoutError("another process ended amid its turn")
-        replay()
-        alone = replay()
-        turn.release()
+        try:
+            replay()
+            alone = replay()
+        finally:
+            turn.release()
         ready.wait()
         together = replay() if compiled else float("nan")
     except BaseException as error:

@@ -105,14 +105,17 @@ def test_matrices_that_are_left_are_named(name: str) -> None:
     normalize(nn.ModuleDict({"fc": nn.Linear(3, 4), "other": build()}), only="fc")  # as asked for: no warning
 
 
+REPARAMETERISED = "reparameterised already: normalise the plain layer and load its state"
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "padded with zeros"),
-        (lambda: nn.utils.weight_norm(nn.Linear(2, 2)), "reparameterised already"),
-        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "reparameterised already"),
-        (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv1d(2, 2, 3)), "reparameterised already"),
+        (lambda: nn.utils.weight_norm(nn.Linear(2, 2)), REPARAMETERISED),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), REPARAMETERISED),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Conv1d(2, 2, 3)), REPARAMETERISED),
     ],
 )
 def test_a_layer_that_cannot_be_normalised_stops_all_or_is_skipped(bad: Any, message: str) -> None:

@@ -72,11 +72,15 @@ def norms(layer: NormalizedLayer, v: Tensor, invariant: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("norm", [norm for norm in NORMS if not properties(NORMS[norm]).foldable])
-def test_layers_that_cannot_be_folded_say_why(norm: str, name: str) -> None:
-    layer, _ = built(norm, name)
-    with pytest.raises(ValueError, match=r"^the layer has statistics=\w+, taken of each image: no plain"):
-        fold(layer.eval())
+@pytest.mark.parametrize("norm", NORMS)
+def test_foldable_layers_fold_and_others_say_why_not(norm: str, name: str) -> None:
+    layer, x = built(norm, name)
+    layer.eval()
+    if properties(NORMS[norm]).foldable:
+        torch.testing.assert_close(fold(layer)(x), layer(x))
+    else:
+        with pytest.raises(ValueError, match=r"^the layer has statistics=\w+, taken of each image: no plain"):
+            fold(layer)
 
 
 @pytest.mark.parametrize("norm", NORMS)

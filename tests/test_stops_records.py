@@ -171,7 +171,7 @@ def test_the_live_copy_is_paused_rather_than_finished(
         def finish(self, record: Record) -> None:
             told.append(record.status)
 
-    monkeypatch.setattr(tracking, "open_live", Copy)
+    monkeypatch.setattr(tracking, "LiveMirror", Copy)
     stop_at(3, [tiny(tmp_path)])
     train_sweep([tiny(tmp_path)])
     assert told == ["open at 0", "pause", "open at 2", "finished"]  # rows of epochs 0 and 1

@@ -53,10 +53,10 @@ def test_wandb_is_told_what_the_record_holds(started: list[Fake]) -> None:
 
 def test_a_live_run_shows_rows_as_they_come_and_goes_on_after_a_stop(started: list[Fake]) -> None:
     record = trained(epochs=1, status="running")
-    tracking.open_live(record, OFFLINE).pause()
+    tracking.LiveMirror(record, OFFLINE).pause()
     assert (started[0].preempted, started[0].ends) == (True, [1])
     assert not (record.folder / "tracking.json").exists()  # it is not all there
-    live = tracking.open_live(record, OFFLINE)  # with two epochs on disk
+    live = tracking.LiveMirror(record, OFFLINE)  # with two epochs on disk
     for epoch in (2, 3):
         live.log(*rows(epoch))
         record.append(*rows(epoch))

@@ -115,7 +115,7 @@ def test_broken_wandb_costs_one_warning(
     monkeypatch.setattr(wandb if method == "init" else copy, method, broken)
     record, other = trained(), trained(1)
     begin = time.monotonic()
-    live = tracking.open_live(record, OFFLINE)
+    live = tracking.LiveMirror(record, OFFLINE)
     live.log(*rows(4))
     live.finish(record)
     tracking.mirror_all([record, other], OFFLINE)
@@ -149,7 +149,7 @@ def test_a_service_that_hangs_does_not_keep_the_process() -> None:
         "from wn.config import TrackingConfig\n"
         "from wn.records import Record\n"
         f"record = Record.read(Path({str(record.folder)!r}))\n"
-        "live = tracking.open_live(record, TrackingConfig(mode='offline'))\n"
+        "live = tracking.LiveMirror(record, TrackingConfig(mode='offline'))\n"
         "for line in subprocess.check_output(['ps', '-eo', 'pid=,ppid=,comm='], text=True).splitlines():\n"
         "    pid, parent, name = line.split(maxsplit=2)\n"
         "    if int(parent) == os.getpid() and 'wandb' in name:\n"

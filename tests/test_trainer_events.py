@@ -34,11 +34,9 @@ def test_checkpoints_come_as_often_as_asked() -> None:
         assert [state["step"] for state in train(*configs)[1].states] == expected
 
 
-@pytest.mark.parametrize(
-    "norm", ["spectral_norm", "batch_renorm", "forced_weight_norm"]
-)  # with state of their own
+@pytest.mark.parametrize("norm", ["spectral_norm", "batch_renorm", "forced_weight_norm"])
 def test_a_resumed_run_is_the_uninterrupted_one(norm: str) -> None:
-    """At every step, and by the other rules: test_stops_trainer.py."""
+    """Norms with state of their own; at every step, and by the other rules: test_stops_trainer.py."""
     at, late = 2, {"schedule": "constant_then_linear", "late_momentum": 0.5}
     members = [
         config(norm, seed, optim=RULES["adam"].model_copy(update={"lr": lr, **late}), checkpoint_every=1)

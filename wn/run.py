@@ -140,7 +140,7 @@ class _Session(Observer):
             trainer = Trainer(self.configs, self.dataset, device, self)
             self._resume(trainer)
             if len(self.configs) == 1:  # a run alone is copied to W&B as it goes
-                self.live = tracking.open_live(self.records[0], self.config.tracking)
+                self.live = tracking.LiveMirror(self.records[0], self.config.tracking)
             hidden = None if self.config.trainer.progress else True  # None: where nobody watches
             with tqdm(total=trainer.total, unit="step", leave=False, disable=hidden) as self.bar:
                 self.bar.set_description(title(self.configs))

@@ -1,6 +1,6 @@
 """The W&B mirror of the records.
 
-A run is copied while it trains (:func:`open_live`), when it is done (:func:`mirror_all`), or later by
+A run is copied while it trains (:class:`LiveMirror`), when it is done (:func:`mirror_all`), or later by
 ``python -m wn.sync NAME``; and as often as one likes, since its id is always the same and its rows carry
 their step: W&B drops those it has. ``tracking.json`` in a record's folder says where its copy is.
 
@@ -137,11 +137,6 @@ class LiveMirror:
         if (run := self._run) is not None:
             (answer,) = self._connection.each([lambda _: (run, action(run))], retry=False)
             self._run = None if answer is None else run
-
-
-def open_live(record: Record, tracking: TrackingConfig) -> LiveMirror:
-    """The copy of a run that is about to train or to go on; its record has begun."""
-    return LiveMirror(record, tracking)
 
 
 def mirror_all(records: Iterable[Record], tracking: TrackingConfig) -> None:

@@ -216,8 +216,8 @@ class Trainer:
             raise stop
 
     def _probe(self, before: probes.Snapshot | None) -> list[list[Row]]:
-        adaptive = self.config.optim.name != "sgd"
-        return probes.measure(self.stack, before, self.optimizer.hyper["lr"], adaptive)
+        lr, adaptive = self.optimizer.hyper["lr"], self.config.optim.adaptive
+        return probes.measure(self.stack, before, lr, adaptive)
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs and after the last; before the first of these after 1, 2, 4, ... as well."""

@@ -101,9 +101,9 @@ def only_without_statistics() -> Iterator[Part]:
         yield Part(file_name(model), functools.partial(_interaction, model))
 
 
-def _interaction(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
+def _interaction(model: str) -> list[Row]:
     losses = {
-        arm: final_losses({**SMALL[model], **settings}, HALF_DECADES, seeds) for arm, settings in ARMS.items()
+        arm: final_losses({**SMALL[model], **settings}, HALF_DECADES, SEEDS) for arm, settings in ARMS.items()
     }
     at = {arm: min(by_lr, key=lambda lr: sum(by_lr[lr])) for arm, by_lr in losses.items()}
     best = {arm: losses[arm][lr] for arm, lr in at.items()}
@@ -111,12 +111,12 @@ def _interaction(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
     for start in ("g = 1", "g = ||v||"):
         condition = f"{model}, {start}"
         for name, values in interaction(best, start).items():
-            rows += [row(condition, name, seed, value) for seed, value in zip(seeds, values, strict=True)]
+            rows += [row(condition, name, seed, value) for seed, value in zip(SEEDS, values, strict=True)]
     for arm, lr in at.items():
         own = f"{model}, {'g = 1' if arm.endswith('g = 1') else 'g = ||v||'}"
         rows.append(row(own, f"best lr, {arm}", 0, lr))
         for rate, values in losses[arm].items():
-            rows += [row(own, f"loss, {arm}", seed, v, rate) for seed, v in zip(seeds, values, strict=True)]
+            rows += [row(own, f"loss, {arm}", seed, v, rate) for seed, v in zip(SEEDS, values, strict=True)]
     return rows
 
 

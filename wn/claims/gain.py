@@ -42,16 +42,16 @@ class Best(NamedTuple):
 
 
 @functools.cache
-def best(condition: str, gain: str, seeds: Sequence[int] = SEEDS) -> Best:
+def best(condition: str, gain: str) -> Best:
     """All learning rates and seeds are one stack."""
     settings, rates = CASES[condition]
     metric = METRICS[condition[:3]]
-    members = [(lr, seed) for lr in rates for seed in seeds]
+    members = [(lr, seed) for lr in rates for seed in SEEDS]
     settings = {**settings, **GAINS[gain]}
     watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
     failed = [result is None for result in watch.results]
     counted = [rows[0 if bad else -1] for rows, bad in zip(watch.metrics, failed, strict=True)]
-    losses, n = [row["valid_loss"] for row in counted], len(seeds)
+    losses, n = [row["valid_loss"] for row in counted], len(SEEDS)
     by_lr = {lr: sum(losses[i * n : (i + 1) * n]) / n for i, lr in enumerate(rates)}
     lr = min(by_lr, key=by_lr.__getitem__)
     mine = range(rates.index(lr) * n, (rates.index(lr) + 1) * n)

@@ -15,7 +15,7 @@ import numpy as np
 from wn.claims.lengths import Lengths
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, row
-from wn.claims.training import Watch, train, watched
+from wn.claims.training import OPTIMISERS, Watch, train, watched
 from wn.config import Config
 from wn.config.compose import compose
 
@@ -26,12 +26,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "vae": {"model": "mlp_vae", "trainer.epochs": 20, **QUICK},
 }
 NOISE: dict[str, dict[str, Any]] = {"mlp": {"data.label_noise": 0.2}, "vae": {}}
-RULES: dict[str, dict[str, Any]] = {
-    "SGD": {"optim": "sgd", "optim.momentum": 0.0},
-    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
-    "Adam": {"optim": "adam"},
-    "Adamax": {"optim": "adamax"},
-}
 ARMS: dict[str, dict[str, Any]] = {
     "weight normalisation": {"norm": "weight_norm"},
     "plain weights": {"norm": "none"},
@@ -60,7 +54,7 @@ def config(condition: str, lr: float, seed: int, times: int = 1, **changes: Any)
     model, rule = condition.split(", ")
     fixed = {"trainer.device": "cpu", "trainer.probe_every": 1, "optim.lr": lr, "seed": seed}
     settings = MODELS[model] | {"trainer.epochs": times * MODELS[model]["trainer.epochs"]}
-    return compose({"norm": "weight_norm", **fixed, **settings, **RULES[rule], **changes})
+    return compose({"norm": "weight_norm", **fixed, **settings, **OPTIMISERS[rule], **changes})
 
 
 def half_decades(low: float, high: float) -> list[float]:

@@ -15,7 +15,7 @@ import numpy as np
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.ranges import Contrast, Grid, common, metric_of, rows_of, tolerated
 from wn.claims.rows import Row
-from wn.claims.training import UNSEEN
+from wn.claims.training import OPTIMISERS, UNSEEN
 from wn.config import Config
 from wn.config.compose import Value, compose
 from wn.report.statistics import Array
@@ -41,12 +41,6 @@ MODELS: dict[str, Settings] = {
         **{"data.train_fraction": 0.2, "data.valid_fraction": 0.5},  # 6,000 images each
     },
     "mlp for 120 epochs": {"model": "mlp", "data": "digits", "trainer.epochs": 120},
-}
-OPTIMISERS: dict[str, Settings] = {
-    "SGD": {"optim": "sgd", "optim.momentum": 0.0},
-    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
-    "Adam": {"optim": "adam"},
-    "Adamax": {"optim": "adamax"},
 }
 
 

@@ -17,6 +17,12 @@ from wn.trainer import Observer, Trainer
 
 Row = dict[str, Any]
 
+OPTIMISERS: dict[str, dict[str, Value]] = {
+    "SGD": {"optim": "sgd", "optim.momentum": 0.0},
+    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
+    "Adam": {"optim": "adam"},
+    "Adamax": {"optim": "adamax"},
+}
 UNSEEN: dict[str, Value] = {"tracking.mode": "disabled", "trainer.progress": False}
 """Settings of recorded runs that a claim trains; they are no part of a run's identity."""
 

@@ -65,6 +65,11 @@ class OptimConfig(Section):
     ema_epochs: float = pydantic.Field(default=0.0, ge=0)
     """Time constant, in epochs, of the EMA of the parameters that is evaluated; 0: no EMA."""
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the size of a step does not depend on the gradient's."""
+        return self.name != "sgd"
+
 
 class TrainerConfig(Section):
     """The loop: how long, how large a batch, at which precision, and where."""

@@ -255,12 +255,12 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
 
 def has_effective_lr(group: Group) -> bool:
     """Whether ``lr (g/‖v‖)²`` is what w sees: it takes plain gradient steps, and a length that matters."""
-    return group.first.optim.name == "sgd" and group.first.norm.statistics != "batch"
+    return not group.first.optim.adaptive and group.first.norm.statistics != "batch"
 
 
 def _rates_of(groups: Sequence[Group], shown: Sequence[str]) -> str:
     """What the panels of learning rates show."""
-    adaptive = {group.first.optim.name != "sgd" for group in groups}
+    adaptive = {group.first.optim.adaptive for group in groups}
     direction = " or ".join("lr/‖v‖" if one else "lr/‖v‖²" for one in sorted(adaptive))
     if len(adaptive) > 1:
         direction += " (adaptive)"
