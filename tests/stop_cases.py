@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from wn import processes
+from wn import stops
 from wn.config import Config
-from wn.processes import Preempted
+from wn.stops import Preempted
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -39,7 +39,7 @@ def send(number: int, times: int = 1) -> Callable[[], None]:
 
 def late(patch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Let an hour go by."""
-    return lambda: patch.setattr(processes, "STARTED", time.monotonic() - 3600)
+    return lambda: patch.setattr(stops, "STARTED", time.monotonic() - 3600)
 
 
 SIGNALS = {

@@ -17,8 +17,8 @@ from wn.claims.criteria import Claim, Quantity
 from wn.claims.measuring import Part, Row
 from wn.claims.rows import read
 from wn.config import UserError
-from wn.processes import Preempted, StopWatcher, termination
 from wn.report.claims.verdicts import judge
+from wn.stops import Preempted, StopWatcher, termination
 
 SPREAD = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 

@@ -18,8 +18,8 @@ from wn.claims.dqn import placements
 from wn.claims.games import CartPole, Catch, Game
 from wn.claims.q_learning import DISCOUNT, WARM_UP, Player, Training, epsilon
 from wn.claims.rows import read
-from wn.processes import StopWatcher
 from wn.stack import Stack
+from wn.stops import StopWatcher
 
 
 def small() -> Catch:

@@ -14,8 +14,8 @@ from train_cases import Call, declare, records
 
 from wn import experiments, launcher, train
 from wn.config import Config
-from wn.processes import Preempted
 from wn.run import RunFailed
+from wn.stops import Preempted
 
 Cell = tuple[str, float, int]
 

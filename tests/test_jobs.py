@@ -16,8 +16,8 @@ import torch
 from sweep_cases import outcome, tiny
 from train_cases import Call, records
 
-from wn import launcher, processes, train
-from wn.processes import Preempted, StopWatcher
+from wn import launcher, stops, train
+from wn.stops import Preempted, StopWatcher
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -63,8 +63,8 @@ def test_a_limit_comes_home_as_75_and_the_same_command_goes_on(
 ) -> None:
     assert call(f"{BASIC} runs_dir=whole").status == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "STARTED", time.monotonic())
-        at_step(patch, 1, lambda: patch.setattr(processes, "STARTED", time.monotonic() - 3600))
+        patch.setattr(stops, "STARTED", time.monotonic())
+        at_step(patch, 1, lambda: patch.setattr(stops, "STARTED", time.monotonic() - 3600))
         result = call(f"{BASIC} runs_dir=cut trainer.max_minutes=50")
     assert result.status == 75
     assert result.err.splitlines()[-1].startswith("stopped: mlp none sgd lr=0.1 seed=0, step 1 of ")
@@ -160,7 +160,7 @@ def test_a_job_that_is_not_requeued_says_why_and_is_no_failure(
 
 
 def test_the_handlers_are_put_back(scheduler: list[Any]) -> None:
-    before = [signal.getsignal(number) for number in processes.STOPS]
+    before = [signal.getsignal(number) for number in stops.STOPS]
     with StopWatcher(None) as watcher:
         assert watcher.stop("") is None
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -168,4 +168,4 @@ def test_the_handlers_are_put_back(scheduler: list[Any]) -> None:
         assert isinstance(stop, Preempted)
         assert stop.status == 75
         watcher.signal = None
-    assert [signal.getsignal(number) for number in processes.STOPS] == before
+    assert [signal.getsignal(number) for number in stops.STOPS] == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ import pytest
 import torch
 from sweep_cases import grid, outcome, tiny
 
-from wn import processes, sweep
+from wn import processes, stops, sweep
 from wn.config import Config, UserError
-from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
+from wn.processes import WorkerDied, map_workers
 from wn.records import Damaged, Record
 from wn.run import RunFailed
+from wn.stops import Preempted, StopWatcher
 
 train_one = sweep._train  # a test replaces it
 
@@ -157,7 +159,7 @@ def test_an_error_in_a_worker_stops_all_and_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^not here$"):
         map_workers(functools.partial(fail_abroad, tmp_path, os.getpid()), range(5), 2)
     assert len(os.listdir(tmp_path)) == 2
-    assert processes.STOP.value == 0
+    assert stops.STOP.value == 0
 
 
 def test_what_crosses_between_processes_can_be_pickled() -> None:
@@ -250,6 +252,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     [
         (UserError("optim.lr=0: too small"), 2, "error: optim.lr=0: too small"),
         (RunFailed("run 1 failed"), 1, "error: run 1 failed"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a"), 2, "error: a: No such file"),
+        (
+            OSError(errno.ENOSPC, "No space left", "a"),
+            1,
+            "error: a: No space left; the same command goes on from here when there is space",
+        ),
         (
             Preempted("SIGUSR1", "there", 75),
             75,
@@ -261,5 +269,5 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 def test_what_ends_a_command_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str], end: BaseException, status: int, line: str
 ) -> None:
-    assert processes.tell(end) == status
+    assert stops.tell(end) == status
     assert capsys.readouterr() == ("", f"{line}\n")

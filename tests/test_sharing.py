@@ -12,10 +12,10 @@ import pytest
 import torch
 from sweep_cases import grid, outcome, stack_of_three, tiny, train_until
 
-from wn import processes, resources, sweep
+from wn import processes, resources, stops, sweep
 from wn.config import Config
-from wn.processes import Preempted
 from wn.records import Record
+from wn.stops import Preempted
 from wn.sweep import train_sweep
 
 
@@ -101,8 +101,8 @@ def test_who_waits_is_stopped_by_the_clock(
 ) -> None:
     config = tiny(tmp_path, trainer={"max_minutes": 50})
     held = hold(config)
-    monkeypatch.setattr(processes, "STARTED", time.monotonic())
-    while_waiting(lambda: monkeypatch.setattr(processes, "STARTED", time.monotonic() - 3600))
+    monkeypatch.setattr(stops, "STARTED", time.monotonic())
+    while_waiting(lambda: monkeypatch.setattr(stops, "STARTED", time.monotonic() - 3600))
     with pytest.raises(Preempted, match="waiting for 1 runs that other processes train") as stopped:
         train_sweep([config])
     assert stopped.value.status == 75

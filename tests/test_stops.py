@@ -12,7 +12,7 @@ from stop_cases import ENDING, SIGNALS, late, send, when
 from sweep_cases import outcome
 from train_cases import SWEEP, Call, declare, records, start
 
-from wn import processes, sweep
+from wn import stops, sweep
 from wn.trainer import Trainer
 
 
@@ -100,7 +100,7 @@ def test_a_limit_stops_the_run_in_progress_and_nothing_further_begins(
 ) -> None:
     words = f"{SWEEP} hydra/launcher=stacked hydra.launcher.members=2 trainer.max_minutes=50"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "STARTED", time.monotonic())
+        patch.setattr(stops, "STARTED", time.monotonic())
         when(patch, lambda t: t.config.norm.label == "weight_norm" and t.step == 1, late(patch))
         result = call(words)
         where, why = "mlp weight_norm sgd (2 runs), step 1 of 4", "(trainer.max_minutes=50)"
@@ -126,7 +126,7 @@ def test_with_workers_too_a_limit_says_how_many_runs_are_done(
     declare(tmp_path, monkeypatch, "rows", rows=rows, seeds=[0, 1], fixed={"model": "mlp"})
     words = "+experiment=rows hydra.launcher.members=1 trainer.max_minutes=50"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "STARTED", time.monotonic())
+        patch.setattr(stops, "STARTED", time.monotonic())
         when(patch, lambda t: t.config.seed == 1 and t.step == 3, late(patch))
         result = call(words)
         line = "mlp weight_norm sgd lr=0.1 seed=1, step 3 of 4 (trainer.max_minutes=50); 2 of 4 runs are done"
@@ -147,7 +147,7 @@ def test_a_script_loops_until_zero(call: Call, tmp_path: Path, words: str) -> No
     pieces = 0
     while True:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(processes, "STARTED", time.monotonic())
+            patch.setattr(stops, "STARTED", time.monotonic())
             taken: list[int] = []
             when(patch, lambda t, n=taken: n.append(1) or len(n) == 3, late(patch))  # type: ignore[misc,func-returns-value]
             status = call(f"{words} runs_dir=cut trainer.max_minutes=50").status

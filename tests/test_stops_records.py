@@ -16,9 +16,9 @@ from sweep_cases import outcome, tiny
 
 from wn import records, run, tracking
 from wn.config import Config
-from wn.processes import StopWatcher
 from wn.provenance import provenance
 from wn.records import Record
+from wn.stops import StopWatcher
 from wn.sweep import train_sweep
 
 

@@ -23,10 +23,10 @@ from sweep_cases import (
 
 from wn import messages, run, trainer
 from wn.config import MLPConfig, UserError
-from wn.processes import Preempted
 from wn.records import Record
 from wn.run import RunFailed, final_loss
 from wn.step import CaptureFailed
+from wn.stops import Preempted
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 

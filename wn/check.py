@@ -19,7 +19,7 @@ from wn.config.compose import compose
 from wn.config.yaml_files import listed, parse_value
 from wn.contracts import CONTRACTS, PROPERTIES, Make, Subject
 from wn.models import with_norm
-from wn.processes import tell
+from wn.stops import tell
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Linear": (lambda: nn.Linear(5, 32), (6, 5)),

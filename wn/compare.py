@@ -23,10 +23,10 @@ import torch
 from wn import experiments
 from wn.check import settings_of
 from wn.config import Config, UserError
-from wn.processes import Preempted, tell, termination
 from wn.records import Record, to_json, write_atomically
 from wn.resources import configure_torch, resolve
 from wn.run import RunFailed, final_loss
+from wn.stops import Preempted, tell, termination
 from wn.sweep import train_sweep
 from wn.trainer import Observer, Trainer
 

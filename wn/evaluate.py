@@ -13,10 +13,10 @@ from wn.config.compose import compose
 from wn.config.yaml_files import listed, parse_value
 from wn.data import Dataset
 from wn.metrics import ELBO, objective_of
-from wn.processes import tell
 from wn.resources import configure_torch
 from wn.run import title
 from wn.stack import Stack
+from wn.stops import tell
 from wn.trained import TrainedModel, load
 from wn.trainer import DTYPES
 

@@ -1,8 +1,4 @@
-"""Worker processes, and what stops training: SIGINT, SIGTERM, SIGUSR1, SIGUSR2, ``trainer.max_minutes``.
-
-On a CPU, stacks of small models gain more from a core each than from sharing all. A stop ends training after
-a step, saved; a second signal acts at once, as both do where nothing trains.
-"""
+"""Worker processes: on a CPU, stacks of small models gain more from a core each than from sharing all."""
 
 from __future__ import annotations
 
@@ -13,141 +9,22 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from traceback import format_exception
 from typing import Any, Generic, TypeVar
 
 import torch
 
+from wn import stops
 from wn.config import UserError
-from wn.config.errors import ends_training, explain_disk
+from wn.config.errors import ends_training
 
 Item = TypeVar("Item")
 
-STARTED = time.monotonic()  # of this process; workers inherit the parent's
-
-STOP: Any = ctypes.c_int(0)
-"""Exit status of the stop that some process was asked for, 0 for none. Workers share the parent's."""
-
 PLACE = 0
 """Of this process among those that share a sweep's work; 0 is the one that was started."""
-
-OUT_OF_TIME = 75  # exit status after trainer.max_minutes: sysexits' EX_TEMPFAIL, to be tried again
-
-WARNINGS = ("SIGUSR1", "SIGUSR2")  # what schedulers send ahead of a job's end: it is out of time as well
-STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", *WARNINGS) if hasattr(signal, n)]
-
-
-class Preempted(BaseException):
-    """Training was asked to stop and did so. A BaseException, which ``except Exception`` lets pass."""
-
-    def __init__(self, why: str, where: str, status: int) -> None:
-        super().__init__(why, where, status)
-        self.status = status
-        self.so_far = ""  # what the whole command has come to
-
-    def __str__(self) -> str:
-        why, where, _ = self.args
-        so_far = f"; {self.so_far}" * bool(self.so_far)
-        return f"stopped: {where} ({why}){so_far}; the same command goes on from here"
-
-
-def _by_signal(number: int, where: str = "between two runs") -> Preempted:
-    name = signal.Signals(number).name
-    return Preempted(name, where, OUT_OF_TIME if name in WARNINGS else 128 + number)
-
-
-def _raise_stop(number: int, frame: Any) -> None:
-    raise _by_signal(number)
-
-
-def _handler_of_others(number: int) -> Callable[[int, Any], object] | None:
-    """What neither Python nor :func:`termination` has set to handle a signal."""
-    handler = signal.getsignal(number)
-    known = (signal.default_int_handler, _raise_stop)
-    return handler if callable(handler) and handler not in known else None
-
-
-class StopWatcher:
-    """Watches the clock (``max_minutes`` since STARTED), other processes and, inside ``with``, signals.
-
-    A signal that :meth:`stop` was never asked about is raised on leaving: nothing further is to begin. The
-    handlers of a job's scheduler stay: its own of SIGTERM acts in place of this one, and a warning is handed
-    on to it (submitit requeues the job) once all is saved.
-    """
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.max_minutes = max_minutes
-        self.signal: int | None = None
-        self.handlers: dict[int, Any] = {}
-
-    def stop(self, where: str) -> Preempted | None:
-        """The stop that is asked for, if any; quick enough for every step."""
-        if self.signal is not None:
-            return _by_signal(self.signal, where)
-        late = self.max_minutes is not None and time.monotonic() - STARTED > 60 * self.max_minutes
-        if late or STOP.value == OUT_OF_TIME:
-            return Preempted(f"trainer.max_minutes={self.max_minutes or 0:g}", where, OUT_OF_TIME)
-        return _by_signal(STOP.value - 128, where) if STOP.value else None
-
-    def __enter__(self) -> StopWatcher:
-        if threading.current_thread() is threading.main_thread():  # no other is given signals
-            for number in STOPS:
-                if _handler_of_others(number) is None or signal.Signals(number).name in WARNINGS:
-                    self.handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.signal = number
-        self._put_back()  # so that a second signal acts at once
-
-    def _put_back(self) -> None:
-        while self.handlers:
-            signal.signal(*self.handlers.popitem())
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._put_back()
-        if self.signal is None:
-            return
-        stopped = error if isinstance(error, Preempted) else _by_signal(self.signal)
-        if (handler := _handler_of_others(self.signal)) is not None:
-            try:
-                handler(self.signal, None)
-            except Exception as refusal:
-                why, where, status = stopped.args
-                raise Preempted(f"{why}: {refusal}", where, status) from None
-        if error is None:
-            raise stopped
-
-
-@contextlib.contextmanager
-def termination() -> Iterator[None]:
-    """Inside, signals raise :class:`Preempted` where nothing trains, as SIGINT raises KeyboardInterrupt."""
-    before = {n: signal.signal(n, _raise_stop) for n in STOPS if n != signal.SIGINT}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def tell(end: BaseException) -> int:
-    """Print the line that a command ends with where it does not come to its end; returns the exit status.
-
-    That of a stop, 2 after a mistake of the user's, 1 after any other error.
-    """
-    if isinstance(end, KeyboardInterrupt):
-        line, status = "stopped: the same command goes on from here", 128 + signal.SIGINT
-    elif isinstance(end, Preempted):
-        line, status = str(end), end.status
-    else:
-        line = explain_disk(end, "") if isinstance(end, OSError) else str(end)
-        line, status = f"error: {line}", 2 if isinstance(end, UserError) else 1
-    print(line, file=sys.stderr)
-    return int(status)
 
 
 class WorkerDied(Exception):
@@ -187,8 +64,7 @@ class _Pool(Generic[Item]):
         self.idle: set[Any] = set()  # processes without an item
 
     def run(self, workers: int) -> list[tuple[Item, WorkerDied]]:
-        global STOP
-        STOP, threads = self.stop, torch.get_num_threads()
+        stops.STOP, threads = self.stop, torch.get_num_threads()
         places = range(1, workers + 1)
         feeders = [threading.Thread(target=self._feed, args=(place,), daemon=True) for place in places]
         try:
@@ -202,7 +78,7 @@ class _Pool(Generic[Item]):
             self._ask_to_stop(error)
             self._join(feeders)
         finally:
-            STOP = ctypes.c_int(0)
+            stops.STOP = ctypes.c_int(0)
             torch.set_num_threads(threads)
         if self.error is not None:
             raise self.error
@@ -232,7 +108,7 @@ class _Pool(Generic[Item]):
         item, deaths = None, 0
         while deaths < 2 and (item is not None or self.left) and not self.stop.value:
             pipe, theirs = self.context.Pipe()
-            job = (theirs, self.work, self.threads, place, STARTED, self.stop)
+            job = (theirs, self.work, self.threads, place, stops.STARTED, self.stop)
             worker = self.context.Process(target=_work, args=job, daemon=True)
             with self.lock:
                 worker.start()
@@ -264,13 +140,13 @@ def _work(
     pipe: Connection, work: Callable[[Any], object], threads: int, place: int, started: float, stop: Any
 ) -> None:
     """A worker's ``work`` on the items that come over the pipe until None comes, each answered by None."""
-    global PLACE, STARTED, STOP
-    PLACE, STARTED, STOP = place, started, stop
+    global PLACE
+    PLACE, stops.STARTED, stops.STOP = place, started, stop
     _have_the_kernel_kill_orphans()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        with termination():
+        with stops.termination():
             pipe.send(None)
             while (item := pipe.recv()) is not None:
                 work(item)
@@ -283,12 +159,12 @@ def _work(
 def _portable(error: BaseException) -> BaseException:
     """An exception that can cross to another process; not all can be pickled."""
     if isinstance(error, KeyboardInterrupt):
-        return _by_signal(signal.SIGINT)
+        return stops.by_signal(signal.SIGINT)
     if isinstance(error, UserError):
         return UserError(str(error))
     if isinstance(error, OSError) and ends_training(error):
         return OSError(error.errno, error.strerror, error.filename)
-    return error if isinstance(error, Preempted) else RuntimeError("".join(format_exception(error)))
+    return error if isinstance(error, stops.Preempted) else RuntimeError("".join(format_exception(error)))
 
 
 def _die_with_parent() -> None:

@@ -25,11 +25,11 @@ from wn.checkpoints import Checkpoints
 from wn.config import Config
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
-from wn.processes import Preempted, StopWatcher
 from wn.provenance import ROOT, began_with, code_of, provenance
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
 from wn.step import CaptureFailed
+from wn.stops import Preempted, StopWatcher
 from wn.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)

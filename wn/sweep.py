@@ -14,11 +14,12 @@ import torch
 from wn import again, cost, messages, plugins, tracking
 from wn.config import Config
 from wn.messages import Resolved, say
-from wn.processes import Preempted, StopWatcher, WorkerDied, map_workers
+from wn.processes import WorkerDied, map_workers
 from wn.provenance import other_code
 from wn.records import Record
 from wn.resources import OTHER_FILES, devices_here, largest_stack, open_files, resolve
 from wn.run import title, train_stack
+from wn.stops import Preempted, StopWatcher
 from wn.trainer import steps_per_epoch
 
 WORKER_STEPS = 4_000  # of single runs, to amortise the seconds that a worker takes to start

@@ -7,11 +7,13 @@ import csv
 import functools
 import json
 import math
+import sys
 from pathlib import Path
 
 from wn import tracking
 from wn.config import TrackingConfig, UserError, nearest
 from wn.records import Record, read_experiment
+from wn.stops import tell
 
 
 def sync(folder: Path, again: bool = False) -> str:
@@ -94,7 +96,7 @@ def _tracking(record: Record) -> TrackingConfig:
     return TrackingConfig.model_validate(config["tracking"] | ({"group": None} if taken_over else {}))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m wn.sync", description="Send records to W&B.")
     parser.add_argument("name", help="of the experiment")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
@@ -102,9 +104,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         print(sync(arguments.runs_dir / arguments.name, arguments.again))
-    except (UserError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    except (UserError, OSError, KeyboardInterrupt) as end:
+        return tell(end)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,7 +27,7 @@ from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, OWN, check_presets, set_value
 from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
-from wn.processes import Preempted, tell, termination
+from wn.stops import Preempted, tell, termination
 from wn.sync import send_report
 
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's way to ask where an error came from

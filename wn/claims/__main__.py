@@ -17,7 +17,8 @@ import torch
 from wn.claims import criteria
 from wn.claims.measuring import MEASUREMENTS, complete, families, left_out, measure_family, measured
 from wn.config import UserError, nearest
-from wn.processes import Preempted, WorkerDied, map_workers, tell, termination
+from wn.processes import WorkerDied, map_workers
+from wn.stops import Preempted, tell, termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,10 +21,10 @@ import wn.claims
 from wn.claims import criteria
 from wn.claims.rows import Measured, Row, read
 from wn.config import UserError
-from wn.processes import StopWatcher
 from wn.provenance import provenance
 from wn.records import to_json, write_atomically
 from wn.resources import device_name
+from wn.stops import StopWatcher
 
 
 class Part(NamedTuple):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from wn import experiments
 from wn.config import UserError, nearest
-from wn.config.errors import ends_training, explain_disk
 from wn.report.status import left_out, reason, records_in, status
+from wn.stops import tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,14 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             places = options.runs_dir, options.results_dir
             _report(options.what, *places, options.publish, options.html)
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `| head` has seen enough; or the interpreter would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"error: {explain_disk(error, '')}", file=sys.stderr)
-        return 1 if ends_training(error) else 2
+    except (UserError, OSError) as error:
+        return tell(error)
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from wn.config import UserError
 from wn.report.card.families import FAMILIES, family_of, publish
 from wn.report.card.page import write
+from wn.stops import tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,9 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.publish:
             print(*(publish(runs_dir, name) for name in names), sep="\n")
         write(card, [family_of(runs_dir, card, name) for name in names], options.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (UserError, OSError) as error:
+        return tell(error)
     return 0
 
 
