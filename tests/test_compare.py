@@ -67,7 +67,7 @@ def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
         "plugins.norm('mine')(type('Mine', (NormalizedLayer,), {}))\n"
     )
     capsys.readouterr()
-    assert run("own.py", "optim.lr_gain_cap=0.1") == 0
+    assert run(str(small / "own.py"), "optim.lr_gain_cap=0.1") == 0
     assert trained(small) == {"mine": 12}
     assert {path: path.read_bytes() for path in committed} == committed
     page = (small / "runs/compare/mine_optim.lr_gain_cap=0.1/page.md").read_text(encoding="utf-8")
@@ -82,6 +82,7 @@ def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
         == ["difference, at the best lr of each, to", "---", "MLP, test error %", "VAE, test ELBO (nats)"]
         + one * 2
     )
+    assert "Made by `python -m wn.compare own.py optim.lr_gain_cap=0.1`, which trains" in page
     assert "`own.py`, SHA-256" in page
     assert "uncommitted" not in page
     for name in ("metric", "trajectories"):

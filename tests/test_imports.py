@@ -38,16 +38,17 @@ KNOWS = {
     "wn.provenance": "",
     "wn.records": "config provenance",
     "wn.timings": "config records",
+    "wn.stops": "config",
     "wn.models": "config norm plugins torch",
     "wn.experiments": "config presets",
     "wn.claims": "* report torch",
     "wn.claims.games": "config torch gymnasium",  # which may be missing
     "wn.claims.criteria": "config experiments",
     "wn.claims.rows": "",
-    "wn.report": "claims config grammar presets provenance records timings experiments pandas matplotlib",
+    "wn.report": "claims config grammar presets provenance records timings experiments stops pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
-    "wn.sync": "config records experiments tracking report",  # sends records again: not part of training
+    "wn.sync": "config records stops tracking",  # sends records again: not part of training
     "wn.launcher": "* hydra omegaconf",
     "wn.train": "* launcher sync hydra omegaconf",
     "hydra_plugins": "launcher hydra omegaconf",

@@ -87,7 +87,7 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
             final_loss(record)  # raises, with the way to its traceback
     card: dict[str, Any] = {
         "name": name,
-        "command": " ".join(["python -m wn.compare", *filter(_shown, words)]),
+        "command": " ".join(["python -m wn.compare", *_shown(words)]),
         "notes": notes,
     }
     card |= {"plugins": next(iter(plans.values())).own[0].plugins}
@@ -99,9 +99,10 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
     return make_page([str(folder), *(["--publish"] * publish)])
 
 
-def _shown(word: str) -> bool:
-    """Whether a word of the command is no folder of this machine."""
-    return not word.startswith(("runs_dir=", "data.root=", "plugins=")) and not Path(word).is_absolute()
+def _shown(words: Sequence[str]) -> list[str]:
+    """The words of the command that another machine needs, files without the folders of this one."""
+    kept = [word for word in words if not word.startswith(("runs_dir=", "data.root="))]
+    return [re.sub(r"(^|[=[,])/[^],]*/", r"\1", word) for word in kept]
 
 
 def make_page(arguments: Sequence[str]) -> int:
