@@ -49,6 +49,14 @@ def evaluated(folder: Path) -> float:
     return evaluate(trained.load(folder))["test_loss"] if (folder / trained.FILE).exists() else float("nan")
 
 
+def test_forced_runs_that_were_never_trained_name_no_old_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert all(record.done for record in train_sweep(pair(tmp_path, force=True)))
+    assert "old records" not in capsys.readouterr().out
+    assert not (tmp_path / "adhoc/before").exists()
+
+
 def test_a_forced_sweep_trains_again_and_keeps_the_old_records(
     finished: Path, tmp_path: Path, steps: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from sweep_cases import Killed, outcome, stack_of_three, tiny
 
 from wn.checkpoints import Checkpoints
-from wn.config import Config
+from wn.config import Config, UserError
 from wn.sweep import train_sweep
 from wn.trainer import Trainer
 
@@ -81,6 +81,10 @@ def grow(content: Any) -> None:
     params.update({name: torch.cat([p, p], dim=-1) for name, p in params.items()})
 
 
+def rename(content: Any) -> None:
+    content["took"] = content.pop("seconds")
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
@@ -91,10 +95,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "last byte": lambda path: flip(path, 1),
     "of the time before checksums": lambda path: torch.save(read(path), path),
     "of other runs": lambda path: signed(path, lambda content: content["runs"].reverse()),
-    "nothing in it": lambda path: signed(path, lambda content: content["trainer"].clear()),
-    "no seconds in it": lambda path: signed(path, lambda content: content.pop("seconds")),
-    "of another shape": lambda path: signed(path, grow),
-    "no checkpoint": lambda path: path.write_bytes(sign(b"text")),
 }
 
 
@@ -117,6 +117,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
     assert said.endswith("; going on from the one before")
     assert outcome(folder) == expected
     assert not list(folder.rglob("*.pt*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (grow, "LookupError: it is of another model or optimiser"),
+        (rename, "KeyError: 'seconds'"),
+    ],
+)
+def test_a_whole_checkpoint_that_the_code_cannot_take_is_kept_for_the_code_that_can(
+    tmp_path: Path,
+    change: Callable[[Any], None],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+    steps: list[int],
+    expected: dict[str, Any],
+) -> None:
+    folder = tmp_path / "cut"
+    newest, before = cut(folder, runs(folder))
+    written = newest.read_bytes()
+    signed(newest, change)  # as if the code had changed in between
+    with pytest.raises(UserError, match=rf"\.pt: written by other code \({said}\); go on with that code, or"):
+        train_sweep(runs(folder))
+    assert "damaged" not in caplog.text
+    assert before.exists()
+    newest.write_bytes(written)
+    steps.clear()
+    train_sweep(runs(folder))
+    assert len(steps) == 6  # of twelve
+    assert outcome(folder) == expected
 
 
 def test_where_both_are_damaged_training_starts_anew(

@@ -45,7 +45,8 @@ KNOWS = {
     "wn.claims.games": "config torch gymnasium",  # which may be missing
     "wn.claims.criteria": "config experiments",
     "wn.claims.rows": "",
-    "wn.report": "claims config grammar presets provenance records timings experiments stops pandas matplotlib",
+    "wn.report": "claims config grammar presets provenance records timings experiments stops "
+    "pandas matplotlib",
     "wn.trainer": "config models norm data optim stack step metrics probes torch",  # and no disk
     "wn.tracking": "config records torch wandb",
     "wn.sync": "config records stops tracking",  # sends records again: not part of training

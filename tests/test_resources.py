@@ -64,7 +64,7 @@ def test_where_two_do_not_fit_runs_train_alone(
 
     config = tiny(tmp_path)
     _, dataset = resolve(config)
-    monkeypatch.setattr(resources, "_step_of_two", too_large)
+    monkeypatch.setattr(resources, "uncompiled", too_large)
     assert largest_stack(config, GPU, dataset) == 1
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sweep_cases import grid, outcome, stack_of_three, tiny, train_until
 
-from wn import processes, resources, stops, sweep
+from wn import processes, resources, run, stops, sweep
 from wn.config import Config
 from wn.records import Record
 from wn.stops import Preempted
@@ -156,6 +156,17 @@ def test_what_others_of_its_stack_hold_up_waits_and_says_so_once(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting")]
     assert len(looks) == 6
     assert len(said) == 2  # at first it is not known that they are held up
+
+
+def test_a_stack_whose_halves_another_process_takes_has_trained_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory: for a moment nobody has its runs."""
+    train_stack, halves = run.train_stack, [False, False]
+    monkeypatch.setattr(run._Session, "train", lambda session: False)
+    monkeypatch.setattr(run, "train_stack", lambda configs: halves.pop())
+    assert not train_stack([tiny(tmp_path, seed=seed) for seed in range(3)])
+    assert not halves
 
 
 def test_of_two_that_come_to_a_stack_at_once_one_takes_all_of_it(tmp_path: Path) -> None:

@@ -100,6 +100,6 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing() -> None:
     _, loop, _ = in_pieces([config()], set())
     before = copy.deepcopy(loop.state())
     for other in (config("batch_norm"), config(optim=config().optim.model_copy(update={"name": "adam"}))):
-        with pytest.raises(ValueError, match="another model or optimiser"):
+        with pytest.raises(LookupError, match="another model or optimiser"):
             loop.restore(in_pieces([other], {2})[2].states[0])
     assert repr(loop.state()) == repr(before)

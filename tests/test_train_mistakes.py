@@ -79,6 +79,7 @@ MISTAKES = {
     "model.widths=[8,0]": "model.widths.1=0: Input should be greater than 0",
     "experiment_name=../up": "experiment_name=../up: String should match",
     "runs_dir=": "runs_dir=: String should have at least 1 character",
+    "'runs_dir=\"~/runs\"'": "runs_dir: ~/runs: the shell has left the ~ as it is; write the whole path",
     # what cannot be trained here
     "trainer.batch_size=5000": "trainer.batch_size=5000: larger than the 1149 training images; give less",
     "trainer.device=cuda": "trainer.device=cuda: not available here; take trainer.device=auto, or cpu",

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from wn.config import UserError
 from wn.records import ROWS, Record
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,7 @@ def reuse(records: Iterable[Record]) -> set[str]:
 
 
 def _copy_result(folder: Path, here: Record) -> bool:
-    try:
-        there = Record.read(folder)
-    except UserError:  # being written, or damaged
-        return False
+    there = Record.peek(folder)
     if not there.done or not here.claim():
         return False
     if not here.done:

@@ -17,14 +17,19 @@ from pathlib import Path
 
 import torch
 
+from wn.config import UserError
 from wn.records import Row, write_atomically
 
 log = logging.getLogger(__name__)
 
 DIGEST = hashlib.sha256().digest_size
 
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
-"""Raised by a damaged file. OSError and OutOfMemoryError say nothing of it."""
+DAMAGE = (ValueError, EOFError, pickle.UnpicklingError)
+"""Raised by a damaged file, or where its rows are missing."""
+
+
+class OtherCode(UserError):
+    """A whole checkpoint that the present code cannot take: it must not cost what was trained."""
 
 
 class Checkpoints:
@@ -46,8 +51,11 @@ class Checkpoints:
     def restore(self, use: Callable[[Row], None]) -> bool:
         """Call ``use`` with the newest content that it can take; say whether there was any.
 
-        A file that is damaged, or that ``use`` finds so, is logged and deleted: the next save would rotate it
-        into the backup.
+        A file that is damaged, or that ``use`` finds so by a ValueError, is logged and deleted: the next save
+        would rotate it into the backup.
+
+        Raises:
+            OtherCode: ``use`` lacks something in a file that is whole.
         """
         paths = [path for path in (self.newest, self.before) if path.exists()]
         for path in paths:
@@ -60,6 +68,9 @@ class Checkpoints:
                 then = "its runs start anew" if path is paths[-1] else "going on from the one before"
                 log.warning("%s: damaged (%s); %s", path, reason, then)
                 path.unlink()
+            except (LookupError, TypeError, AttributeError) as error:
+                why = f"written by other code ({type(error).__name__}: {error})"
+                raise OtherCode(f"{path}: {why}; go on with that code, or delete it to train anew") from error
         return False
 
     def exist(self) -> bool:

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from wn import experiments
 from wn.check import settings_of
 from wn.config import Config, UserError
@@ -114,7 +112,7 @@ def _plans(
     families: Sequence[str], settings: dict[str, Any], runs_dir: Path
 ) -> tuple[dict[str, _Family], list[str]]:
     """The families that can be trained here, and why the one whose images may be missing cannot."""
-    plans, notes = {}, []
+    plans, notes, why = {}, [], ""
     for family in [family for family in FAMILIES if family in families]:
         places = {"runs_dir": str(runs_dir), "tracking.mode": "disabled"}
         try:
@@ -122,10 +120,11 @@ def _plans(
         except UserError as error:
             if family != "convnet" or not str(error).startswith("data."):
                 raise
-            notes.append(f"The ConvNet is left out: {error}.")
-            print(notes[-1])
+            notes.append("The ConvNet is left out: its images were not at hand.")  # the page names no folder
+            why = f"The ConvNet is left out: {error}."
+            print(why)
     if not plans:
-        raise UserError(notes[0])
+        raise UserError(why)
     return plans, notes
 
 
@@ -176,16 +175,11 @@ def step_times(configs: Sequence[Config]) -> list[list[float]]:
             for _ in range(STEPS):
                 started = time.perf_counter()
                 trainer.update(batch)
-                _wait(device)
+                trainer.totals.sum().item()  # waits for a GPU
                 quickest = min(quickest, time.perf_counter() - started)
             if turn >= WARM_UP:
                 own.append(quickest)
     return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

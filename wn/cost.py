@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from wn.config import Config, UserError, VAEConfig
+from wn.config import Config, VAEConfig
 from wn.data import Dataset, sources
 from wn.probes import measure
 from wn.records import Record, to_json
-from wn.resources import configure_torch, device_name
+from wn.resources import device_name, uncompiled
 from wn.timings import Timings, spoken
-from wn.trainer import Observer, Trainer
+from wn.trainer import Trainer
 
 ROW = 300  # bytes of a line of metrics
 MEASURED = 0.5  # seconds for which steps are repeated, after one to warm up
@@ -32,7 +32,8 @@ def estimate(
     stacks: list[list[Config]], device: torch.device, data: Dataset, workers: int
 ) -> tuple[str, str]:
     """Time and space that these stacks will take on one device, in a line each."""
-    timings = Timings(_records({Path(c.runs_dir) for stack in stacks for c in stack}))
+    folders = {Path(c.runs_dir) for stack in stacks for c in stack}
+    timings = Timings(Record.peek(path.parent) for f in folders for path in f.glob("*/*/record.json"))
     name = device_name(device, threads=max(1, torch.get_num_threads() // workers))  # as a worker's
     seconds, space, while_training, steps = 0.0, 0.0, 0.0, 0
     known: dict[str, tuple[float, float, float]] = {}
@@ -58,30 +59,15 @@ def estimate(
     )
 
 
-def _records(folders: set[Path]) -> list[Record]:
-    found = []
-    for path in (path for folder in folders for path in folder.glob("*/*/record.json")):
-        try:
-            found.append(Record.read(path.parent))
-        except UserError:
-            continue
-    return found
-
-
 def _one_step(
     stack: list[Config], device: torch.device, data: Dataset, workers: int
 ) -> tuple[float, float, float]:
     """Of a member: seconds, bytes of its record, bytes of its checkpoint."""
-    # Neither compiled nor captured, which takes minutes at the start: an upper bound.
-    settings = stack[0].trainer.model_copy(update={"compile": False, "cuda_graph": False})
-    configure_torch(settings, device)
+    settings = stack[0].trainer
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // workers))  # as each worker will have
     try:
-        trainer = Trainer(
-            [c.model_copy(update={"trainer": settings}) for c in stack], data, device, Observer()
-        )
-        trainer.stack.train()
+        trainer = uncompiled(stack, device, data)  # an upper bound
         batch = trainer.batches(1)[0]
         step = _seconds(lambda: trainer.update(batch), trainer)
         part = data.valid if len(data.valid.x) else data.test

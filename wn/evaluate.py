@@ -58,9 +58,14 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
 
 
 def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence[str] = ()) -> DataConfig:
-    """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``; ``files`` of plugins."""
+    """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``; ``files`` of plugins.
+
+    Raises:
+        UserError: no such setting, or another split of the run's own data, which would hold out images that
+            the run was trained on.
+    """
     tree, code = config.model_dump(), {"plugins": list(files)} if files else {}
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not text.startswith("data=")):  # sets a root too
         key, given, value = text.partition("=")
         if key == "data" and given:
             tree |= compose({"data": value, **code}).data.model_dump(include={"name", "root", "plugin"})
@@ -68,7 +73,15 @@ def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence
             tree[key[5:]] = parse_value(text)
         else:
             raise UserError(f"{text}: give data=NAME, or data.KEY=VALUE with one of {', '.join(SETTABLE)}")
-    return parse({"data": tree, **code}).data
+    made = parse({"data": tree, **code}).data
+    if (made.name, made.plugin) == (config.name, config.plugin):
+        for key in ("train_fraction", "valid_fraction"):
+            if getattr(made, key) != (own := getattr(config, key)):
+                raise UserError(
+                    f"data.{key}: of the run's own data it stays {own:g}; "
+                    "another split would hold out images that it was trained on"
+                )
+    return made
 
 
 def _named_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 
 import pydantic
 
-from wn.config import PLACES, Config, UserError, nearest, places
+from wn.config import PLACES, Config, UserError, decides, nearest, places
 from wn.config.compose import Value, compose
 from wn.config.errors import explain_file
 from wn.config.yaml_files import listed, parse_yaml, read_yaml
@@ -146,6 +146,9 @@ class Experiment(Part):
             raise ValueError(
                 f"{both[0]} is an axis, and set by a value of another one; leave out one of them"
             )
+        single = variants.union(*(row.set for row in self.rows))
+        if idle := sorted(key for key in single if not decides(key)):
+            raise ValueError(f"{idle[0]} decides no number: give it in fixed, for all runs alike")
         if places := sorted(key for key in self.fixed if key.partition(".")[0] in PLACES):
             raise ValueError(f"fixed: {places[0]} changes no run; give it on the command line")
         return self

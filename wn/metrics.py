@@ -24,7 +24,7 @@ class Objective(NamedTuple):
 
     names: tuple[str, ...]  # of the metrics; the mean of the first is minimised
     selection_metric: str  # chooses a learning rate, or an epoch, on the validation split
-    metrics: Callable[[Any, Tensor], tuple[Tensor, ...]]  # outputs, labels -> each example's, as the labels
+    metrics: Callable[[Any, Tensor], tuple[Tensor, ...]]  # outputs, labels -> per example
 
 
 def objective_of(model: Model) -> Objective:
@@ -69,7 +69,7 @@ def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> li
 
 @torch.no_grad()
 def pictures(stack: Stack, x: Tensor, autocast: Autocast) -> dict[str, Tensor]:
-    """Grey levels of VAEs from 0 to 1, each ``[members, images, channels, height, width]``.
+    """Pixel values of VAEs from 0 to 1, each ``[members, images, channels, height, width]``.
 
     ``reconstructions``: originals ``x`` and reconstructions, interleaved; ``samples`` of the prior.
     """

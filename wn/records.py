@@ -7,6 +7,8 @@
 - ``probes.jsonl``: a line per layer and probe (:mod:`wn.probes`); likewise;
 - ``reconstructions.png``, ``samples.png``: of a VAE, at the end (:func:`wn.metrics.pictures`);
 - ``model.safetensors``: the trained model, where it is kept (:mod:`wn.trained`);
+- ``tracking.json``: where its copy on W&B is (:mod:`wn.tracking`);
+- ``*.damaged``: what could not be read, and was set aside;
 - ``lock``: held by the process that trains the run; the kernel frees it when that process dies.
 
 A status is ``running`` (or was, when its process died), ``finished``, ``diverged`` or ``failed``. A damaged
@@ -148,7 +150,7 @@ class Record:
     def peek(cls, folder: Path) -> Record:
         """The record in a folder, ``new`` where there is none or a damaged one."""
         record = cls(folder)
-        with contextlib.suppress(Damaged):
+        with contextlib.suppress(UserError):
             record._load()
         return record
 

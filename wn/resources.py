@@ -187,7 +187,8 @@ def fitting(free: Sequence[int], each: int, workers: int) -> int:
 def stacks(config: Config, device: torch.device, dataset: Dataset) -> bool:
     """Whether the user's own code can be stacked: two take a step under vmap, and have no convolutions."""
     try:
-        trainer = _step_of_two(config, device, dataset)
+        trainer = uncompiled([config] * 2, device, dataset)
+        trainer.update(trainer.batches(1)[0])
     except Exception:  # theirs, or vmap's: it shows where they train alone
         return False
     return not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in trainer.stack.template.modules())
@@ -200,18 +201,19 @@ def bytes_per_member(config: Config, device: torch.device, dataset: Dataset) -> 
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    trainer = _step_of_two(config, device, dataset)
+    trainer = uncompiled([config] * 2, device, dataset)
+    trainer.update(trainer.batches(1)[0])
     trainer.evaluate("valid" if len(dataset.valid.x) else "test")
     return max(1, (torch.cuda.max_memory_allocated(device) - before) // 2)
 
 
-def _step_of_two(config: Config, device: torch.device, dataset: Dataset) -> Trainer:
-    configure_torch(config.trainer, device)  # before cuBLAS's first product, which reads its setting
-    # Neither compiled nor captured: a prediction is not worth that time.
-    settings = config.trainer.model_copy(update={"compile": False, "cuda_graph": False})
-    trainer = Trainer([config.model_copy(update={"trainer": settings})] * 2, dataset, device, Observer())
+def uncompiled(stack: Sequence[Config], device: torch.device, dataset: Dataset) -> Trainer:
+    """A stack in training mode, neither compiled nor captured: a prediction is not worth that time."""
+    configure_torch(stack[0].trainer, device)  # before cuBLAS's first product, which reads its setting
+    settings = stack[0].trainer.model_copy(update={"compile": False, "cuda_graph": False})
+    configs = [config.model_copy(update={"trainer": settings}) for config in stack]
+    trainer = Trainer(configs, dataset, device, Observer())
     trainer.stack.train()
-    trainer.update(trainer.batches(1)[0])
     return trainer
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wn import tracking, trained
-from wn.checkpoints import Checkpoints
+from wn.checkpoints import Checkpoints, OtherCode
 from wn.config import Config
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
@@ -75,8 +75,7 @@ def train_stack(configs: Sequence[Config]) -> bool:
             fits = _Session(members, cut, watcher).train()
     if not fits:
         log.warning("%s: out of memory; going on with two halves", title(configs))
-        for half in (members[::2], members[1::2]):
-            train_stack([config for config, _ in half])
+        return any([train_stack([config for config, _ in half]) for half in (members[::2], members[1::2])])
     return True
 
 
@@ -110,6 +109,7 @@ class _Session(Observer):
         self.configs = [config for config, _ in members]
         self.records = [record for _, record in members]
         self.config = self.configs[0]
+        self.title = title(self.configs)
         self.objective = objective_of(self.config.model)
         self.selection = f"valid_{self.objective.selection_metric}"
         self.models: dict[int, Row] = {}
@@ -134,7 +134,7 @@ class _Session(Observer):
         for i in sorted(self.open):
             self.records[i].begin(self.configs[i], self.ids, *self.devices)
         for stack in left:  # from now on its members here belong to this stack
-            if not any(_trains_in(Record.peek(self.stacks.parent / run_id), stack) for run_id in stack):
+            if not any(_trains_in(Record.of(self.config, run_id), stack) for run_id in stack):
                 Checkpoints(self.stacks, stack).remove()
         try:
             trainer = Trainer(self.configs, self.dataset, device, self)
@@ -143,7 +143,7 @@ class _Session(Observer):
                 self.live = tracking.LiveMirror(self.records[0], self.config.tracking)
             hidden = None if self.config.trainer.progress else True  # None: where nobody watches
             with tqdm(total=trainer.total, unit="step", leave=False, disable=hidden) as self.bar:
-                self.bar.set_description(title(self.configs))
+                self.bar.set_description(self.title)
                 self.bar.update(trainer.step)
                 trainer.run()
         except Preempted:
@@ -151,11 +151,11 @@ class _Session(Observer):
             raise
         except Exception as error:
             # The runs have not failed: they go on from their checkpoint.
-            if ends_training(error) or isinstance(error, CaptureFailed):
+            if ends_training(error) or isinstance(error, (CaptureFailed, OtherCode)):
                 self._pause()
                 raise
             stacked = len(self.configs) > 1 and isinstance(error, torch.OutOfMemoryError)
-            if stacked and not self.checkpoints.exist():  # no step is lost by a split
+            if stacked and not self.checkpoints.exist():  # nothing that was saved is lost by a split
                 return False
             remedy = "; if it comes again, train fewer together: hydra.launcher.members=N" * stacked
             self._flush(self.open)
@@ -184,15 +184,15 @@ class _Session(Observer):
             self.devices = list(dict.fromkeys(devices))
             self.made = [one for one, _ in itertools.groupby(made)]
             if told := began_with(self.made):
-                log.warning("%s: %s", title(self.configs), told)
-            log.info("%s: going on from step %d of %d", title(self.configs), trainer.step, trainer.total)
+                log.warning("%s: %s", self.title, told)
+            log.info("%s: going on from step %d of %d", self.title, trainer.step, trainer.total)
 
         if not self.checkpoints.restore(go_on):
             for i in self.open:
                 self.records[i].rewind([0, 0])
 
     def stop(self, done: int, total: int) -> Preempted | None:
-        return self.watcher.stop(f"{title(self.configs)}, step {done} of {total}")
+        return self.watcher.stop(f"{self.title}, step {done} of {total}")
 
     def on_step(self, done: int, total: int) -> None:
         self.bar.update(done - self.bar.n)

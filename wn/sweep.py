@@ -117,8 +117,9 @@ def _finish_replacing(forced: set[str], runs: dict[str, Config], records: Record
 def _replace(forced: set[str], records: Records) -> None:
     replaced = [again.replace(records[run_id]) for run_id in forced if records[run_id].done]
     records |= {record.folder.name: record for record in replaced}
-    for experiment in {record.folder.parent for record in replaced}:
-        say(f"trained again; the old records are in {experiment / 'before'}")
+    for before in {record.folder.parent / "before" for record in replaced}:
+        if before.is_dir():  # none where nothing was there before
+            say(f"trained again; the old records are in {before}")
 
 
 def _left(todo: list[str], runs: dict[str, Config], records: Records, missing: Records) -> list[str]:

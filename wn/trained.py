@@ -57,7 +57,7 @@ class Saved(pydantic.BaseModel):
     shape: tuple[int, ...]
     """Of an input, without the batch axis."""
     pipeline: Scaling | None
-    """None of data that have none."""
+    """None where the data set has no pipeline (none that :func:`wn.data.load` makes)."""
 
 
 def save(record: Record, state: dict[str, Tensor], data: Dataset) -> Row:

@@ -9,7 +9,6 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,11 @@ from wn.metrics import ELBO, objective_of
 from wn.models import build
 from wn.norm import parameter_groups
 from wn.optim import EMA, Optimizer
+from wn.probes import Row
 from wn.stack import Stack
-from wn.step import Step
+from wn.step import State, Step
 
-Row = dict[str, Any]
 Columns = dict[str, list[float]]  # a number per member
-Trees = dict[str, dict[str, Tensor]]
 
 DTYPES = {**dict.fromkeys(("float32", "tf32", "bfloat16"), torch.float32), "float64": torch.float64}
 """Precision to the type of parameters and data; bfloat16 is autocast over float32."""
@@ -43,7 +41,7 @@ class Observer:
         """A member came to the end of an epoch (epoch 0: before training)."""
 
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
-        """Pictures of a finished VAE: grey levels ``[images, channels, height, width]``."""
+        """Pictures of a finished VAE: ``[images, channels, height, width]``, values from 0 to 1."""
 
     def on_model(self, member: int, state: dict[str, Tensor]) -> None:
         """Parameters and buffers of a finished member, as it was evaluated: the EMA, if there is one."""
@@ -216,8 +214,7 @@ class Trainer:
             raise stop
 
     def _probe(self, before: probes.Snapshot | None) -> list[list[Row]]:
-        lr, adaptive = self.optimizer.hyper["lr"], self.config.optim.adaptive
-        return probes.measure(self.stack, before, lr, adaptive)
+        return probes.measure(self.stack, before, self.optimizer.hyper["lr"], self.config.optim.adaptive)
 
     def _probe_is_due(self, epoch: int) -> bool:
         """Every so many epochs and after the last; before the first of these after 1, 2, 4, ... as well."""
@@ -242,7 +239,7 @@ class Trainer:
             with self.autocast():
                 self.stack.initialize(self.data.train.x[self._orders(0)[:, :size]])
 
-    def _prepare(self, trees: Trees | None = None) -> None:
+    def _prepare(self, trees: State | None = None) -> None:
         """Optimiser, EMA and step of the stack, with the state in ``trees`` or at their beginning."""
         if trees:
             self.stack.load(trees["params"], trees["buffers"])
@@ -272,16 +269,15 @@ class Trainer:
         self.alive = [self.alive[row] for row in rows]
         self.totals = self.totals[:, rows]
         if self.alive:
-            kept = torch.tensor(rows, device=self.device)
             trees = self._trees().items()
-            self._prepare({n: {k: t[kept] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
+            self._prepare({n: {k: t[rows] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
 
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
         members = {"alive": self.alive, "diverged": sorted(self.diverged)}
         return {"step": self.step, **members, "totals": self.totals, **self._trees()}
 
-    def _trees(self) -> Trees:
+    def _trees(self) -> State:
         average = self.average.state if self.average else {}
         params = {k: p.detach() for k, p in self.stack.params.items()}
         state = {"params": params, "buffers": self.stack.buffers}
@@ -291,14 +287,14 @@ class Trainer:
         """Go on from a :meth:`state` of the same members, made on any device.
 
         Raises:
-            LookupError, ValueError: it is of another model or optimiser. Nothing is changed.
+            LookupError: it is of another model or optimiser. Nothing is changed.
         """
         own = self._trees()
         trees = {name: {k: t.to(self.device) for k, t in state[name].items()} for name in own}
         for name, tree in trees.items():  # without the first axis: members may have been dropped before
             mine, other = ({k: (t.dtype, t.shape[1:]) for k, t in x.items()} for x in (own[name], tree))
             if mine != other:
-                raise ValueError("it is of another model or optimiser")
+                raise LookupError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
         self.diverged = {*state.get("diverged", [])}
         self._prepare(trees)

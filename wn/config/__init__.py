@@ -32,6 +32,7 @@ from wn.config.models import TransformerConfig as TransformerConfig
 from wn.config.models import VAEConfig as VAEConfig
 from wn.config.models import WeightInit as WeightInit
 from wn.config.norm import NormConfig as NormConfig
+from wn.config.yaml_files import listed
 
 SCHEMA = 2
 """Version of what a configuration means. Raise it when the same settings lead to other numbers, and when a
@@ -163,12 +164,17 @@ class Config(Section):
     def _default_model(cls, model: Any) -> Any:
         return {"name": MLPConfig().name, **model} if isinstance(model, dict) else model
 
+    @pydantic.field_validator("runs_dir")
+    @classmethod
+    def _no_home(cls, folder: str) -> str:
+        if folder.partition("/")[0] == "~":
+            raise ValueError(f"{folder}: the shell has left the ~ as it is; write the whole path")
+        return folder
+
     @pydantic.field_validator("plugins", mode="before")
     @classmethod
     def _hashes(cls, files: Any) -> Any:
-        return (
-            hashes([files] if isinstance(files, str) else files) if isinstance(files, str | list) else files
-        )
+        return files if isinstance(files, dict) else hashes(listed(files))
 
     @pydantic.model_validator(mode="after")
     def _own_code_is_named(self) -> Self:

@@ -40,7 +40,7 @@ def explain(root: type[pydantic.BaseModel], error: pydantic.ValidationError) -> 
 
 
 def _finding(root: type[pydantic.BaseModel], error: Any) -> str:
-    section, *rest = map(str, error["loc"]) or ("configuration",)
+    section, *rest = map(str, error["loc"])
     if section == "model":
         rest = rest[1:]  # pydantic names the member of the union first
     key = ".".join([section, *rest])

@@ -39,7 +39,7 @@ class Dataset:
     test: Split
     classes: int
     pipeline: Pipeline | None = None
-    """What made the images of those in files."""
+    """How raw images became ``x``; None for a data set that was made in memory."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -69,9 +69,7 @@ class Official(NamedTuple):
 
 MNIST_TRAIN = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 MNIST_TEST = (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX)._replace(
-    megabytes=12
-)
+MNIST = Official("MNIST", "MNIST/raw", "mnist", (1, 28, 28), MNIST_TRAIN, MNIST_TEST, IDX, megabytes=12)
 FASHION = Official(
     "FashionMNIST", "FashionMNIST/raw", "fashion_mnist", (1, 28, 28), (6000,) * 10, (1000,) * 10, IDX
 )._replace(megabytes=31)
