@@ -51,7 +51,8 @@ class JobEnded(Exception):
 def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     """:func:`wn.sweep.train_sweep` within the limits of ``hydra.launcher``, noted in :data:`trained`.
 
-    A run that several experiments have is trained for the first; then the others take over its result.
+    A run that several experiments have is trained for the first; then the others take over its result (with
+    ``trainer.force`` each trains its own).
     """
     limits = {name: hydra.launcher.get(name) for name in ("members", "workers")}
     for name, limit in limits.items():
