@@ -52,12 +52,6 @@ def test_every_experiment_is_composed_as_hydra_composes_it(name: str, by_hydra: 
         assert run.config == by_hydra(settings_of(run, plan))
 
 
-def test_experiment_runs_differ() -> None:
-    for name in experiments.names():
-        ids = [config.run_id for config in experiments.load(name).configs()]
-        assert len(set(ids)) == len(ids) > 1
-
-
 @pytest.mark.parametrize("group", ["model", "optim", "data"])
 def test_every_preset_is_composed_as_hydra_composes_it(group: str, by_hydra: ByHydra) -> None:
     for path in (CONFIGS / group).glob("*.yaml"):

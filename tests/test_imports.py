@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib
-import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
+from import_cases import MODULES, ROOT, imports, reached_from
 
-ROOT = Path(__file__).parent.parent
+from wn.provenance import DECIDING
 
-
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {
-    module_name(path): path for top in ("wn", "hydra_plugins") for path in sorted((ROOT / top).rglob("*.py"))
-}
 GUARDED = ("torch", "torchvision", "hydra", "omegaconf", "wandb", "pandas", "matplotlib", "gymnasium")
 
 KNOWS = {
@@ -61,25 +48,6 @@ ABOVE = ("wn.report", "wn.sync", "wn.launcher", "wn.train", "wn.claims")
 DISK = ("io", "os", "pathlib", "shutil", "tempfile")
 
 
-@functools.cache
-def imports(module: str) -> frozenset[str]:
-    """Everything that a module imports when it runs, inside its functions too, as absolute dotted names."""
-    path = MODULES[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    found: set[str] = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body.clear()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return frozenset(found)
-
-
 def within(name: str, parents: Iterable[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
@@ -114,9 +82,14 @@ def test_importing_the_package_is_light():
 
 def test_the_report_reaches_no_torch():
     """Not by way of another module either."""
-    reached, waiting = set(), {"wn.report.__main__"}
-    while waiting:
-        reached |= waiting
-        waiting = {name for module in waiting for name in imports(module) if name in MODULES} - reached
+    reached = reached_from("wn.report.__main__")
     assert len(reached) > 5
     assert not [(m, n) for m in reached for n in imports(m) if within(n, ("torch", "torchvision"))]
+
+
+def test_all_that_the_trainer_reaches_decides_numbers_or_is_named_here():
+    """What is named here holds settings, which a run's identity tells, or only measures."""
+    deciding = {f"wn.{name.removesuffix('.py').replace('/', '.')}" for name in DECIDING}
+    others = {name for name in reached_from("wn.trainer") if not within(name, deciding)}
+    settings = {name for name in others if within(name, ["wn.config"])}
+    assert others - settings == {"wn", "wn.plugins", "wn.presets", "wn.probes"}

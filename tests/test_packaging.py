@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from import_cases import MODULES, ROOT, imports
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_imports import MODULES, imports
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCKS = ("requirements.lock", "scripts/uv.lock")
 
@@ -114,15 +113,6 @@ def test_configs_and_experiments_are_yaml(folder: str):
     for path in files:
         assert path.suffix == ".yaml", path
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, dict), path
-
-
-def test_links_between_pages_lead_somewhere():
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    for page in [*pages, ROOT / "results" / "README.md"]:
-        text = page.read_text(encoding="utf-8")
-        links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if ":" not in link}
-        missing = {link for link in links if not (page.parent / link).exists()}
-        assert missing == set(), page
 
 
 def test_checks_before_a_commit_need_no_network():
