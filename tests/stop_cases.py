@@ -1,4 +1,4 @@
-"""Stops at a chosen step: a signal, or the end of the time."""
+"""What happens at a chosen step: a failure, a kill, a signal, or the end of the time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def when(patch: pytest.MonkeyPatch, at: Callable[[Trainer], bool], action: Calla
         return step(self, batch)
 
     patch.setattr(Trainer, "update", stepped)
+
+
+def throw(kind: type[BaseException], *words: object) -> Callable[[], None]:
+    def thrown() -> None:
+        raise kind(*words)
+
+    return thrown
 
 
 def send(number: int, times: int = 1) -> Callable[[], None]:

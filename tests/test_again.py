@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stop_cases import throw, when
 from sweep_cases import Killed, outcome, tiny, train_until
 from train_cases import Call, records
 
@@ -15,7 +16,6 @@ from wn import again, provenance, trained
 from wn.config import Config
 from wn.records import Record
 from wn.sweep import train_sweep
-from wn.trainer import Trainer
 
 OLD = {"old": True}
 """A mark in the record that was there before."""
@@ -113,14 +113,7 @@ def test_a_forced_run_goes_on_where_it_was_killed(
 ) -> None:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     with monkeypatch.context() as patch:
-        update = Trainer.update
-
-        def killed(self: Trainer, batch: Any) -> None:
-            if self.step > 3:
-                raise Killed
-            update(self, batch)
-
-        patch.setattr(Trainer, "update", killed)
+        when(patch, lambda t: t.step > 3, throw(Killed))
         with pytest.raises(Killed):
             train_sweep(pair(tmp_path, force=True))
     assert outcome(tmp_path) == outcome(finished)  # nothing has changed yet
@@ -131,9 +124,9 @@ def test_a_forced_run_goes_on_where_it_was_killed(
 
 
 def test_whenever_it_dies_there_is_an_old_or_a_new_result_of_every_run(
-    finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, steps: list[int]
 ) -> None:
-    """And without force the sweep is complete again, with no step taken unless training itself was cut."""
+    """And without force the sweep is complete again, with no step taken."""
     at, moments = 0, float("inf")
     while at < moments:
         folder = tmp_path / str(at)
@@ -151,7 +144,9 @@ def test_whenever_it_dies_there_is_an_old_or_a_new_result_of_every_run(
             assert old[0]["status"] == "finished"
             here = Record.of(config)
             assert here.done or new, at
+        steps.clear()
         train_sweep(pair(folder, force=False))
+        assert not steps, at
         for config in pair(folder):
             assert Record.of(config).done
             assert evaluated(Record.of(config).folder) == Record.of(config).content["final"]["test_loss"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from stop_cases import throw, when
 from sweep_cases import Killed, outcome, stack_of_three, tiny
 
 from wn.checkpoints import Checkpoints
@@ -38,15 +39,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def cut(folder: Path, configs: list[Config], after: int = 7) -> tuple[Path, Path]:
     """Train until a kill in the step after ``after`` of them: the newest checkpoint, and the one before."""
-    step = Trainer.update
-
-    def killed(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
-        if self.step > after:
-            raise Killed
-        return step(self, batch)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "update", killed)
+        when(patch, lambda t: t.step > after, throw(Killed))
         with pytest.raises(Killed):
             train_sweep(configs)
     before, newest = sorted(folder.rglob("*.pt"))
@@ -231,15 +225,9 @@ def test_a_lack_of_memory_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytes
 def test_a_lack_of_memory_after_a_checkpoint_splits_no_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
-    update, configs = Trainer.update, [tiny(tmp_path / "cut", seed=seed) for seed in range(3)]
-
-    def full(self: Trainer, batch: torch.Tensor) -> None:
-        if self.step == self.total - 1:
-            raise torch.OutOfMemoryError("of the device")
-        update(self, batch)
-
+    configs = [tiny(tmp_path / "cut", seed=seed) for seed in range(3)]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", full)
+        when(patch, lambda t: t.step == t.total - 1, throw(torch.OutOfMemoryError, "of the device"))
         for _ in range(2):
             assert {record.status for record in train_sweep(configs)} == {"failed"}
             assert list(tmp_path.rglob("*.pt"))

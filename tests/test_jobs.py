@@ -7,19 +7,18 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from stop_cases import late, send, when
 from sweep_cases import outcome, tiny
 from train_cases import Call, records
 
 from wn import launcher, stops, train
 from wn.stops import Preempted, StopWatcher
 from wn.sweep import train_sweep
-from wn.trainer import Trainer
 
 BASIC = "-m norm=none,weight_norm hydra/launcher=basic"
 
@@ -34,17 +33,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(train, "termination", leave_home)
-
-
-def at_step(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
-    update = Trainer.update
-
-    def updated(self: Trainer, batch: torch.Tensor) -> None:
-        if self.step == step:
-            action()
-        update(self, batch)
-
-    patch.setattr(Trainer, "update", updated)
 
 
 # What comes home
@@ -64,7 +52,7 @@ def test_a_limit_comes_home_as_75_and_the_same_command_goes_on(
     assert call(f"{BASIC} runs_dir=whole").status == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stops, "STARTED", time.monotonic())
-        at_step(patch, 1, lambda: patch.setattr(stops, "STARTED", time.monotonic() - 3600))
+        when(patch, lambda t: t.step == 1, late(patch))
         result = call(f"{BASIC} runs_dir=cut trainer.max_minutes=50")
     assert result.status == 75
     assert result.err.splitlines()[-1].startswith("stopped: mlp none sgd lr=0.1 seed=0, step 1 of ")
@@ -73,7 +61,7 @@ def test_a_limit_comes_home_as_75_and_the_same_command_goes_on(
 
 
 def test_a_failure_comes_home_as_1(call: Call, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_step(monkeypatch, 1, lambda: [][0])
+    when(monkeypatch, lambda t: t.step == 1, lambda: [][0])
     result = call(BASIC)
     assert result.status == 1
     assert " failed: IndexError: list index out of range (traceback: " in result.err.splitlines()[-1]
@@ -126,7 +114,7 @@ def scheduler() -> Iterator[list[Any]]:
 def test_a_scheduler_that_keeps_a_job_at_sigterm_does_so_with_ours(
     tmp_path: Path, scheduler: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    when(monkeypatch, lambda t: t.step == 2, send(signal.SIGTERM))
     (record,) = train_sweep([tiny(tmp_path)])
     assert (record.status, scheduler) == ("finished", ["bypassed"])
 
@@ -136,7 +124,7 @@ def test_a_requeued_job_goes_on_from_the_step(
     tmp_path: Path, scheduler: list[Any], steps: list[int], step: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+        when(patch, lambda t: t.step == step, send(signal.SIGUSR2))
         scheduler.append(Requeued(144))
         with pytest.raises(Requeued):
             train_sweep([tiny(tmp_path / "cut")])
@@ -150,7 +138,7 @@ def test_a_job_that_is_not_requeued_says_why_and_is_no_failure(
     call: Call, tmp_path: Path, scheduler: list[Any], elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler.append(RuntimeError("timed-out too many times"))
-    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    when(monkeypatch, lambda t: t.step == 1, send(signal.SIGUSR2))
     result = call(BASIC)
     line = "stopped: mlp none sgd lr=0.1 seed=0, step 1 of 4 (SIGUSR2: timed-out too many times)"
     assert result.err.splitlines()[-1] == f"{line}; the same command goes on from here"

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import sweep_cases
 import torch
+from stop_cases import throw, when
 from sweep_cases import (
     assert_near,
     grid,
@@ -33,7 +34,6 @@ from wn import step
 from wn.config import Config
 from wn.records import Row
 from wn.sweep import train_sweep
-from wn.trainer import Trainer
 
 # Kills
 
@@ -110,15 +110,8 @@ def test_rows_wait_in_memory_and_are_made_again(tmp_path: Path, monkeypatch: pyt
     train_sweep(stack_of_three(tmp_path / "whole", **longer))
     for fatal in range(1, 12):
         folder = tmp_path / str(fatal)
-        step = Trainer.update
-
-        def killed(self: Trainer, batch: torch.Tensor, fatal: int = fatal, step: Any = step) -> torch.Tensor:
-            if self.step == fatal:
-                raise sweep_cases.Killed
-            return step(self, batch)  # type: ignore[no-any-return]
-
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "update", killed)
+            when(patch, lambda t, fatal=fatal: t.step == fatal, throw(sweep_cases.Killed))
             with pytest.raises(sweep_cases.Killed):
                 train_sweep(stack_of_three(folder, **longer))
         assert_resumed(folder, stack_of_three(folder, **longer), outcome(tmp_path / "whole"))

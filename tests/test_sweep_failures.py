@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from stop_cases import send, when
+from stop_cases import send, throw, when
 from sweep_cases import (
     assert_near,
     grid,
@@ -33,14 +33,7 @@ from wn.trainer import Trainer
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, norm: str, message: str) -> None:
     """Let the third step of every stack with this norm raise."""
-    step = Trainer.update
-
-    def failing(self: Trainer, batch: torch.Tensor) -> torch.Tensor:
-        if self.config.norm.label == norm and self.step == 3:
-            raise RuntimeError(message)
-        return step(self, batch)
-
-    monkeypatch.setattr(Trainer, "update", failing)
+    when(monkeypatch, lambda t: t.config.norm.label == norm and t.step == 3, throw(RuntimeError, message))
 
 
 def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +51,7 @@ def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pyt
     error = results[0].content["error"]
     assert error.endswith("RuntimeError: no room in file.bin or 'x'")
     assert "wn/trainer.py" in error
-    assert "in failing: raise RuntimeError(message)" in error
+    assert "in thrown: raise kind(*words)" in error
     assert not re.search(r"(?<![\w/.])/\w", error)
     assert len(results[0].metrics) == 2  # what was measured before is kept
     with pytest.raises(RunFailed, match=r"run \w+ failed: RuntimeError: no room .*record\.json"):
@@ -91,16 +84,9 @@ def test_a_stack_that_runs_out_of_memory_is_split_in_two(
     fits: int,
     expected: set[str],
 ) -> None:
-    update = Trainer.update
-
-    def small_only(self: Trainer, batch: torch.Tensor) -> None:
-        if len(batch) > fits and self.step > 2:
-            raise torch.OutOfMemoryError("too large")
-        update(self, batch)
-
     configs = [tiny(tmp_path, seed=seed) for seed in range(7)]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", small_only)
+        when(patch, lambda t: len(t.alive) > fits and t.step > 2, throw(torch.OutOfMemoryError, "too large"))
         records = train_sweep(configs)
     assert {record.status for record in records} == expected
     sizes = {record.content["engine"]["stack_size"] for record in records}
@@ -121,16 +107,10 @@ def test_a_stop_between_two_halves_fails_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records of the second half still name the whole stack, which has no checkpoint and is split again."""
-    configs, update = [tiny(tmp_path, seed=seed) for seed in range(4)], Trainer.update
-
-    def small_only(self: Trainer, batch: torch.Tensor) -> None:
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("too large")
-        update(self, batch)
-
-    monkeypatch.setattr(Trainer, "update", small_only)
+    configs = [tiny(tmp_path, seed=seed) for seed in range(4)]
+    when(monkeypatch, lambda t: len(t.alive) > 2, throw(torch.OutOfMemoryError, "too large"))
     with monkeypatch.context() as patch:
-        when(patch, lambda trainer: len(trainer.alive) == 2, send(signal.SIGTERM))
+        when(patch, lambda t: len(t.alive) == 2, send(signal.SIGTERM))
         with pytest.raises(Preempted):
             train_sweep(configs)
     assert {record.status for record in train_sweep(configs)} == {"finished"}

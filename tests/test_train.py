@@ -11,12 +11,11 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import torch
+from stop_cases import throw, when
 from sweep_cases import Killed, outcome
 from train_cases import SWEEP, Call, Result, records, start
 
 from wn.config import parse
-from wn.trainer import Trainer
 
 # Everyday commands
 
@@ -93,15 +92,8 @@ def test_hydra_s_own_switches_train_nothing(call: Call, tmp_path: Path, switch: 
 # Failures and interrupts
 
 
-def break_at(monkeypatch: pytest.MonkeyPatch, norm: str, error: BaseException) -> None:
-    update = Trainer.update
-
-    def broken(self: Trainer, batch: torch.Tensor) -> None:
-        if self.config.norm.label == norm:
-            raise error
-        update(self, batch)
-
-    monkeypatch.setattr(Trainer, "update", broken)
+def break_at(patch: pytest.MonkeyPatch, norm: str, kind: type[BaseException], *words: str) -> None:
+    when(patch, lambda t: t.config.norm.label == norm, throw(kind, *words))
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.slow), "stacked"])
@@ -110,7 +102,7 @@ def test_a_failed_run_does_not_stop_the_sweep(
 ) -> None:
     words = f"-m norm=none,weight_norm seed=0,1 hydra/launcher={launcher}"
     with monkeypatch.context() as patch:
-        break_at(patch, "none", RuntimeError(f"out of {tmp_path}/memory"))
+        break_at(patch, "none", RuntimeError, f"out of {tmp_path}/memory")
         result = call(words)
     assert result.status == 1
     assert "Traceback" not in result.err
@@ -124,7 +116,7 @@ def test_a_failed_run_does_not_stop_the_sweep(
     }
     for record in found:
         if record["status"] == "failed":
-            assert "in broken: raise error" in record["error"]
+            assert "in thrown: raise kind(*words)" in record["error"]
             assert str(tmp_path) not in record["error"]
     retried = call(words)
     assert (retried.status, retried.err) == (0, "")
@@ -135,7 +127,7 @@ def test_a_failed_run_does_not_stop_the_sweep(
 
 def test_a_failed_run_alone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        break_at(patch, "none", ZeroDivisionError("by zero"))
+        break_at(patch, "none", ZeroDivisionError, "by zero")
         result = call("norm=none")
     assert result.status == 1
     assert "failed: ZeroDivisionError: by zero" in result.err
@@ -148,7 +140,7 @@ def test_an_interrupt_can_be_gone_on_from(
 ) -> None:
     words = f"-m norm=none,weight_norm seed=0,1 hydra/launcher={launcher}"
     with monkeypatch.context() as patch:
-        break_at(patch, "weight_norm", KeyboardInterrupt())
+        break_at(patch, "weight_norm", KeyboardInterrupt)
         result = call(words)
     assert (result.status, result.err) == (130, "stopped: the same command goes on from here\n")
     assert call(words).status == 0
@@ -162,15 +154,8 @@ def test_a_killed_command_goes_on_to_the_same_numbers(
 ) -> None:
     words += " trainer.epochs=6 trainer.checkpoint_every=2"
     assert call(f"{words} runs_dir=whole").status == 0
-    update = Trainer.update
-
-    def killed(self: Trainer, batch: torch.Tensor) -> None:
-        if self.step == 9 and self.config.norm.label == "weight_norm":
-            raise Killed
-        update(self, batch)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", killed)
+        when(patch, lambda t: t.step == 9 and t.config.norm.label == "weight_norm", throw(Killed))
         with pytest.raises(Killed):
             call(f"{words} runs_dir=cut")
     assert call(f"{words} runs_dir=cut").status == 0
