@@ -1,4 +1,4 @@
-"""Jobs that another launcher starts, in processes of their own and with a scheduler's signal handlers."""
+"""What a sweeper is told of its jobs; those of another launcher, with a scheduler's signal handlers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from stop_cases import late, send, when
-from sweep_cases import outcome, tiny
-from train_cases import Call, records
+from sweep_cases import DIVERGING, outcome, tiny
+from train_cases import Call, declare, records
 
 from wn import launcher, stops, train
 from wn.stops import Preempted, StopWatcher
@@ -33,6 +35,29 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(train, "termination", leave_home)
+
+
+# What a sweeper minimises
+
+
+@pytest.mark.parametrize("words", ["", "hydra/launcher=basic", "+experiment=mine"])
+def test_a_job_returns_the_final_loss_of_its_runs(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """The mean of an experiment's two; the loss before training where that diverged."""
+    returned: list[Any] = []
+    multirun = Hydra.multirun
+    monkeypatch.setattr(Hydra, "multirun", lambda *args, **named: returned.extend(*multirun(*args, **named)))
+    grid = {"norm": ["weight_norm"], "optim.lr": [0.1, DIVERGING], "seed": [0, 1]}
+    declare(tmp_path, monkeypatch, "mine", grid=grid)
+    assert call(f"-m {words} optim.lr=0.1,{DIVERGING} experiment_name=x").status == 0
+    runs = outcome(tmp_path / "runs", "x").values()
+    ends = {0.1: ("finished", -1), DIVERGING: ("diverged", 0)}
+    for job, (lr, (status, row)) in zip(returned, ends.items(), strict=True):
+        assert f"optim.lr={lr}" in job.overrides
+        mine = [run for run in runs if run["record"]["config"]["optim"]["lr"] == lr]
+        assert [run["record"]["status"] for run in mine] == [status] * (2 if "mine" in words else 1)
+        assert job.return_value == pytest.approx(fmean(run["metrics"][row]["valid_loss"] for run in mine))
 
 
 # What comes home

@@ -37,11 +37,21 @@ def test_seconds_add_up_over_the_pieces(tmp_path: Path, monkeypatch: pytest.Monk
         clock.now += 1000  # between two pieces
     (record,) = train_sweep([tiny(tmp_path)])
     assert record.content["seconds"] == 6
+    bests = []
     for one in train_sweep([tiny(tmp_path, seed=seed) for seed in (1, 2, 3)]):
         assert one.content["seconds"] == 2, "a member's share"
         first, *_, last = one.metrics
         assert one.content["initial"]["valid_loss"] == first["valid_loss"] != last["valid_loss"]
-        assert one.content["final"]["valid_loss"] == last["valid_loss"]
+        assert one.content["steps"] == 6
+        measured = {key: value for key, value in last.items() if key.startswith(("train", "valid"))}
+        assert measured.keys() == {
+            f"{part}_{name}" for part in ("train", "valid") for name in ("loss", "error")
+        }
+        assert measured.items() <= one.content["final"].items()
+        errors = [row["valid_error"] for row in one.metrics]
+        bests.append(errors.index(min(errors)))
+        assert one.content["best"] == {"epoch": bests[-1], "valid_error": min(errors)}
+    assert min(bests) < 3, "of one the best epoch is not the last"
 
 
 def test_a_run_stopped_alone_goes_on_alone_in_a_wider_sweep(tmp_path: Path, steps: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from sweep_cases import (
     tiny,
 )
 
-from wn import messages, run, trainer
+from wn import launcher, messages, run, trainer
 from wn.config import MLPConfig, UserError
 from wn.records import Record
 from wn.run import RunFailed, final_loss
@@ -56,6 +57,8 @@ def test_a_failed_stack_does_not_stop_the_sweep(tmp_path: Path, monkeypatch: pyt
     assert len(results[0].metrics) == 2  # what was measured before is kept
     with pytest.raises(RunFailed, match=r"run \w+ failed: RuntimeError: no room .*record\.json"):
         final_loss(results[0])
+    assert math.isnan(launcher.summary(results))  # what a sweeper is told
+    assert "no room" in str(launcher.failed.pop())
 
 
 def test_a_failed_run_is_trained_again_by_the_next_call(
