@@ -18,6 +18,11 @@ from wn.resources import device_name, resolve
 from wn.timings import Timings
 
 
+@pytest.fixture(autouse=True)
+def one_measured_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "MEASURED", 1e-9)
+
+
 def finished(config: Config, seconds: float, device: str = "a processor", stack: int = 1) -> Record:
     """A record of a run that took so long."""
     record = Record.unread(config)

@@ -132,7 +132,16 @@ def test_who_comes_too_late_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     born, kind = [], multiprocessing.get_context("spawn").Process
     start = kind.start
     monkeypatch.setattr(kind, "start", lambda self: (born.append(self), start(self))[1])
-    map_workers(functools.partial(note, tmp_path), [1, 2], 2)  # done before another process has loaded torch
+    take = processes._Pool._take
+
+    def taken(pool: Any, worker: Any = None) -> Any:
+        """In this process only once there is another one, which then takes seconds to load torch."""
+        if worker is None:
+            until(lambda: born)
+        return take(pool, worker)
+
+    monkeypatch.setattr(processes._Pool, "_take", taken)
+    map_workers(functools.partial(note, tmp_path), [1, 2], 2)
     assert len(os.listdir(tmp_path)) == 2
     assert [worker.exitcode for worker in born] == [-signal.SIGKILL]
 
