@@ -20,6 +20,7 @@ import torch
 from sweep_cases import tiny
 from train_cases import Call, records
 
+import wn
 from wn import evaluate, trained
 from wn.config import Config, UserError
 from wn.data import sources
@@ -146,6 +147,7 @@ def test_a_run_is_found_by_folder_or_id(tmp_path: Path, monkeypatch: pytest.Monk
     record = train(tmp_path / "runs", experiment_name="b", trainer={**SAVE, "force": True})
     run_id = record.content["run_id"]
     monkeypatch.chdir(tmp_path)
+    assert wn.load is trained.load
     for run in (run_id, record.folder, str(record.folder), Path("runs/b") / run_id):
         assert trained.load(run).record.folder.resolve() == record.folder
     assert trained.load(run_id, runs_dir=tmp_path / "runs").config.run_id == run_id

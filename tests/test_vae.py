@@ -248,6 +248,12 @@ def test_pictures_are_grey_levels_of_the_images_shape(name: str) -> None:
         assert (picture > 0).all()
         assert (picture < 1).all()
         assert picture.std(0).max() > 0
+    other, before = x.clone(), keys(model)
+    other[0] = 1 - x[0]
+    for draw, changed in ((model.reconstruct, [True] + [False] * 5), (model.generate, [False] * 6)):
+        first = draw(x)
+        put_back(model, before)
+        assert (draw(other) != first).flatten(1).any(1).tolist() == changed  # with the same noise
     assert torch.equal(model.observe(x), x) == (MODELS[name][0].likelihood == "logistic")
 
 

@@ -58,7 +58,7 @@ def test_one_command(call: Call, tmp_path: Path) -> None:
 
 
 class Counted(nn.Module):
-    """In place of a VAE: a bound that is known in closed form."""
+    """In place of a VAE: a bound and pictures that are known in closed form."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -67,12 +67,28 @@ class Counted(nn.Module):
     def iwae_bound(self, x: Tensor, samples: int) -> Tensor:
         return self.factor * x.flatten(1).sum(1) + samples
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def generate(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, 0.25) * self.factor
+
 
 def test_a_bound_is_the_mean_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "BATCH", 8)  # in parts of 2, 2, 2 and 1 image
     x = torch.rand(7, 1, 2, 2, dtype=torch.float64)
     found = metrics.iwae_bounds(Stack([Counted(1.0), Counted(3.0)]), x, 3, contextlib.nullcontext)
     assert found == pytest.approx([factor * float(x.sum()) / 7 + 3 for factor in (1, 3)])
+
+
+def test_pictures_are_originals_each_with_its_reconstruction_and_samples() -> None:
+    x, stack = torch.rand(3, 1, 2, 2, dtype=torch.float64), Stack([Counted(0.5), Counted(0.25)])
+    found = metrics.pictures(stack, x, contextlib.nullcontext)
+    for row, factor in enumerate((0.5, 0.25)):
+        originals, reconstructions = (found["reconstructions"][row, i::2] for i in (0, 1))
+        assert torch.equal(originals, x)
+        assert torch.equal(reconstructions, factor * x)
+        assert torch.equal(found["samples"][row], torch.full_like(x, 0.25 * factor))
 
 
 def test_pictures_can_be_left_out(call: Call, tmp_path: Path) -> None:
