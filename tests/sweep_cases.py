@@ -63,6 +63,14 @@ def stack_of_three(folder: Path, **changes: Any) -> list[Config]:
     return [tiny(folder, "weight_norm", lr, **changes) for lr in (0.1, DIVERGING, LATER)]
 
 
+def vae(folder: Path, seed: int = 0, **trainer: Any) -> Config:
+    """Two steps an epoch, with an average, so that every kind of state is in use."""
+    settings = {"iwae_samples": 3, "iwae_images": 40, "images": 16, **trainer}
+    model = {"name": "mlp_vae", "widths": [4], "latents": 2, "flow_width": 3, "posterior": "iaf"}
+    optim = {"name": "adamax", "lr": 0.01, "momentum": 0.9, "ema_epochs": 1.5}
+    return tiny(folder, "weight_norm_init", seed=seed, model=model, optim=optim, trainer=settings)
+
+
 def assert_near(rows: list[Row], others: list[Row]) -> None:
     """Equal but for what rounding makes of stacks of different sizes."""
     for row, other in zip(rows, others, strict=True):

@@ -10,18 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from trainer_cases import NORMS, train
 
-from wn.config import Config, ConvNetConfig, NormConfig, OptimConfig, UserError, parse
+from wn.config import Config, ConvNetConfig, OptimConfig, UserError, parse
 from wn.config import TrainerConfig as Settings
 from wn.data import Dataset, Split
 from wn.models import build, check
 from wn.models.convnet import ChannelsLast
 from wn.norm import NormalizedLayer, data_dependent_init, fold, normalized_layers
-from wn.presets import PRESETS
 from wn.resources import resolve
-from wn.trainer import Observer, Trainer
 
-NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 ROWS = ("none_init", "scaled_init", "batch_norm", "weight_norm_init", "weight_norm_mean_only_bn_init")
 CIFAR = (3, 32, 32)
 QUIET = ConvNetConfig(noise=0, dropout=0)
@@ -171,19 +169,6 @@ def dataset() -> Dataset:
     return Dataset(*splits, classes=3)
 
 
-class Watcher(Observer):
-    """Keeps what each member's epochs came to."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, list[float]] = {}
-
-    def on_epoch(self, member: int, metrics: dict[str, Any], probes: list[dict[str, Any]]) -> None:
-        self.rows.setdefault(member, []).append(metrics["valid_loss"])
-
-    def on_end(self, member: int, status: str, result: dict[str, Any]) -> None:
-        assert status == "finished"
-
-
 @pytest.mark.parametrize("norm", [*ROWS, "mean_only_bn_init"])
 def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
     settings = Settings(epochs=2, batch_size=10, init_batch_size=20, precision="float64")
@@ -197,13 +182,13 @@ def test_members_of_a_stack_are_the_runs_alone(norm: str) -> None:
         )
         for i, lr in enumerate((0.001, 0.003, 0.01))
     ]
-    together = Watcher()
-    Trainer(configs, dataset(), torch.device("cpu"), together).run()
+    _, together = train(*configs, on=dataset())
     for i, config in enumerate(configs):
-        alone = Watcher()
-        Trainer([config], dataset(), torch.device("cpu"), alone).run()
-        assert together.rows[i] == pytest.approx(alone.rows[0], rel=1e-9)
-        assert alone.rows[0][0] != alone.rows[0][-1]
+        _, alone = train(config, on=dataset())
+        losses, theirs = ([row["valid_loss"] for row in rows] for rows in (alone.rows[0], together.rows[i]))
+        assert theirs == pytest.approx(losses, rel=1e-9)
+        assert losses[0] != losses[-1]
+        assert alone.ends[0][0] == together.ends[i][0] == "finished"
 
 
 @pytest.mark.parametrize("norm", [*ROWS, "mean_only_bn_init"])

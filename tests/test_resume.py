@@ -28,6 +28,7 @@ from sweep_cases import (
     stack_of_three,
     tiny,
     train_until,
+    vae,
 )
 
 from wn import step
@@ -54,24 +55,29 @@ def compiled(folder: Path) -> list[Config]:
     return stack_of_three(folder, trainer={"compile": True})
 
 
+def vaes(folder: Path) -> list[Config]:
+    return [vae(folder, seed) for seed in (0, 1)]
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "every"),
     [
-        pytest.param(stack_of_three, id="stack"),
-        pytest.param(lambda folder: [tiny(folder)], id="alone"),
-        pytest.param(transformer, id="transformer"),
-        pytest.param(compiled, id="compiled", marks=pytest.mark.slow),
+        pytest.param(stack_of_three, 1, id="stack"),
+        pytest.param(lambda folder: [tiny(folder)], 1, id="alone"),
+        pytest.param(transformer, 1, id="transformer"),
+        pytest.param(vaes, 3, id="vaes"),
+        pytest.param(compiled, 1, id="compiled", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_any_moment_a_sweep_goes_on_to_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, every: int
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)  # what was traced
     monkeypatch.setattr(step, "COMPILED", {})
     total = moments(make(tmp_path / "whole"))
     expected = outcome(tmp_path / "whole")
     assert total > 15
-    for at in range(total):
+    for at in range(0, total, every):
         folder = tmp_path / str(at)
         assert not train_until(at, make(folder))
         assert_resumed(folder, make(folder), expected)

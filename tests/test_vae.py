@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trainer_cases import NORMS
 
-from wn.config import ConvVAEConfig, MLPVAEConfig, NormConfig, ResNetVAEConfig, UserError, parse
+from wn.config import ConvVAEConfig, MLPVAEConfig, ResNetVAEConfig, UserError, parse
 from wn.grammar import PER_IMAGE
 from wn.models import build, check
 from wn.models.vae import GaussianVAE, VAEBase
 from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
 from wn.norm.kinds import kind_of
-from wn.presets import PRESETS
 from wn.stack import Stack
 
-NORMS = {name: NormConfig.model_validate(preset) for name, preset in PRESETS.items()}
 SMALL: dict[str, Any] = {"latents": 3, "flow_width": 6, "posterior": "iaf"}
 MODELS = {
     "mlp_vae": (MLPVAEConfig(widths=(9, 5), **SMALL), (1, 4, 4)),
@@ -78,10 +77,8 @@ def test_the_elbo_against_numerical_integration(posterior: str) -> None:
     log_evidence = torch.logsumexp(joint(model, x, points) + math.log(area), 0)
 
     # over the Gaussian's noise, with the flow applied to it: the expectation that one draw estimates
-    def fixed(shape: torch.Size) -> Tensor:
-        return points
-
-    sampler, model.posterior.sampler.normal = model.posterior.sampler.normal, fixed  # type: ignore[method-assign]
+    sampler = model.posterior.sampler.normal
+    model.posterior.sampler.normal = lambda _: points  # type: ignore[method-assign]
     features = model.encoder(x)
     mean, log_variance = (t.expand(len(points), -1) for t in model.posterior_params(features).chunk(2, 1))
     z, log_q = model.posterior(mean, log_variance, features.expand(len(points), -1))
@@ -235,25 +232,23 @@ def test_evaluating_changes_no_training_and_is_the_same_twice(name: str) -> None
     assert not torch.equal(other[0], evaluations[0][0])
     assert all(torch.equal(stack.buffers[k], key) for k, key in training.items())
     stack.train()(x, shared=True)
-    assert not torch.equal(
-        stack.train(False)(x, shared=True)[0], evaluations[0][0]
-    )  # evaluated after a later step
+    later = stack.train(False)(x, shared=True)[0]  # evaluated after a later step
+    assert not torch.equal(later, evaluations[0][0])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_pictures_are_grey_levels_of_the_images_shape(name: str) -> None:
+def test_pictures_are_grey_levels_and_reconstructions_each_of_its_image(name: str) -> None:
     model, x = make(name).eval(), images(name, 6)
-    for picture in (model.reconstruct(x), model.generate(x)):
+    other, before = x.clone(), keys(model)
+    other[0] = 1 - x[0]
+    for draw, changed in ((model.reconstruct, [True] + [False] * 5), (model.generate, [False] * 6)):
+        picture = draw(x)
         assert picture.shape == x.shape
         assert (picture > 0).all()
         assert (picture < 1).all()
         assert picture.std(0).max() > 0
-    other, before = x.clone(), keys(model)
-    other[0] = 1 - x[0]
-    for draw, changed in ((model.reconstruct, [True] + [False] * 5), (model.generate, [False] * 6)):
-        first = draw(x)
         put_back(model, before)
-        assert (draw(other) != first).flatten(1).any(1).tolist() == changed  # with the same noise
+        assert (draw(other) != picture).flatten(1).any(1).tolist() == changed  # with the same noise
     assert torch.equal(model.observe(x), x) == (MODELS[name][0].likelihood == "logistic")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from sweep_cases import moments, outcome, tiny, train_until
+from sweep_cases import outcome, vae
 from torch import Tensor, nn
 from train_cases import Call, records
 
@@ -23,14 +23,6 @@ from wn.trainer import Observer, Trainer
 
 WORDS = "model=mlp_vae optim=adamax norm=weight_norm_init trainer.images=32 trainer.iwae_samples=4"
 PARTS = ("loss", "reconstruction", "kl")
-
-
-def vae(folder: Path, seed: int = 0, **trainer: Any) -> Config:
-    """Two steps an epoch, with an average, so that every kind of state is in use."""
-    settings = {"iwae_samples": 3, "iwae_images": 40, "images": 16, **trainer}
-    model = {"name": "mlp_vae", "widths": [4], "latents": 2, "flow_width": 3, "posterior": "iaf"}
-    optim = {"name": "adamax", "lr": 0.01, "momentum": 0.9, "ema_epochs": 1.5}
-    return tiny(folder, "weight_norm_init", seed=seed, model=model, optim=optim, trainer=settings)
 
 
 def test_one_command(call: Call, tmp_path: Path) -> None:
@@ -104,20 +96,6 @@ def test_looking_at_the_test_set_changes_no_training(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()  # and it is no part of the identity
     for run_id, record in ours.items():
         assert record["record"]["final"] == theirs[run_id]["record"]["final"]
-
-
-@pytest.mark.parametrize("members", [1, 2])
-def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(tmp_path: Path, members: int) -> None:
-    def runs(folder: Path) -> list[Config]:
-        return [vae(folder, seed) for seed in range(members)]
-
-    total = moments(runs(tmp_path / "whole"))
-    expected = outcome(tmp_path / "whole")
-    for at in range(0, total, 3):
-        folder = tmp_path / str(at)
-        assert not train_until(at, runs(folder))
-        train_sweep(runs(folder))
-        assert outcome(folder) == expected
 
 
 def trainer_of(configs: list[Config]) -> Trainer:
