@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cifar_cases
 import numpy as np
 import pytest
 import safetensors.torch
 import sklearn.datasets
 import sklearn.model_selection
-import test_cifar
 import torch
 from sweep_cases import tiny
 from train_cases import Call, records
@@ -117,8 +117,8 @@ def test_binary_pixels_are_drawn_with_the_grey_level_as_probability(tmp_path: Pa
 
 
 def test_a_whitened_run_takes_raw_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources.OFFICIAL, "cifar10", test_cifar.TINY)
-    test_cifar.write_parquet(tmp_path)
+    monkeypatch.setitem(sources.OFFICIAL, "cifar10", cifar_cases.TINY)
+    cifar_cases.write_parquet(tmp_path)
     data = {"name": "cifar10", "root": str(tmp_path), "whiten": True, "valid_fraction": 0.25}
     data |= {"download": False}
     record = train(tmp_path / "runs", data=data, trainer={**SAVE, "batch_size": 4, "init_batch_size": 4})
