@@ -1,4 +1,4 @@
-"""Files of MNIST: every layout gives the same images; damage is named, and what is missing downloaded."""
+"""Files of MNIST and its like: every layout gives the same images; damage is named, what lacks downloaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ LAYOUTS = {
     "raw_gz": lambda root: write_idx(root / "raw", zipped=True),
     "raw, another spelling": kaggle,
     "parquet": write_parquet,
-    "parquet as the Hub lays it": lambda root: write_parquet(root / "mnist"),
     "parquet in data": lambda root: write_parquet(root / "data"),
     "shards": functools.partial(write_parquet, shards=3),
 }
@@ -70,14 +69,26 @@ def test_every_layout_gives_the_written_images(layout, tmp_path):
     assert loaded.classes == 3
 
 
-def test_torchvision_reads_the_same_from_its_layout(tmp_path):
-    from torchvision.datasets import MNIST
+@pytest.mark.parametrize(("name", "published"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_files_lie_where_torchvision_reads_the_same_and_where_the_hub_lays_them(
+    name, published, tmp_path, monkeypatch
+):
+    import torchvision.datasets
 
-    write_idx(tmp_path / "MNIST" / "raw")
-    train, test, _ = sources.official(DataConfig(name="mnist", root=str(tmp_path)))
-    for raw, theirs in ((train, MNIST(tmp_path, train=True)), (test, MNIST(tmp_path, train=False))):
-        assert np.array_equal(raw.images[:, 0], theirs.data.numpy())
-        assert np.array_equal(raw.labels, theirs.targets.numpy())
+    def read(root):
+        return sources.official(DataConfig(name=name, root=str(root), download=False))[:2]
+
+    assert sources.OFFICIAL[name].name == published  # the class that downloads
+    tiny = sources.OFFICIAL[name]._replace(shape=TINY.shape, train=TINY.train, test=TINY.test)
+    monkeypatch.setitem(sources.OFFICIAL, name, tiny)
+    write_idx(tmp_path / published / "raw")
+    (tmp_path / "hub").mkdir()
+    write_parquet(tmp_path / "hub" / name)
+    for ours, hub, train in zip(read(tmp_path), read(tmp_path / "hub"), (True, False), strict=True):
+        theirs = getattr(torchvision.datasets, published)(tmp_path, train=train)
+        for raw in (ours, hub):
+            assert np.array_equal(raw.images[:, 0], theirs.data.numpy())
+            assert np.array_equal(raw.labels, theirs.targets.numpy())
 
 
 def test_torchvisions_layout_comes_first_and_an_incomplete_one_is_passed_over(tmp_path):
