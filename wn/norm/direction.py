@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from wn.norm.statistics import Activations
-from wn.norm.weight import largest, nonzero, normalized, wide
+from wn.norm.weight import full_precision, largest, nonzero, normalized, power_of_two, wide
 
 
 class Reparameterized(Activations):
@@ -81,7 +81,8 @@ class Reparameterized(Activations):
             case "layer":
                 w = normalized(grouped, list(range(grouped.dim())), gain)
             case _:
-                w = gain * grouped / nonzero(self._spectral_norm(raw))
+                scaled = raw / power_of_two(raw)
+                w = gain * self._units(scaled)[0] / nonzero(self._spectral_norm(scaled))
         return w.reshape(raw.shape)
 
     def _centered(self, grouped: Tensor, dims: list[int]) -> Tensor:
@@ -98,14 +99,18 @@ class Reparameterized(Activations):
 
     def _spectral_norm(self, w: Tensor) -> Tensor:
         """``||V^T u||``, sigma_1(V) once u is the left singular vector; u is no part of the graph."""
-        norm: Tensor = torch.linalg.vector_norm(self.u @ self.unit_rows(w))
-        return norm
+        u = self.u.clone()  # the gradient needs it, and the next pass moves it
+        with full_precision(w.device):
+            norm: Tensor = torch.linalg.vector_norm(u.to(wide(w)) @ self.unit_rows(w).to(wide(w)))
+        return norm.to(w.dtype)
 
     @torch.no_grad()
     def iterate_power(self) -> None:
         """One step of the power iteration for u (Miyato et al., 2018, algorithm 1)."""
-        matrix = self.unit_rows(self.masked(self.raw_weight))
-        u = matrix @ (self.u @ matrix)
+        raw = self.masked(self.raw_weight)
+        matrix = self.unit_rows(raw / power_of_two(raw)).to(wide(raw))
+        with full_precision(raw.device):
+            u = matrix @ (self.u.to(wide(raw)) @ matrix)
         self.u.copy_(u / nonzero(torch.linalg.vector_norm(u)))
 
     def direction_norm(self) -> Tensor:
@@ -114,7 +119,8 @@ class Reparameterized(Activations):
         if self.direction == "layer":
             return self.frobenius_norm()
         if self.direction == "spectral":
-            return self._spectral_norm(raw).expand(self.units).clone()
+            scale = power_of_two(raw)
+            return (self._spectral_norm(raw / scale) * scale).flatten().expand(self.units).clone()
         if self.direction == "centered":
             grouped, dims = self._units(raw)
             return self.unit_norm(self._centered(grouped, dims).reshape(raw.shape))
@@ -141,7 +147,9 @@ class Reparameterized(Activations):
     def frobenius_norm(self) -> Tensor:
         """``||V||_F``, ``[units]``, all equal."""
         norms = self.unit_norm(self.masked(self.raw_weight.detach()))
-        return norms.square().sum().sqrt().expand(self.units).clone()
+        scale = power_of_two(norms)
+        square = (norms / scale).square().sum(dtype=wide(norms))
+        return (square.sqrt() * scale).to(norms.dtype).expand(self.units).clone()
 
     def unit_norms(self, w: Tensor | None = None) -> dict[str, Tensor]:
         """``w_norm``; with a gain ``g``; where v is not w ``v_norm``, what v is divided by; and there

@@ -23,13 +23,13 @@ from wn.grammar import (
 from wn.norm.direction import Reparameterized, project_
 from wn.norm.kinds import ATTRIBUTES, OPERATIONS, check_choices, kind_to_normalize
 from wn.norm.statistics import groups_of
-from wn.norm.weight import activation_gain, nonzero, wide
+from wn.norm.weight import activation_gain, autocast_enabled, full_precision, nonzero, power_of_two, wide
 
 
 def _autocast(*operands: Tensor | None) -> Iterator[Tensor | None]:
     """Cast operands as autocast would: under vmap, convolutions bypass autocast."""
     for t in operands:
-        if t is not None and t.dtype == torch.float32 and torch.is_autocast_enabled(t.device.type):
+        if t is not None and t.dtype == torch.float32 and autocast_enabled(t.device):
             t = t.to(torch.get_autocast_dtype(t.device.type))
         yield t
 
@@ -125,8 +125,9 @@ class NormalizedLayer(Reparameterized):
             self.constant = activation_gain(activation)
         zero = self._draw_zero_units() if self.starts_alike and gain == "free" and init != "arpit" else None
         if direction == "spectral":
-            matrix = self.unit_rows(self.masked(self.raw_weight.detach()))
-            self.register_buffer("u", torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous())
+            matrix = self.unit_rows(self.masked(self.raw_weight.detach())).to(wide(self.raw_weight))
+            u = torch.linalg.svd(matrix, full_matrices=False)[0][:, 0].contiguous()
+            self.register_buffer("u", u.to(self.raw_weight.dtype))
         if init == "arpit":
             self._set_root_mean_square()
         gains = self._first_gains(getattr(layer, "residual_branches", 1))
@@ -144,6 +145,7 @@ class NormalizedLayer(Reparameterized):
     def _set_root_mean_square(self) -> None:
         """Arpit et al. draw v from N(0, 1/fan_in) and set b to 0; here the source's own draw is rescaled."""
         v = self.raw_weight
+        v.div_(power_of_two(v))
         v.div_(nonzero(v.square().mean().sqrt()) * math.sqrt(self.fan_in))
         if self.bias is not None:
             self.bias.zero_()
@@ -196,7 +198,7 @@ class NormalizedLayer(Reparameterized):
         if x.numel() == 0:
             raise ValueError("an empty batch has no mean and variance to initialise by")
         # In bfloat16 a mean much larger than the deviation would leave of the deviation only rounding.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             in_full = x.to(self.raw_weight.dtype)
             t, y = self._product(in_full), self._forward(in_full, track=False)
         dims, dtype = self._sample_dims(t), wide(self.raw_weight)

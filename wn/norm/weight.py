@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,24 @@ def largest(v: Tensor, dims: list[int]) -> Tensor:
 
 def nonzero(x: Tensor) -> Tensor:
     return x.masked_fill(x == 0, 1)
+
+
+def power_of_two(v: Tensor) -> Tensor:
+    """A power of two near ``max |v|``, or 1 where all is zero: to divide by it is exact, so that norms of
+    any finite size can be taken, and others keep their last digit.
+    """
+    x = largest(v, list(range(v.dim())))
+    return x / (2 * torch.frexp(x).mantissa)
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    known = torch.amp.is_autocast_available(device.type)  # not of the meta device
+    return known and torch.is_autocast_enabled(device.type)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context without autocast."""
+    return torch.autocast(device.type, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
 @functools.cache
