@@ -88,6 +88,8 @@ def test_weight_norm_over_any_axis(dim: int) -> None:
     for i in range(len(g)):
         row = v.select(dim, i)
         torch.testing.assert_close(w.select(dim, i), g[i] * row / row.square().sum().sqrt())
+    with pytest.raises(ValueError, match=r"^v has the shape \[3\]: expected \[units, weights per unit\]"):
+        weight_norm(v[:, 0, 0], g[:3], 0)
 
 
 # 3-4: the gradients and what they do to v

@@ -1,4 +1,4 @@
-"""Layers at the edge: weights of any size, half precision, two passes at once, the meta device."""
+"""Layers at the edge: weights of any size, half precision, two passes at once; and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wn.norm import NormalizedLayer, normalize
+from wn.norm import NormalizedLayer, NormSite, normalize, normalized_layers
 from wn.presets import PRESETS
 
 # Sizes and precisions --------------------------------------------------------------------------------
@@ -99,3 +99,53 @@ def test_shapes_are_found_on_the_meta_device(norm: str) -> None:
     layer = normalize(nn.Conv2d(3, 8, 3, device="meta"), norm)
     y = layer(torch.randn(2, 3, 5, 4, device="meta"))
     assert (y.shape, y.is_meta) == ((2, 8, 3, 2), True)
+
+
+# What is refused -------------------------------------------------------------------------------------
+
+ONE_UNIT = "over one unit leave at most its sign"
+REFUSED: dict[str, tuple[Any, str, type[Exception], str]] = {
+    **{n: (lambda: nn.Linear(4, 1), n, ValueError, ONE_UNIT)
+       for n in ("layer_norm", "group_norm", "instance_norm", "rms_norm", "instance_rms_norm")},
+    "rms of one channel": (lambda: nn.Conv2d(4, 1, 3), "rms_norm", ValueError, ONE_UNIT),
+    "site": (lambda: NormSite(1), "layer_norm", ValueError, ONE_UNIT),
+    "centred": (lambda: nn.Linear(1, 4), "centered_weight_norm", ValueError, "takes off the mean"),
+    "centred depthwise": (
+        lambda: nn.Conv2d(4, 4, 1, groups=4), "centered_weight_norm", ValueError, "takes off the mean"
+    ),
+    "complex": (
+        lambda: nn.Linear(4, 4, dtype=torch.complex64), "weight_norm", TypeError, "weights of torch.complex64"
+    ),
+    "lazy": (lambda: nn.LazyLinear(4), "weight_norm", TypeError, "LazyLinear has no weight yet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_layer_that_a_norm_would_spoil_is_named_and_nothing_has_changed(case: str) -> None:
+    build, norm, error, why = REFUSED[case]
+    zero = nn.Linear(4, 8)
+    nn.init.zeros_(zero.weight)  # of which normalising would change the weights
+    model = nn.Sequential(zero, build())
+    with pytest.raises(error, match=rf"^1: [^\n]*{why}[^\n]*skip='1'$"):
+        normalize(model, norm)
+    assert not normalized_layers(model)
+    assert not zero.weight.any()
+    if case != "site":
+        normalize(model, norm, skip="1")
+        with pytest.raises(error, match=rf"^[^\n]*{why}[^\n]*$"):
+            normalize(build(), norm)
+
+
+def test_integer_weights_are_refused() -> None:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match=r"^Linear has weights of torch.int8: expected real numbers$"):
+        NormalizedLayer(layer)
+
+
+def test_statistics_of_one_value_are_refused() -> None:
+    for statistics, channels in (("instance", 3), ("instance_rms", 3), ("group", 3), ("layer", 1)):
+        conv: Any = {"direction": "plain", "gain": "free", "statistics": statistics}
+        layer = NormalizedLayer(nn.Conv2d(2, channels, 2), **conv)
+        with pytest.raises(ValueError, match=f"^statistics={statistics}: a channel of one place"):
+            layer(torch.randn(5, 2, 2, 2))

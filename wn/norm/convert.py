@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from wn.grammar import DEFAULTS, SCALING, TRACKED
 from wn.norm.coverage import Names, chosen, left_out, readers_of_weights
-from wn.norm.kinds import KINDS, kind_of, kind_to_normalize
+from wn.norm.kinds import KINDS, kind_of, kind_to_normalize, refuse_one_value
 from wn.norm.layer import NormalizedLayer, normalized_layers
 from wn.norm.loading import accept_foreign_weight, empty_layer
 from wn.norm.statistics import Activations, NormalizedSite, NormSite
@@ -57,8 +58,10 @@ def normalize(
         choices: of :class:`NormalizedLayer`, instead of the preset's.
 
     Raises:
-        TypeError: a layer pads with anything but zeros, or is reparameterised already; the model is wrapped.
-        ValueError: an unknown preset or choice, a combination without meaning, a name that no layer has.
+        TypeError: a layer pads with anything but zeros, is reparameterised already, or has no weight yet or
+            none of real numbers; the model is wrapped.
+        ValueError: an unknown preset or choice, a combination without meaning, a name that no layer has, a
+            layer that the norm would make a constant.
 
     >>> normalize(nn.Sequential(nn.Linear(3, 2)), "weight_norm")
     Sequential(
@@ -77,25 +80,35 @@ def normalize(
     of_layers = _without_statistics(choices) if has_sites else choices
 
     def wanted(module: nn.Module) -> bool:
-        # torch's weight_norm changes a layer's type; it is included so that it can be refused.
+        # torch's weight_norm changes a layer's type; like lazy ones it is included so that it can be refused.
         reparameterised = isinstance(module, KINDS) and nn.utils.parametrize.is_parametrized(module)
         is_site = isinstance(module, NormSite) and of_sites["statistics"] != "none"
-        return kind_of(module) is not None or reparameterised or is_site
+        lazy = isinstance(module, KINDS) and isinstance(module, LazyModuleMixin)
+        return kind_of(module) is not None or reparameterised or lazy or is_site
+
+    def stays_plain(layer: nn.Module) -> bool:
+        return getattr(layer, "is_output", False) and not outputs
+
+    def choices_of(layer: nn.Module) -> dict[str, Any]:
+        if stays_plain(layer):
+            return _plain(choices)
+        return {name: of_layers[name] for name in of_layers if name in given or not layer_class}
 
     layers = chosen(model, wanted, only, skip)
     past = {} if _weight_is_all(of_layers) else readers_of_weights(model, layers)
     layers = [layer for layer in layers if layer not in past]
     for name, module in model.named_modules():
-        if module in layers and not isinstance(module, NormSite):
-            kind_to_normalize(module, name)
+        if module in layers and isinstance(module, NormSite):
+            refuse_one_value(of_sites["statistics"], module.features, True, name)
+        elif module in layers:
+            kind_to_normalize(module, choices_of(module), name)
 
     def make(layer: nn.Module) -> nn.Module:
         if isinstance(layer, NormSite):
             return NormalizedSite(layer, next(model.parameters()), of_sites)
-        stays_plain = getattr(layer, "is_output", False) and not outputs
-        if layer_class and not stays_plain:
-            return layer_class(layer, **{name: of_layers[name] for name in of_layers if name in given})
-        wrapped = NormalizedLayer(layer, **(_plain(choices) if stays_plain else of_layers))
+        if layer_class and not stays_plain(layer):
+            return layer_class(layer, **choices_of(layer))
+        wrapped = NormalizedLayer(layer, **choices_of(layer))
         wrapped.register_load_state_dict_pre_hook(accept_foreign_weight)  # type: ignore[no-untyped-call]
         return wrapped
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from wn import grammar
 
@@ -34,30 +36,57 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
     return kind if kind in OPERATIONS else None
 
 
-def check_choices(
-    direction: str, scale: str, gain: str, hold: str, statistics: str, init: str, correction: str
-) -> None:
+def check_choices(choices: Mapping[str, Any]) -> None:
     """Raise ValueError for a value that does not exist, or a combination that makes no sense."""
-    choices = dict(locals())
-    for name, value in choices.items():
-        if value not in grammar.VALUES[name]:
-            raise ValueError(f"{name}={value!r}: expected one of {', '.join(grammar.VALUES[name])}")
+    for name, values in grammar.VALUES.items():
+        if choices[name] not in values:
+            raise ValueError(f"{name}={choices[name]!r}: expected one of {', '.join(values)}")
     if mistake := grammar.mistake(choices):
         raise ValueError(mistake.replace("norm.", ""))
 
 
-def kind_to_normalize(layer: nn.Module, name: str = "") -> type[nn.Module]:
-    """:func:`kind_of`, or TypeError if the layer, in a model of that ``name``, cannot be normalised."""
+def kind_to_normalize(
+    layer: nn.Module, choices: Mapping[str, Any] = grammar.DEFAULTS, name: str = ""
+) -> type[nn.Module]:
+    """:func:`kind_of` a layer in a model, there called ``name``.
+
+    Raises:
+        TypeError: it cannot be normalised.
+        ValueError: not by these choices, which would make it a constant, or mix what its mask keeps apart.
+    """
     place, leave = (f"{name}: ", f", or leave it plain with skip={name!r}") if name else ("", "")
-    kind, is_one = kind_of(layer), isinstance(layer, KINDS)
+    kind, title, is_one = kind_of(layer), type(layer).__name__, isinstance(layer, KINDS)
+    if is_one and isinstance(layer, LazyModuleMixin):
+        raise TypeError(f"{place}{title} has no weight yet: call the model on a batch before{leave}")
     if is_one and (nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters):
         raise TypeError(
-            f"{place}{type(layer).__name__} is reparameterised already: "
-            f"normalise the plain layer and load its state{leave}"
+            f"{place}{title} is reparameterised already: normalise the plain layer and load its state{leave}"
         )
     if kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
         raise TypeError(
             f"{place}cannot normalise {layer}: "
             f"expected Linear, Conv or ConvTranspose padded with zeros{leave}"
         )
+    weight = layer.get_parameter("weight")
+    if not weight.is_floating_point():
+        raise TypeError(f"{place}{title} has weights of {weight.dtype}: expected real numbers{leave}")
+    dense, statistics = kind is nn.Linear, choices.get("statistics", "none")
+    units = getattr(layer, "out_features" if dense else "out_channels")
+    if "mask" in layer._buffers and statistics in grammar.PER_IMAGE:
+        refuse(f"statistics={statistics} mix what the layer's mask keeps apart", name)
+    if choices.get("direction") == "centered" and weight.numel() == units:
+        refuse("direction=centered takes off the mean, and a unit of one weight has nothing else", name)
+    refuse_one_value(statistics, units, dense, name)
     return kind
+
+
+def refuse_one_value(statistics: str, units: int, dense: bool, name: str = "") -> None:
+    """Raise ValueError where statistics of each image would be of one value."""
+    if units == 1 and (statistics == "rms" or (dense and statistics in grammar.PER_IMAGE)):
+        refuse(f"statistics={statistics} over one unit leave at most its sign", name)
+
+
+def refuse(why: str, name: str) -> NoReturn:
+    """Raise ValueError for a layer's choices."""
+    place, leave = (f"{name}: ", f" with skip={name!r}") if name else ("", "")
+    raise ValueError(f"{place}{why}: leave it plain{leave}")

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from wn.grammar import (
     DEFAULTS,
-    PER_IMAGE,
     SCALING,
     Correction,
     Direction,
@@ -76,7 +75,7 @@ class NormalizedLayer(Reparameterized):
 
     Raises:
         TypeError: the layer is of another type, pads with anything but zeros, or is reparameterised.
-        ValueError: an unknown choice, or a meaningless combination.
+        ValueError: an unknown choice, a meaningless combination, or one that makes this layer a constant.
     """
 
     initialized: Tensor
@@ -101,8 +100,8 @@ class NormalizedLayer(Reparameterized):
             name: value for name, value in locals().items() if name not in ("self", "layer", "__class__")
         }
         super().__init__()
-        check_choices(direction, scale, gain, hold, statistics, init, correction)
-        self.kind, self.choices = kind_to_normalize(layer), choices
+        check_choices(choices)
+        self.kind, self.choices = kind_to_normalize(layer, choices), choices
         self.direction, self.scale, self.gain, self.hold = direction, scale, gain, hold
         self.statistics, self.init = statistics, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
@@ -115,8 +114,6 @@ class NormalizedLayer(Reparameterized):
                 setattr(self, name, getattr(layer, name))
         self._parameters[self.raw_name] = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
-        if "mask" in layer._buffers and statistics in PER_IMAGE:
-            raise ValueError(f"statistics={statistics} mix what the layer's mask keeps apart: leave it plain")
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
         self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
         self.group_count = groups_of(self.units, groups, self.dense)

@@ -178,7 +178,7 @@ class Activations(nn.Module):
         groups = {"layer": 1, "group": self.group_count, "instance": 1 if self.dense else units}[
             self.statistics
         ]
-        if self.statistics == "instance":
+        if groups == units:
             self._needs_places(t)
         wide = samples.to(self.gains().dtype)
         y = torch.nn.functional.group_norm(wide, groups, self.gains(), self.bias, self.eps)
@@ -198,7 +198,8 @@ class Activations(nn.Module):
     def _needs_places(self, t: Tensor) -> None:
         if not self.dense and t[0, 0].numel() == 1:
             raise ValueError(
-                f"statistics={self.statistics}: a channel of one place has no statistics; use layer or rms"
+                f"statistics={self.statistics}: a channel of one place has no statistics; "
+                "take layer or rms, over several channels"
             )
 
     def _affine(self, y: Tensor) -> Tensor:
@@ -229,7 +230,8 @@ class Activations(nn.Module):
 def groups_of(units: int, wanted: int, dense: bool) -> int:
     """The largest divisor of the units up to the wanted number of groups.
 
-    A dense layer's groups have four units or more: of one unit the output would be constant, of two a sign.
+    A dense layer's groups have four units or more (all units, where there are fewer): of one unit the output
+    would be constant, of two a sign.
     """
     largest = max(1, min(wanted, units // 4 if dense else units))
     return next(n for n in range(largest, 0, -1) if units % n == 0)

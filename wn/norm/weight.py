@@ -26,6 +26,9 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
     A zero row gives a zero weight and finite gradients; rows of any finite size have exact norms.
 
+    Raises:
+        ValueError: v has one axis alone, so that no weights are left to take a norm over.
+
     Args:
         v: directions, ``[..., units, ...]`` with the output units along ``dim``.
         g: gains, ``[units]``.
@@ -35,6 +38,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     >>> w.tolist()
     [[6.0, 8.0]]
     """
+    if v.dim() < 2:
+        raise ValueError(f"v has the shape {list(v.shape)}: expected [units, weights per unit] or more axes")
     dim %= v.dim()
     others = [d for d in range(v.dim()) if d != dim]
     return normalized(v, others, g.reshape([-1 if d == dim else 1 for d in range(v.dim())]))
