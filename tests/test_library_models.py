@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -181,6 +181,50 @@ def test_a_model_on_the_meta_device_is_normalised_and_loaded(norm: str) -> None:
         again = model("meta").eval()
         again.load_state_dict(plain.state_dict(), assign=True)
         torch.testing.assert_close(again(x), plain(x))
+
+
+# Layers that are held twice --------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    left: nn.Module
+    right: nn.Module | None
+
+
+class Kept(nn.Module):
+    """Layers that are also in lists, tuples and dicts of the module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.normal = nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+        self.order: list[Any] = [self.a, self.normal, self.b]
+        self.order.append({"self": self.order, "pair": Pair(self.b, None), "names": ("a", "b")})
+        self.both = (self.a, self.b)
+        self.others = (self.normal, [self.normal])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.order[:3]:
+            x = layer(x)
+        return self.both[1](x)
+
+
+def test_layers_that_a_module_keeps_in_plain_containers_are_swapped_there_too() -> None:
+    torch.manual_seed(0)
+    model, x = Kept(), torch.randn(4, 3)
+    order, others, y = model.order, model.others, model(x)
+    normalize(model)
+    plain = fold(model)
+    for net in (model, plain):
+        assert net.order[:3] == [net.a, net.normal, net.b]
+        assert net.order[3]["self"] is net.order
+        assert net.order[3]["pair"] == Pair(net.b, None)
+        assert type(net.order[3]["pair"]) is Pair
+        assert net.both == (net.a, net.b)
+        torch.testing.assert_close(net(x), y)
+    assert model.order is order
+    assert model.others is others  # what holds no such layer is left as it is
+    assert {type(layer) for layer in model.both} == {NormalizedLayer}
+    assert {type(layer) for layer in plain.both} == {nn.Linear}
 
 
 # Batches and types -----------------------------------------------------------------------------------

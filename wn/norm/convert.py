@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,11 @@ def normalize(
     """Replace every linear and convolutional layer of a model by a :class:`NormalizedLayer`, in place.
 
     State dicts of the plain model, and of one under either of torch's weight normalisations, load into the
-    result. Parameters stay the same objects, under new names; hooks stay. If the model is itself such a
-    layer, its replacement is returned. After an error no layer is replaced.
+    result. In evaluation it then has the same outputs, unless the norm centres weights, fixes their length,
+    bounds outputs or takes statistics of each image. Parameters stay the same objects, under new names; hooks
+    and a layer's public attributes stay. Lists, tuples and dicts in which a module also keeps a layer get the
+    new one. If the model is itself such a layer, its replacement is returned. After an error no layer is
+    replaced.
 
     :func:`wn.norm.summary` shows what was normalised and what was not. A warning names matrices that are in
     no layer of their own (LSTM, attention) and subclasses of the layers.
@@ -237,8 +241,27 @@ def _replace(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
                 setattr(
                     new, name, value
                 )  # hooks: the same dicts, so that their handles can still remove them
+    seen: set[int] = set()
     for parent in list(model.modules()):  # as they were: a made layer may contain the one that it replaces
-        for name, child in parent._modules.items():  # named_children skips a layer's second occurrence
-            if child in made:
-                setattr(parent, name, made[child])
+        _swapped(vars(parent), made, seen)
     return made.get(model, model)
+
+
+def _swapped(value: Any, made: dict[nn.Module, nn.Module], seen: set[int]) -> Any:
+    """What is to stand in a value's place: what is made of a module, a tuple of which some item is swapped.
+
+    Lists and dicts are changed in place, so that whoever holds them sees it; ``seen`` are those that were.
+    """
+    if isinstance(value, nn.Module):
+        return made.get(value, value)
+    if not isinstance(value, (list, dict, tuple)) or id(value) in seen:
+        return value
+    if isinstance(value, tuple):
+        items = [_swapped(item, made, seen) for item in value]
+        same = all(map(operator.is_, items, value))
+        return value if same else tuple.__new__(type(value), items)
+    seen.add(id(value))
+    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        if (other := _swapped(item, made, seen)) is not item:
+            value[key] = other
+    return value
