@@ -230,12 +230,14 @@ def test_batch_renormalisation_starts_as_batch_normalisation_and_ends_as_running
 
 
 def test_arpits_initialisation() -> None:
-    """g = sqrt(2 fan_in / fan_out), fan-out over all positions, by the branches; v at rms 1/sqrt(fan_in)."""
+    """g = sqrt(gain fan_in / fan_out), fan-out over all positions, with 2 for the gain, and in the last layer
+    of each of B branches 1/B; v at rms 1/sqrt(fan_in).
+    """
     conv: Any = nn.Conv2d(8, 16, 3).double()
     conv.residual_branches = 4
-    for source, branches in ((nn.Linear(72, 144).double(), 1), (conv, 4)):
+    for source, gain in ((nn.Linear(72, 144).double(), 2), (conv, 1 / 4)):
         layer = NormalizedLayer(source, init="arpit")
-        torch.testing.assert_close(layer.g, torch.full_like(layer.g, math.sqrt(2 * 72 / 144) / branches))
+        torch.testing.assert_close(layer.g, torch.full_like(layer.g, math.sqrt(gain * 72 / 144)))
         assert float(layer.v.detach().square().mean()) == pytest.approx(1 / 72)
         assert not layer.bias.any()
 

@@ -65,8 +65,9 @@ class NormalizedLayer(Reparameterized):
         hold: ``free``: ||v|| is the optimiser's; ``start`` or ``unit``: :func:`wn.norm.project_` puts it
             back to its start, or v to a root mean square of 1 (Karras et al., 2024).
         init: ``data`` leaves gain and bias to :func:`wn.norm.data_dependent_init`. ``arpit`` (Arpit et al.,
-            2019): v at a root mean square of 1/sqrt(fan_in), ``g = sqrt(2 fan_in / fan_out)``, divided by the
-            source's attribute ``residual_branches`` if it has one (last layers of branches), bias 0.
+            2019): v at a root mean square of 1/sqrt(fan_in), ``g = sqrt(2 fan_in / fan_out)``, bias 0. Of a
+            source with an attribute ``residual_branches``, the last layer of one of B branches in a row,
+            ``g = sqrt(fan_in / (B fan_out))``.
         activation: what follows the layer, for ``scale="activation"``.
         groups: of group statistics; the largest divisor of the units up to it is taken.
         momentum: weight of the newest batch in the running averages.
@@ -127,7 +128,7 @@ class NormalizedLayer(Reparameterized):
             self.register_buffer("u", u.to(self.raw_weight.dtype))
         if init == "arpit":
             self._set_root_mean_square()
-        gains = self._first_gains(getattr(layer, "residual_branches", 1))
+        gains = self._first_gains(getattr(layer, "residual_branches", None))
         self._register(gains if zero is None else gains.masked_fill(zero, 0))
         for parameter in (self._parameters.get(name) for name in ("g", "s", "alpha")):
             if parameter is not None:  # a frozen layer stays frozen
@@ -152,12 +153,12 @@ class NormalizedLayer(Reparameterized):
         """Whether the gain starts at the norm of v, so that the layer is the function that it replaces."""
         return self.direction != "plain" and self.scale == "none" and self.gain_on_weight
 
-    def _first_gains(self, residual_branches: int) -> Tensor:
+    def _first_gains(self, residual_branches: int | None) -> Tensor:
         norm = self.direction_norm()
         if self.init == "arpit":
             positions = self.raw_weight[0, 0].numel()
-            gain = math.sqrt(2 * self.fan_in / (self.units * positions)) / residual_branches
-            return torch.full_like(norm, gain)
+            share = 2 if residual_branches is None else 1 / residual_branches
+            return torch.full_like(norm, math.sqrt(share * self.fan_in / (self.units * positions)))
         if self.gain == "fixed_layer":
             return nonzero(self.frobenius_norm()) / math.sqrt(self.units)
         if not self.starts_alike:
