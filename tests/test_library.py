@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from norm_cases import LAYERS, make_plain
-from torch import nn
+from torch import fx, nn
 from torch.nn.functional import linear
 
 import wn
@@ -155,6 +155,56 @@ def test_a_layer_has_the_attributes_of_the_one_it_replaces(name: str) -> None:
         y = linear(x, layer.weight, layer.bias)
         torch.testing.assert_close(y, layer(x))
         assert all(bool(slope.any()) for slope in torch.autograd.grad(y.sum(), [layer.v, layer.g]))
+
+
+def test_what_other_code_has_put_on_a_layer_is_kept_there_and_back() -> None:
+    source: Any = nn.Linear(3, 2)
+    source.lr_mult, source.scale, source._private = 2, "mine", 1
+    model: Any = normalize(nn.Sequential(source))
+    model[0].note = "later"
+    assert (model[0].lr_mult, model[0].scale) == (2, "none")  # its own choices stay
+    plain = fold(model)[0]  # type: ignore[index]
+    kept = {name for name in vars(plain) if not name.startswith("_")}
+    assert kept == {
+        *vars(nn.Linear(3, 2)).keys() - {n for n in vars(plain) if n[0] == "_"},
+        "lr_mult",
+        "note",
+    }
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 5, 4)])
+def test_a_transposed_convolution_takes_an_output_size(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    plain: Any = nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1, output_padding=1)
+    layer: Any = normalize(copy.deepcopy(plain))
+    x = torch.randn(shape)
+    for size in ([9, 8], torch.Size((10, 7)), plain(x).shape):
+        torch.testing.assert_close(layer(x, output_size=size), plain(x, output_size=size))
+    with pytest.raises(ValueError, match="valid sizes range from"):
+        layer(x, output_size=(20, 20))
+
+
+class Up(nn.Module):
+    def __init__(self, norm: str) -> None:
+        super().__init__()
+        self.up = normalize(nn.ConvTranspose1d(3, 4, 3, stride=2), norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.up(x, output_size=[10])
+        return y
+
+
+def test_an_output_size_reaches_initialisation_and_traces() -> None:
+    torch.manual_seed(0)
+    model, x = Up("weight_norm_init"), torch.randn(6, 3, 4)
+    y = wn.data_dependent_init(model, x)
+    assert y.shape == (6, 4, 10)
+    torch.testing.assert_close(y.std((0, 2), correction=0), torch.ones(4))
+    torch.testing.assert_close(fx.symbolic_trace(model)(x), y)
+    with pytest.raises(
+        TypeError, match=r"^output_size is for a transposed convolution, and this layer is Linear"
+    ):
+        normalize(nn.Linear(3, 2))(torch.randn(4, 3), output_size=(2,))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from wn.grammar import DEFAULTS, SCALING, TRACKED
 from wn.norm.coverage import Names, chosen, left_out, readers_of_weights
-from wn.norm.kinds import KINDS, kind_of, kind_to_normalize, refuse_one_value
+from wn.norm.kinds import KINDS, kind_of, kind_to_normalize, refuse_one_value, take_attributes
 from wn.norm.layer import NormalizedLayer, normalized_layers
 from wn.norm.loading import accept_foreign_weight, empty_layer
 from wn.norm.statistics import Activations, NormalizedSite, NormSite
@@ -203,6 +203,7 @@ def _fold_layer(layer: NormalizedLayer) -> nn.Module:
             shift = shift * scale
         bias = shift if bias is None else bias + shift
     plain = empty_layer(layer, bias is not None)
+    take_attributes(plain, layer, but=layer.own)
     trained = {name: p.requires_grad for name, p in layer.named_parameters()}
     weight_trained = any(trained.get(name, False) for name in (layer.raw_name, "g", "s"))
     plain.weight = nn.Parameter(weight, weight_trained)

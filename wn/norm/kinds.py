@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NoReturn
 
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ OPERATIONS: dict[type[nn.Module], tuple[Callable[..., Tensor], tuple[str, ...]]]
 }
 
 KINDS = tuple(OPERATIONS)
-ATTRIBUTES = sorted({name for kind in KINDS for name in getattr(kind, "__constants__", ())})
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module] | None:
@@ -90,3 +89,10 @@ def refuse(why: str, name: str) -> NoReturn:
     """Raise ValueError for a layer's choices."""
     place, leave = (f"{name}: ", f" with skip={name!r}") if name else ("", "")
     raise ValueError(f"{place}{why}: leave it plain{leave}")
+
+
+def take_attributes(layer: nn.Module, source: nn.Module, but: Container[str] = ()) -> None:
+    """What other code asks a layer (``in_features``), or has put on it (``lr_mult``); its own stay."""
+    for name, value in vars(source).items():
+        if not (name.startswith("_") or name in but or hasattr(layer, name)):
+            setattr(layer, name, value)

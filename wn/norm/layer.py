@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +21,7 @@ from wn.grammar import (
     Statistics,
 )
 from wn.norm.direction import Reparameterized, project_
-from wn.norm.kinds import ATTRIBUTES, OPERATIONS, check_choices, kind_to_normalize
+from wn.norm.kinds import OPERATIONS, check_choices, kind_to_normalize, take_attributes
 from wn.norm.statistics import groups_of
 from wn.norm.weight import activation_gain, autocast_enabled, full_precision, nonzero, power_of_two, wide
 
@@ -80,6 +81,8 @@ class NormalizedLayer(Reparameterized):
     """
 
     initialized: Tensor
+    own: frozenset[str]
+    """Attributes that are not the replaced layer's."""
 
     def __init__(
         self,
@@ -110,9 +113,6 @@ class NormalizedLayer(Reparameterized):
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
         self.dense, self.phase = self.kind is nn.Linear, "normal"
         self.gain_on_weight = gain != "none" and statistics not in SCALING
-        for name in ATTRIBUTES:  # in_features, stride, ...: what other code may ask a layer
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
         self._parameters[self.raw_name] = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
@@ -138,6 +138,8 @@ class NormalizedLayer(Reparameterized):
         project_(self)
         if init == "data":
             self.register_buffer("initialized", torch.tensor(False, device=self.raw_weight.device))
+        self.own = frozenset({*vars(self), "own"})
+        take_attributes(self, layer)
 
     @torch.no_grad()
     def _set_root_mean_square(self) -> None:
@@ -165,29 +167,45 @@ class NormalizedLayer(Reparameterized):
             return torch.ones_like(norm)
         return nonzero(norm) if self.gain == "fixed" else norm  # a fixed gain of 0 would stay there
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """``output_size``: of a transposed convolution, whose stride leaves several, as in torch's."""
         if isinstance(x, fx.Proxy):  # type: ignore[unreachable]
             # Traced as one node, as torch's own layers are.
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})  # type: ignore[unreachable]
+            given = (x,) if output_size is None else (x, output_size)  # type: ignore[unreachable]
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), given, {})
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
-            return self.forward(x[None])[0]
+            return self.forward(x[None], output_size)[0]
+        options = self.options if output_size is None else self._options_for(x, output_size)
         if self.direction == "spectral" and self.training and self.phase == "normal":
             self.iterate_power()
         if self.phase == "initialize":
-            return self._initialize(x)
-        return self._forward(x, track=self.training and self.phase == "normal")
+            return self._initialize(x, options)
+        return self._forward(x, options, track=self.training and self.phase == "normal")
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _options_for(self, x: Tensor, output_size: Sequence[int]) -> dict[str, Any]:
+        """The operation's options, with the padding that leads to an output size."""
+        if not self.transposed:
+            raise TypeError(
+                f"output_size is for a transposed convolution, and this layer is {self.kind.__name__}"
+            )
+        axes = x.dim() - 2
+        sizes = list(output_size)[-axes:]  # those of batch and channels may stand before
+        stride, padding, dilation = (self.options[name] for name in ("stride", "padding", "dilation"))
+        torchs: Any = nn.modules.conv._ConvTransposeNd._output_padding  # which raises errors of its own
+        extra = torchs(self, x, sizes, stride, padding, self.raw_weight.shape[2:], axes, dilation)
+        return {**self.options, "output_padding": extra}
+
+    def _product(self, x: Tensor, options: dict[str, Any]) -> Tensor:
         """``w * x``, plus the bias if no statistics are taken in between."""
         operation, _ = OPERATIONS[self.kind]
         bias = self.bias if self.statistics == "none" else None
-        return operation(*_autocast(x, self.effective_weight(), bias), **self.options)
+        return operation(*_autocast(x, self.effective_weight(), bias), **options)
 
-    def _forward(self, x: Tensor, track: bool) -> Tensor:
-        return self.normalize_activations(self._product(x), track)
+    def _forward(self, x: Tensor, options: dict[str, Any], track: bool) -> Tensor:
+        return self.normalize_activations(self._product(x, options), track)
 
     @torch.no_grad()
-    def _initialize(self, x: Tensor) -> Tensor:
+    def _initialize(self, x: Tensor, options: dict[str, Any]) -> Tensor:
         r"""``g <- g / sigma``, ``b <- (b - mu) / sigma`` for the pre-activations of ``x`` (section 3, eq. 6).
 
         Without a gain the weight itself is scaled. With mean-only statistics the bias is left alone: the
@@ -198,7 +216,7 @@ class NormalizedLayer(Reparameterized):
         # In bfloat16 a mean much larger than the deviation would leave of the deviation only rounding.
         with full_precision(x.device):
             in_full = x.to(self.raw_weight.dtype)
-            t, y = self._product(in_full), self._forward(in_full, track=False)
+            t, y = self._product(in_full, options), self._forward(in_full, options, track=False)
         dims, dtype = self._sample_dims(t), wide(self.raw_weight)
         sigma, mu = torch.std_mean(y.to(dtype), dims, correction=0)
         # Dividing by a sigma that is mere rounding would blow noise up to variance 1.
@@ -214,7 +232,7 @@ class NormalizedLayer(Reparameterized):
         if self.bias is not None and self.statistics != "mean_only":
             self.bias.sub_(mu).div_(sigma)
         self.initialized.fill_(True)
-        return self._forward(x, track=False)
+        return self._forward(x, options, track=False)
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.raw_weight.shape))
