@@ -218,8 +218,8 @@ class Reparameterized(Activations):
 def project_(model: nn.Module) -> None:
     """Put ||v|| back where ``hold`` wants it, in every layer of a model: after each ``optimizer.step()``.
 
-    The function of a layer whose direction is normalised stays the same. It does not run within a forward
-    pass, which leaves v alone.
+    The function of a layer whose direction is normalised stays the same, but not that of another module
+    that shares v. It does not run within a forward pass, which leaves v alone.
     """
     for layer in held_layers(model).values():
         layer.raw_weight.copy_(layer.projected())

@@ -68,7 +68,8 @@ def data_dependent_init(model: nn.Module, *inputs: Any, **named_inputs: Any) -> 
     layers initialised before are unchanged. Returns the model's output, that of the next forward pass on the
     same inputs. A warning names the layers that the pass did not reach.
 
-    Where torch.distributed runs several processes, all call this, and get what the batch of the first sets.
+    Where torch.distributed runs several processes, every one must call this; the values that rank 0's batch
+    sets are broadcast.
 
     Raises:
         ValueError: a pre-activation is NaN or infinite. After this, or any error, nothing has changed.

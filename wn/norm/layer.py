@@ -59,7 +59,7 @@ class NormalizedLayer(Reparameterized):
         scale: a constant factor of the direction: ``one``; ``sqrt_fan_in``, the root of the weights per unit;
             ``activation``, :func:`wn.norm.weight.activation_gain` of ``activation``. With ``none`` the gain
             starts at the direction's norm instead of 1, so that the layer starts as the function that it
-            replaces.
+            replaces (of centred weights: less their mean; with ``fixed_layer``: with units of one norm).
         gain: ``none``, ``free`` (trained), ``exp`` (g = e^s, section 2), ``exp3`` (g = e^{3s}, openai/iaf),
             ``fixed`` (at its start, or where the initialisation puts it) or ``fixed_layer`` (the same for all
             units, ``||V||_F / sqrt(units)`` at the start; Hoffer et al., 2018).

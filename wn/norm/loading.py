@@ -24,8 +24,12 @@ def accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str, 
 
     v and g are kept if the source has one gain per output unit. Otherwise (torch normalises a transposed
     convolution over its input channels) the source's effective weight is what counts. All else, running
-    averages too, gets the values of a new layer made of that weight; and it counts as initialised. A state
-    with any key that only a normalised layer has is its own: what it lacks is missing.
+    averages too, gets the values of a new layer made of that weight; and it counts as initialised. The
+    result is the source's function where the norm can be: not where it centres weights, fixes their length,
+    bounds outputs or takes statistics of each image.
+
+    A state that has any key of a normalised layer is taken as this layer's own; torch then reports the keys
+    that it lacks.
     """
     assert isinstance(layer, NormalizedLayer)
     if layer.init != "data":
@@ -50,7 +54,7 @@ def accept_foreign_weight(layer: nn.Module, state: dict[str, Any], prefix: str, 
 
 
 def _new_layer(layer: NormalizedLayer, w: Tensor) -> NormalizedLayer:
-    """A layer of the same choices that starts from the weight ``w``, and is its function in evaluation."""
+    """A layer of the same choices that starts from ``w``, in evaluation its function if the norm can be."""
     plain = empty_layer(layer, bias=False)
     plain.weight = nn.Parameter(w.clone())
     if layer.mask is not None:
