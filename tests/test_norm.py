@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import warnings
 
@@ -60,16 +59,6 @@ def test_norm_of_each_unit_is_its_gain(norm: str, name: str, dtype: torch.dtype)
     torch.testing.assert_close(norms["w_norm"], own, **case.tolerance)
     torch.testing.assert_close(norms["v_norm"], case.norms(case.layer.v), **case.tolerance)
     torch.testing.assert_close(norms["ratio"].abs(), expected / norms["v_norm"], **case.tolerance)
-
-
-@every_case(WITH_V)
-def test_length_of_v_changes_no_output(norm: str, name: str, dtype: torch.dtype) -> None:
-    case = make(norm, name, dtype)
-    before = case.layer(case.x)
-    lengths = torch.logspace(-3, 3, case.layer.units, dtype=dtype)
-    with torch.no_grad():
-        case.layer.v.mul_(case.spread(lengths))
-    torch.testing.assert_close(case.layer(case.x), before, **case.tolerance)
 
 
 @every_case(AS_IT_WAS)
@@ -134,7 +123,7 @@ def test_a_step_of_sgd_lengthens_v_by_pythagoras(norm: str, name: str, dtype: to
     assert not any(map(torch.equal, moved, gains))
 
 
-@every_case(layers=BOTH, dtypes=["float32"])
+@every_case([norm for norm in NORMS if norm not in PRESET_NAMES], BOTH, ["float32"])  # those: test_check.py
 def test_forward_changes_no_parameter(norm: str, name: str, dtype: torch.dtype) -> None:
     case = make(norm, name, dtype)
     before = copy.deepcopy(dict(case.layer.named_parameters()))
@@ -264,24 +253,11 @@ def test_function_transforms(norm: str, name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(member, torch.autograd.grad(case.layer(x).square().sum(), x)[0])
 
 
-@every_case(layers=BOTH, dtypes=["float32"])
-def test_copies_are_equal_and_independent(norm: str, name: str, dtype: torch.dtype) -> None:
-    case = make(norm, name, dtype)
-    buffer = io.BytesIO()
-    torch.save(case.layer.state_dict(), buffer)
-    buffer.seek(0)
-    loaded = make(norm, name, dtype, seed=1).layer
-    loaded.load_state_dict(torch.load(buffer, weights_only=True))
-    clones = [copy.deepcopy(case.layer), pickle.loads(pickle.dumps(case.layer)), loaded]
-    before = copy.deepcopy(case.layer.state_dict())
-    expected = case.layer.eval()(case.x)
-    for clone in clones:
-        assert torch.equal(clone.eval()(case.x), expected)
-        clone.train()(case.x).square().sum().backward()
-        torch.optim.SGD(clone.parameters(), lr=0.1).step()
-        assert not torch.equal(clone.raw_weight, case.layer.raw_weight)
-    for key, tensor in case.layer.state_dict().items():
-        assert torch.equal(tensor, before[key])
+@pytest.mark.parametrize("norm", PRESET_NAMES)
+def test_a_pickled_layer_is_the_layer(norm: str) -> None:
+    case = make(norm, "linear")
+    clone = pickle.loads(pickle.dumps(case.layer))
+    assert torch.equal(clone.eval()(case.x), case.layer.eval()(case.x))
 
 
 @every_case(layers=["conv2d", "conv2d-groups", "transposed2d", "transposed2d-groups"])

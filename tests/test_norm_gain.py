@@ -43,21 +43,6 @@ def test_the_scale_is_set_once_and_stays(name: str) -> None:
     assert not torch.equal(layer.weight, plain.weight)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_gradient_passes_through_the_scale(name: str) -> None:
-    """w = g W by hand: the same output, and dL/dW = g dL/dw."""
-    layer, plain, x = initialized(name)
-    spread = layer.g[cases.unit_of(name)]
-    w = (spread * layer.weight).detach().requires_grad_()
-    y = layer(x)
-    offset = 0 if layer.bias is None else layer.bias.view([-1] + [1] * (w.dim() - 2))
-    expected = cases.pre_activation(plain, w, x) + offset
-    torch.testing.assert_close(y, expected)
-    (slope,) = torch.autograd.grad((cases.ramp(expected) * expected).sum(), w)
-    (ours,) = torch.autograd.grad((cases.ramp(y) * y).sum(), layer.weight)
-    torch.testing.assert_close(ours, spread * slope)
-
-
 def test_a_step_of_adam_moves_w_by_g_times_the_learning_rate() -> None:
     layer, _, x = initialized("linear")
     stack = Stack([layer])

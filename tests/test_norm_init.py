@@ -125,7 +125,14 @@ def test_it_happens_once_and_the_state_dict_remembers(norm: str) -> None:
     assert all(bool(layer.initialized) and layer.phase == "normal" for layer in layers)
 
 
-@pytest.mark.parametrize("norm", cases.having(init="default"))
+BUFFERED = [
+    norm
+    for norm in cases.having(init="default")
+    if list(NormalizedLayer(nn.Linear(3, 4), **NORMS[norm]).buffers())
+]
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", *BUFFERED])
 def test_layers_that_do_not_wait_are_left_alone(norm: str) -> None:
     model, x = deep_net(norm)
     before = copy.deepcopy(model.state_dict())
