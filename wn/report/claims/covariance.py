@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from wn.report.figures import PLAIN, SMALL, STYLE, log_scale
 
+ALIGNMENT = "How much of w lies along the first eigenvectors of its gradient's covariance"
+SPREAD = "Spread of batch normalisation's scale over ||v||, by layer and by position"
+
 WN, BN = STYLE["weight_norm"][0], STYLE["batch_norm"][0]
 EPOCHS = {0: "#9ecae1", 1: "#6baed6", 10: "#3182bd", 30: "#08519c"}
 """Of the network that is looked at, pale to dark."""

@@ -49,9 +49,7 @@ def depth_figure(rows: pd.DataFrame) -> Figure | None:
         lower.minorticks_off()
     axes[0, 0].set_ylabel("gradient, first layer / last")
     axes[1, 0].set_ylabel("cosine between images")
-    axes[0, 0].plot(
-        [], [], color="#888888", linestyle="--", linewidth=3, alpha=0.5, label="predicted, from data"
-    )
+    axes[0, 0].plot([], [], **PREDICTED, label="predicted, from data")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",

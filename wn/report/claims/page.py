@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wn.records import write_atomically
@@ -58,7 +58,7 @@ def _verdicts(found: Sequence[Found]) -> str:
     return ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
 
 
-def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
+def page(found: Sequence[Found], drawn: Mapping[str, str]) -> str:
     parts = [
         "# The claims of the paper, each with a verdict",
         f"**{counts(found)}**",
@@ -74,7 +74,7 @@ def page(found: Sequence[Found], drawn: Sequence[str]) -> str:
         "python -m wn.claims --long   # the long ones too\n"
         "python -m wn.claims B3       # one claim; B or growth: a family\n"
         "python -m wn.report claims   # verdicts of what was measured\n```",
-        *(f"![{figures.TITLES[name]}]({name}.svg)" for name in drawn),
+        *(f"![{title}]({name}.svg)" for name, title in drawn.items()),
         *(_section(one) for one in found),
         "## To challenge a verdict\n\nOpen an issue with rows, or with a criterion that tests the same words "
         "better, and the script that makes them. A criterion that changes voids its rows: they are measured "
