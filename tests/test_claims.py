@@ -278,14 +278,19 @@ def test_another_criterion_voids_what_was_measured(measured: list[str], monkeypa
     assert measured == ["one", "two", "one", "two"]
 
 
-def test_rows_of_uncommitted_code_are_measured_again(measured: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_rows_of_uncommitted_code_are_measured_again(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     changed = {**measuring._made(), "dirty": True}
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "_made", lambda: changed)
         measuring.measure("B3", StopWatcher(None))
+    uncommitted = ", which do not count: the code has uncommitted changes"
+    assert capsys.readouterr().out.splitlines()[0] == f"B3 one: 1 rows in 0 s{uncommitted}"
     measuring.measure("B3", StopWatcher(None))
     measuring.measure("B3", StopWatcher(None))
     assert measured == ["one", "two", "one", "two"]
+    assert "uncommitted" not in capsys.readouterr().out
 
 
 def test_a_family_is_measured_by_one_process_and_steps_are_timed_alone():

@@ -57,7 +57,8 @@ def measured(project: Path, commit: str | None, dirty: bool | None = False, valu
         for condition in CRITERION["conditions"]  # type: ignore[attr-defined]
         for seed in range(5)
     ]
-    rows.append({"condition": "mlp, SGD", "quantity": "control plain", "seed": 0, "value": 0.5})
+    for name, control in (("plain", 0.5), ("other", 1.23499999)):  # with 7 digits 1.235, which is 1.24
+        rows.append({"condition": "mlp, SGD", "quantity": f"control {name}", "seed": 0, "value": control})
     content = {
         "criterion": criteria.digest_of("B3"),
         "commit": commit,
@@ -100,9 +101,51 @@ def test_rows_older_than_their_criterion_are_void(project: Path):
     assert (found(project).order, found(project).word) == (collect.VOID, "not tested")
 
 
-def test_rows_of_uncommitted_code_are_void(project: Path):
-    measured(project, head(project), dirty=True)
-    assert found(project).order == collect.VOID
+def published(project: Path) -> dict[str, str]:
+    """What ``--publish`` leaves, by file."""
+    collect._criterion_at.cache_clear()
+    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
+    assert main(["claims", "--publish", *places]) == 0
+    return {path.name: path.read_text() for path in (project / "results" / "claims").iterdir()}
+
+
+def test_rows_of_uncommitted_code_are_void_and_change_no_committed_one(
+    project: Path, capsys: pytest.CaptureFixture[str]
+):
+    commit = head(project)
+    measured(project, commit)
+    before = published(project)
+    measured(project, commit, dirty=True)
+    one = found(project)
+    assert (one.order, one.word, len(one.rows)) == (collect.VOID, "not tested", 0)
+    capsys.readouterr()
+    after = published(project)
+    assert after["B3.csv"] == before["B3.csv"]
+    assert f"Verdict: **not tested** ({collect.NOT_COUNTED})" in after["README.md"]
+    assert "plain" not in after["README.md"]
+    assert collect.NOT_COUNTED in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.02,", "2.0x,"),
+        ("criterion,", ""),
+        ("slope,3", "slope,3\n<<<<<<< HEAD\nslope,3"),
+        ("a CPU,2,30.0\n", "a CPU,2,30.0\n=======\n"),
+        ("30.0\n", "30.0"),
+        ("\n", ""),
+    ],
+)
+def test_damaged_rows_are_named_and_none_is_lost(old: str, new: str, project: Path):
+    measured(project, head(project))
+    text = published(project)["B3.csv"]
+    (project / "runs" / "claims" / "B3" / "all.json").unlink()
+    head_, _, tail = text.rpartition(old) if old.endswith("\n") else text.partition(old)
+    path = project / "results" / "claims" / "B3.csv"
+    path.write_text(head_ + new + tail)
+    with pytest.raises(UserError, match=r"B3.csv: empty, cut short or in conflict"):
+        found(project)
 
 
 @pytest.mark.parametrize("commit", [None, "0" * 40])
@@ -131,8 +174,7 @@ def test_a_note_raises_none(project: Path, value: float | None, word: str):
 
 def test_a_stale_part_hides_no_committed_one(project: Path):
     measured(project, head(project))
-    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
-    assert main(["claims", "--publish", *places]) == 0
+    published(project)
     path = project / "runs" / "claims" / "B3" / "all.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "criterion": "0" * 12}))
     assert found(project).word == "confirmed"
@@ -148,8 +190,7 @@ def test_a_part_that_was_renamed_counts_once(project: Path):
 
 def test_a_part_that_has_no_rows_any_more_takes_the_place_of_the_committed_one(project: Path):
     measured(project, head(project))
-    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
-    assert main(["claims", "--publish", *places]) == 0
+    published(project)
     path = project / "runs" / "claims" / "B3" / "all.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "rows": []}))
     assert found(project).word == "not tested"
@@ -160,13 +201,10 @@ def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.Capt
     readme = project / "README.md"
     begin = "<!-- begin claims: written by python -m wn.report -->\n"
     readme.write_text(f"{begin}<!-- end claims -->\n")
-    places = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
-    assert main(["claims", "--publish", *places]) == 0
-    page = (project / "results" / "claims" / "README.md").read_text()
-    assert "slope: 2.020 ± 0.020 (mlp, SGD) | confirmed" in page
-    assert "mlp, SGD: plain 0.5" in page
+    first = published(project)
+    assert "slope: 2.020 ± 0.020 (mlp, SGD) | confirmed" in first["README.md"]
+    assert "mlp, SGD: other 1.24; mlp, SGD: plain 0.5." in first["README.md"]
     assert "**1 statements: 1 confirmed. The paper shows data for 0 of them.**" in readme.read_text()
     (project / "runs" / "claims" / "B3" / "all.json").unlink()
-    assert main(["claims", "--publish", *places]) == 0
-    assert (project / "results" / "claims" / "README.md").read_text() == page
+    assert published(project) == first
     assert "confirmed" in capsys.readouterr().out

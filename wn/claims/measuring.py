@@ -151,4 +151,5 @@ def measure(name: str, watcher: StopWatcher) -> None:
             rows=[dict(row) for row in rows],
         )
         write_atomically(path, to_json(content.model_dump()).encode())
-        print(f"{name} {part.name}: {len(rows)} rows in {seconds:.0f} s", flush=True)
+        uncommitted = ", which do not count: the code has uncommitted changes" * bool(made["dirty"])
+        print(f"{name} {part.name}: {len(rows)} rows in {seconds:.0f} s{uncommitted}", flush=True)

@@ -146,8 +146,8 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode("utf-8"))
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """A file as it was written, whose first column is a run_id; no rows where it is not there.
+def read_csv(path: Path, key: str = "run_id") -> pd.DataFrame:
+    """A file as it was written, as text, whose column ``key`` has hashes; no rows where it is not there.
 
     Raises:
         UserError: it is empty, cut short, or holds what is no row (a merge's conflict markers).
@@ -157,9 +157,9 @@ def read_csv(path: Path) -> pd.DataFrame:
     content = path.read_bytes()
     try:
         table = pd.read_csv(io.BytesIO(content), dtype=str)
-        ids = table[table.columns[0]].str.fullmatch("[0-9a-f]{12}").eq(True)
-    except ValueError:  # pandas' own, and bytes that are not UTF-8
+        hashes = table[key].str.fullmatch("[0-9a-f]{12}").eq(True)
+    except (ValueError, LookupError):  # pandas' own, bytes that are not UTF-8, and no such column
         raise damaged(path) from None
-    if table.columns[0] != "run_id" or not content.endswith(b"\n") or not ids.all():
+    if not content.endswith(b"\n") or not hashes.all():
         raise damaged(path)
     return table

@@ -19,20 +19,23 @@ from wn.claims.rows import Measured, read
 from wn.config import UserError
 from wn.provenance import ROOT, ask_git, is_checkout
 from wn.report.claims.verdicts import Verdict, judge
-from wn.report.collect import write_csv
+from wn.report.collect import read_csv, write_csv
 from wn.report.statistics import Array
+from wn.report.status import damaged
 
 COLUMNS = ["part", "condition", "quantity", "seed", "x", "value"]
 ORIGIN = ["criterion", "commit", "dirty", "device", "torch", "seconds"]
+NUMBERS = {"seed": int, "x": float, "value": float}
 
 STRENGTH = {"open": 1, "confirmed with limits": 2, "refuted": 2, "depends": 2, "confirmed": 3}
 """What a note may lower to what: never a refutation to a confirmation, nor what is not tested."""
 
 VERIFIED, UNVERIFIED, VOID = "criterion before rows", "order unverified", "void"
+NOT_COUNTED = "rows of uncommitted code, or older than the criterion, do not count"
 
 
 class Found(NamedTuple):
-    """A claim, the rows that count, and what they come to."""
+    """A claim, the rows that count, none where they are void, and what they come to."""
 
     claim: Claim
     notes: criteria.Notes
@@ -72,21 +75,38 @@ def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
     parts = [_frame(part, found) for part, found in mine.items() if found.rows]
     committed = results_dir / "claims" / f"{name}.csv"
     if committed.exists():
-        text = {"commit": str, "dirty": str, "criterion": str, "torch": str}
-        old = pd.read_csv(committed, dtype=text)
+        old = _committed(committed)
         parts.append(old[~old["part"].isin(list(mine))])
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS + ORIGIN)
-    rows = rows[rows["criterion"] == current]
+    rows = rows[rows["criterion"] == current].sort_values(COLUMNS[:4], kind="stable")
     order = _order(name, rows)
-    counted = rows.iloc[:0] if order == VOID else rows
-    return Found(claim, criteria.notes(name), rows, order, judge(claim, values(claim, counted)))
+    if order == VOID:
+        rows = rows.iloc[:0]
+    verdict = judge(claim, values(claim, rows))
+    verdict = verdict._replace(why=NOT_COUNTED) if order == VOID else verdict
+    return Found(claim, criteria.notes(name), rows, order, verdict)
 
 
 def _frame(part: str, measured: Measured) -> pd.DataFrame:
-    frame = pd.DataFrame(measured.rows).reindex(columns=COLUMNS[1:])
+    """A part's rows as they are committed and read again: the page is of these, before and after."""
+    frame = pd.DataFrame(measured.rows).reindex(columns=COLUMNS[1:]).astype(NUMBERS)
+    frame["value"] = [float(f"{value:.7g}") for value in frame["value"]]
     frame.insert(0, "part", part)
-    origin = {**measured.model_dump(include=set(ORIGIN)), "dirty": str(measured.dirty)}
+    dirty = None if measured.dirty is None else str(measured.dirty)
+    origin = {**measured.model_dump(include=set(ORIGIN)), "dirty": dirty}
     return frame.assign(**{key: origin[key] for key in ORIGIN})
+
+
+def _committed(path: Path) -> pd.DataFrame:
+    """Rows as they were written.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return read_csv(path, "criterion").astype({**NUMBERS, "seconds": float})[COLUMNS + ORIGIN]
+    except (ValueError, LookupError):
+        raise damaged(path) from None
 
 
 def values(claim: Claim, rows: pd.DataFrame) -> dict[str, dict[str, Array]]:
@@ -137,12 +157,11 @@ def _criterion_at(commit: str, name: str) -> str | None:
 
 
 def publish(found: list[Found], folder: Path) -> None:
-    """Write each claim's rows as ``ID.csv``."""
+    """Write each claim's rows as ``ID.csv``; where new ones are void, what is there stays."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in found:
         path = folder / f"{one.claim.id}.csv"
         if len(one.rows):
-            tidy = one.rows.assign(value=one.rows["value"].map(lambda v: float(f"{v:.7g}")))
-            write_csv(path, tidy[COLUMNS + ORIGIN].sort_values(COLUMNS[:4], kind="stable"))
-        else:
+            write_csv(path, one.rows[COLUMNS + ORIGIN])
+        elif one.order != VOID:
             path.unlink(missing_ok=True)

@@ -99,9 +99,9 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
 
 
 def _first(one: Found) -> str:
-    """The quantity that refutes, or the first, from its lowest condition to its highest."""
+    """The quantity that refutes, or the first, from its lowest condition to its highest; else why none is."""
     if not one.verdict.judged:
-        return "–"
+        return one.verdict.why or "–"
     every = one.verdict.judged
     against = [judged for judged in every if judged.verdict == "refuted" and one.word in AGAINST]
     mine = [judged for judged in every if judged.quantity == [*against, *every][0].quantity]
