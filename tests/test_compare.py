@@ -170,7 +170,7 @@ def test_holm_is_the_step_down_by_hand() -> None:
 
 
 def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
-    usual = {"norm": "other", "runs": 6, "diverged": 0, "sensitivity": 1.0, "edge": False}
+    usual = {"norm": "other", "n": 3, "runs": 6, "diverged": 0, "sensitivity": 1.0, "edge": False}
     usual |= {
         "sensitivity_half_width": 0.1,
         "largest_stable_lr": 1.0,
@@ -206,6 +206,12 @@ def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
         ({"largest_stable_lr": 0.3}, {}, "MLP: the first to diverge, above a learning rate of 0.3."),
         ({"edge": True}, {}, "MLP: its best learning rate, 0.1, is the grid's edge"),
         ({"diverged": 6}, {}, "**MLP: every run diverged.**"),
+        ({"lr": np.nan}, {}, "**MLP: some seed diverged at every learning rate**, so that none is its best."),
+        (
+            {},
+            {"difference": Estimate(np.nan, np.nan, 0)},
+            "Best metric: not compared, as this norm, or every",
+        ),
         ({"step": 1.2}, {}, "A step takes longer than with plain weights, by a factor of 1.20 (MLP)."),
     ],
 )

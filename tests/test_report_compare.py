@@ -163,6 +163,20 @@ def test_a_run_that_diverges_only_here_is_not_reproduced(plan: Plan, tmp_path: P
     assert line.startswith("not reproduced: 1 of 2 rows: weight_norm: ")
 
 
+def test_a_row_whose_every_rate_has_a_diverged_seed_is_not_judged(plan: Plan, tmp_path: Path) -> None:
+    write_sweep(tmp_path, plan)
+    rows = rows_of(plan, tmp_path)
+    gone = [plan.groups[0].ids[lr, 0] for lr in LRS]
+    rows.runs.loc[gone, ["status", "valid_loss"]] = ["diverged", math.nan]
+    left = "; not judged, as at every rate a committed seed diverged: none"
+    (line,) = compare.closing_line(plan, rows, rows)
+    assert line == f"reproduced: 1 rows of 1, largest difference +0.00 ± 0.00 sd (weight_norm){left}"
+    other = plan.groups[1].ids
+    rows.runs.loc[[other[lr, 0] for lr in LRS], ["status", "valid_loss"]] = ["diverged", math.nan]
+    (line,) = compare.closing_line(plan, rows, rows)
+    assert line == f"compared with the committed rows: none is judged{left}, weight_norm"
+
+
 def test_a_best_rate_may_move_to_a_neighbour(plan: Plan, tmp_path: Path) -> None:
     write_sweep(tmp_path, plan)
     old, ids = rows_of(plan, tmp_path), plan.groups[1].ids

@@ -26,7 +26,7 @@ from report_cases import (
     write_seeds,
 )
 
-from wn.report import collect, curves, page
+from wn.report import collect, columns, curves, figures, page
 from wn.report.plan import Plan
 
 
@@ -103,6 +103,17 @@ def test_rows_of_one_norm_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     assert shown["normal", "0.01"]["test error %"][:4] == "8.50"
     assert shown["as in the code", "0.1"]["test error %"][:4] == "5.00"
     assert shown["as in the code", "0.1"]["p vs normal"] != "–"
+    assert len({tuple(figures.look(plan, group).values()) for group in plan.groups}) == len(plan.groups)
+    write_seeds(tmp_path, plan, "weight_norm", 0.1, [0.1] * 3)
+    done = "normal, 2 of 6 runs done; as in the code, 2 of 3 runs done"
+    command = f"python -m wn.train +experiment={NAME} norm=none_init"
+    assert page.steps_of(plan, rows_of(plan, tmp_path), tmp_path)[-1] == (done, command), "trains both"
+
+
+def test_numbers_are_flush_right_and_words_flush_left() -> None:
+    rows = [["row", *"abcde"], ["1", "+1.0", "**-1.00 ± 0.50**", "≥ 2", "better", "**bold**"]]
+    rows += [["2", "+5%", "**+1.00 ± 0.50**", "–", "–", "2"]]
+    assert columns.in_markdown(rows).splitlines()[1] == "| --- | ---: | ---: | ---: | --- | --- |"
 
 
 def test_curves_are_of_the_finished_runs(plan: Plan, tmp_path: Path) -> None:

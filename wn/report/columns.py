@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-NUMBER = re.compile(r"(≥ |[-–<>~(])?\d|–$|pending$|$")
+NUMBER = re.compile(r"(\*\*)?(≥ |[-+–<>~(])?\d|–$|pending$|$")
 """How a cell begins that holds a number, an interval, or none."""
 
 

@@ -47,12 +47,17 @@ def closing_line(plan: Plan, ours: Rows, committed: Rows) -> list[str]:
         few = f" (n = {seeds})" * bool(seeds)
         return [f"compared with the committed rows: not judged{few}{missing}"]
     verdicts = {group.name: judge(group, here, there, plan.metric.key) for group in complete}
-    refuted = [f"{name}: {why}" for name, (_, why) in verdicts.items() if why]
+    if blind := [name for name, (d, why) in verdicts.items() if not d.n and not why]:
+        missing += f"; not judged, as at every rate a committed seed diverged: {', '.join(blind)}"
+    judged = {name: found for name, found in verdicts.items() if name not in blind}
+    refuted = [f"{name}: {why}" for name, (_, why) in judged.items() if why]
     if refuted:
-        return [f"not reproduced: {len(refuted)} of {len(complete)} rows: {'; '.join(refuted)}{missing}"]
-    name = max(verdicts, key=lambda name: float(np.nan_to_num(abs(verdicts[name][0].mean))))
-    told = f"{_told(verdicts[name][0])} ({name})"
-    return [f"reproduced: {len(complete)} rows of {len(complete)}, largest difference {told}{missing}"]
+        return [f"not reproduced: {len(refuted)} of {len(judged)} rows: {'; '.join(refuted)}{missing}"]
+    if not judged:
+        return [f"compared with the committed rows: none is judged{missing}"]
+    name = max(judged, key=lambda name: abs(judged[name][0].mean))
+    told = f"{_told(judged[name][0])} ({name})"
+    return [f"reproduced: {len(judged)} rows of {len(judged)}, largest difference {told}{missing}"]
 
 
 def judge(group: Group, ours: pd.DataFrame, committed: pd.DataFrame, key: str) -> tuple[Estimate, str]:

@@ -108,12 +108,13 @@ def save(figure: Figure, stem: Path) -> Path:
 
 
 def look(plan: Plan, group: Group) -> dict[str, Any]:
-    """How a group is drawn: colour and marker by norm, line by facet; all by place if norms are the same."""
+    """How a group is drawn: colour and marker by norm, line by facet; by place where norms repeat."""
     place, facets = plan.groups.index(group), list(dict.fromkeys(g.facet for g in plan.groups))
     every, other = list(STYLE.values()), place % len(OTHERS)
     color, marker, line = STYLE.get(group.norm, (OTHERS[other], MARKERS[other], "-."))
-    if len({g.norm for g in plan.groups}) == 1 < len(plan.groups):
-        color, marker, _ = (every[3:] + every[:3])[place % len(every)]  # the greys last
+    norms, cells = {g.norm for g in plan.groups}, {(g.norm, g.facet) for g in plan.groups}
+    if len(norms) == 1 < len(plan.groups) or len(cells) < len(plan.groups):
+        color, marker, line = (every[3:] + every[:3])[place % len(every)]  # the greys last
     if len(facets) > 1:
         line = DASHES[facets.index(group.facet) % len(DASHES)]
     return {"color": color, "marker": marker, "linestyle": line}

@@ -28,16 +28,18 @@ Steps = list[tuple[str, str]]
 
 
 def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
-    """Rows of an experiment with runs still to train, or all in one; learning rates still to be chosen."""
+    """Rows with runs still to train, a step a norm or one for all; learning rates still to be chosen."""
     experiment = plan.experiment
     if experiment is None:
         return []
     command = f"python -m wn.train +experiment={plan.name}"
     done = {group: sum(run_id in rows.runs.index for run_id in group.configs) for group in plan.groups}
     left = [group for group in plan.groups if done[group] < len(group.configs)]
-    norms = [group.row.norm if group.row else group.norm for group in left]
-    told = [f"{group.name}, {done[group]} of {len(group.configs)} runs done" for group in left]
-    steps = [(what, f"{command} norm={norm}") for what, norm in zip(told, norms, strict=True)]
+    told: dict[str, list[str]] = {}  # a command trains all rows of a norm
+    for group in left:
+        words = f"{group.name}, {done[group]} of {len(group.configs)} runs done"
+        told.setdefault(group.row.norm if group.row else group.norm, []).append(words)
+    steps = [("; ".join(rows), f"{command} norm={norm}") for norm, rows in told.items()]
     if len(left) == len(plan.groups):
         steps = [(f"{sum(done.values())} of {len(plan.group_of)} runs done", command)]
     other = experiment.chosen_by
@@ -125,7 +127,8 @@ def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at
 def facts_of(plan: Plan, rows: Rows) -> str:
     """How many runs are done, and by what they were made."""
     runs = rows.runs.assign(commit=rows.runs["commit"].str[:10])
-    facts = [f"{len(runs)} of {len(plan.group_of)} runs done, seeds {runs['seed'].nunique()}"]
+    n = runs["seed"].nunique()
+    facts = [f"{len(runs)} of {len(plan.group_of)} runs done, {n} seed{'s' * (n != 1)}"]
     for name in ("device", "precision", "torch", "commit"):
         facts.append(f"{name} {', '.join(sorted(runs[name].dropna().unique())) or 'unknown'}")
     return "; ".join(facts) + " (some with uncommitted changes)" * bool(runs["dirty"].eq("True").any())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from wn.report.card.families import FAMILIES, Family
+from wn.report.columns import missing
 from wn.report.statistics import Estimate
 
 ALPHA = 0.05
@@ -17,10 +18,12 @@ def standing_out(families: Sequence[Family]) -> list[str]:
     """What a reader should know first: sentences that follow from the numbers by rules."""
     said = [sentence for family in families for sentence in _of_metric(family)]
     if not said:
-        n = min((line["difference"].n for family in families for line in family.table[1:]), default=0)
-        said.append(
-            f"Best metric: nowhere a significant difference to another; n = {n} shows only large ones."
-        )
+        compared = [n for family in families for line in family.table[1:] if (n := line["difference"].n)]
+        none = "not compared, as this norm, or every other, has no best learning rate"
+        if compared:
+            few = f"n = {min(compared)} shows only large ones"
+            none = f"nowhere a significant difference to another; {few}"
+        said.append(f"Best metric: {none}.")
     said += [sentence for family in families for sentence in _of_robustness(family)]
     steps = {FAMILIES[f.name]: (f.table[0]["step"], f.table[0]["step_half_width"]) for f in families}
     slow = [f"{ratio:.2f} ({where})" for where, (ratio, half) in steps.items() if ratio - half > SLOW]
@@ -48,6 +51,8 @@ def _of_robustness(family: Family) -> list[str]:
     where, said = FAMILIES[family.name], []
     if mine["diverged"] == mine["runs"]:
         return [f"**{where}: every run diverged.**"]
+    if mine["n"] and missing(mine["lr"]):
+        said.append(f"**{where}: some seed diverged at every learning rate**, so that none is its best.")
     for word, sign in (("less", -1), ("more", 1)):
         found = [
             f"{line['norm']} ({line['sensitivity']:.2f} nats)"
