@@ -16,7 +16,7 @@ from wn.report.page import renewed
 
 WORDS = {
     "exact": "an identity, held to rounding",
-    "confirmed": "the whole interval beyond the threshold, in two families of models",
+    "confirmed": "the whole interval beyond the threshold, in two families of models (of cost: in one)",
     "confirmed with limits": "so in one family, half of the conditions, by a weaker threshold, or by a note",
     "depends": "confirmed in some conditions and refuted in others, which are named",
     "refuted": "the whole interval on the other side, in two independent measurements",
