@@ -204,14 +204,19 @@ def middle_layer(probes: pd.DataFrame) -> pd.DataFrame:
     return probes[probes["layer"].isin(layers[len(layers) // 2 :][:1])]
 
 
+def path_of(probes: pd.DataFrame) -> pd.DataFrame:
+    """A layer's quantities by epoch, a column each; ``weight`` is the norm of what is trained."""
+    path = probes.pivot(index="epoch", columns="name", values="value")
+    return path.assign(weight=path.get("v_norm_mean", path.get("w_norm_mean", np.nan)))
+
+
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
     groups = plan.groups[:COLUMNS]
     probes, paths = [], {}
     for run_id, own in rows.curves.dropna(subset="layer").groupby("run_id"):
         probes.append(middle_layer(own))
-        paths[run_id] = probes[-1].pivot(index="epoch", columns="name", values="value")
-        paths[run_id]["weight"] = paths[run_id].get("v_norm_mean", paths[run_id]["w_norm_mean"])
+        paths[run_id] = path_of(probes[-1])
         if not has_effective_lr(plan.group_of[run_id]):
             paths[run_id] = paths[run_id].drop(columns="effective_lr", errors="ignore")
     shown = [name for name in TRAJECTORIES if any(name in path for path in paths.values())]

@@ -75,7 +75,8 @@ def data_of(plan: Plan, rows: Rows, table: Table) -> Data:
         charts = {name: by_epoch(plan, rows, name) for name in names}
     columns = ["row", *(name for name in collect.columns(plan) if name != "row")]
     heading, *cells = table.cells()
-    best = [{"row": group.name, "lr": row["lr"]} for group, row in _best(plan, table)]
+    rates = zip(plan.groups, table.rows, strict=True) if plan.is_sweep else ()
+    best = [{"row": group.name, "lr": row["lr"]} for group, row in rates]
     return {
         "filters": _filters(plan),
         "table": {"columns": heading, "data": cells},
@@ -95,11 +96,6 @@ def _tree(table: pd.DataFrame) -> Data:
     """As JSON will have it: what is not known is null."""
     known = table.astype(object).where(table.notna(), None)
     return {"columns": list(table.columns), "data": known.values.tolist()}
-
-
-def _best(plan: Plan, table: Table) -> list[tuple[Any, Any]]:
-    """Of a sweep, each group with its row of the table."""
-    return list(zip(plan.groups, table.rows, strict=True)) if plan.is_sweep else []
 
 
 def _filters(plan: Plan) -> list[Data]:

@@ -72,9 +72,8 @@ def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
     width, (_, a, b) = next(iter(plan.metric.widths.items()))
     for group, line in zip(plan.groups, lines, strict=True):
         sweep = sweep_of(group, rows.runs, plan.metric.key)
-        best = statistics.best_lr(sweep)
-        if best is not None and width in line:
-            threshold = a + b * float(sweep.valid.mean(axis=1)[best]) + statistics.ROUNDING
+        if width in line:
+            threshold = a + b * line[f"valid_{plan.metric.key}"] + statistics.ROUNDING
             found = [statistics.usable_width(sweep.lrs, one, threshold) for one in sweep.valid.T]
             line["width"], line["width_half_width"], _ = estimate([width for width, _ in found])
             line["width_open"] = any(at_end for _, at_end in found)

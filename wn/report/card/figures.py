@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from wn.report.card.families import FAMILIES, Family
 from wn.report.columns import missing
 from wn.report.curves import points_by_lr
-from wn.report.figures import SMALL, log_scale, look, middle_layer, scale_metric
+from wn.report.figures import SMALL, log_scale, look, middle_layer, path_of, scale_metric
 from wn.report.plan import Group, Plan
 
 TRAJECTORIES = {"weight": "‖v‖ (plain: ‖w‖)", "g_mean": "gain g", "direction_lr": "lr of the direction"}
@@ -79,10 +78,8 @@ def trajectory_figure(families: Sequence[Family]) -> Figure:
 def _path(family: Family, group: Group, lr: float, name: str) -> pd.Series[float]:
     run_id = None if missing(lr) else group.ids.get((lr, group.seeds[0]))
     probes = family.rows.curves[family.rows.curves["run_id"].eq(run_id) & family.rows.curves["layer"].notna()]
-    paths = middle_layer(probes).pivot(index="epoch", columns="name", values="value")
-    if name == "weight":
-        paths["weight"] = paths.get("v_norm_mean", paths.get("w_norm_mean", np.nan))
-    return paths[name].dropna() if name in paths else pd.Series(dtype=float)
+    path = path_of(middle_layer(probes))
+    return path[name].dropna() if name in path else pd.Series(dtype=float)
 
 
 def _panels(families: Sequence[Family], rows: int, height: float) -> tuple[Figure, Any]:
