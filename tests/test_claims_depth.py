@@ -134,7 +134,7 @@ def test_epochs_to_a_target():
     assert gain.epochs_to(3.0, [2.0, 1.0], 2) == 1
     assert gain.epochs_to(0.5, [2.0, 1.0], 2) == 2
     assert gain.epochs_to(0.5, [2.0, float("nan")], 30) == 30  # diverged, which is not fast
-    assert gain.reached_after([[3.0, 2.0, 1.0], [5.0, 4.0, 1.0]], 2 / 3) == 3
+    assert gain.loss_after([[3.0, 2.0, 1.0], [5.0, 4.0, 1.0]], 2 / 3) == 3
 
 
 def test_the_gains_start_as_the_same_function():

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wn.claims.learner import gradients, reached
 from wn.config import Config
 from wn.config.compose import compose
 from wn.data import permutation
@@ -104,19 +105,9 @@ def run(race: Race, seeds: Sequence[int]) -> dict[str, list[list[float]]]:
 
 
 def crossing(values: Tensor, target: Tensor, race: Race) -> Tensor:
-    """When curves ``[evaluations, rates, seeds]`` first are at most the targets ``[seeds]``, in epochs.
-
-    A straight line is drawn between the evaluations before and after.
-    """
-    filled = values.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    per_evaluation = race.epochs / (len(values) - 1)
-    times = torch.full(values.shape[1:], float(race.epochs))
-    for i in range(len(values) - 1, 0, -1):
-        before, after = filled[i - 1], filled[i]
-        share = torch.where(before.isfinite(), (before - target) / (before - after), torch.ones(()))
-        reached = (after <= target) & ~(before <= target)
-        times = torch.where(reached, (i - 1 + share) * per_evaluation, times)
-    return torch.where(filled[0] <= target, torch.zeros(()), times)
+    """When curves ``[evaluations, rates, seeds]`` first are at most the targets ``[seeds]``, in epochs."""
+    last, found = len(values) - 1, reached(-values.movedim(0, -1), -target)
+    return torch.where(found > last, race.epochs, found * (race.epochs / last))
 
 
 def curve(
@@ -148,10 +139,7 @@ def curve(
             stack.train()
             outputs = stack(data.train.x[chosen])
             loss = objective.metrics(outputs, data.train.y[chosen])[0].mean(1).sum()
-            gradients = dict(
-                zip(stack.params, torch.autograd.grad(loss, list(stack.params.values())), strict=True)
-            )
-            _update(stack, arm, gradients, lr, states)
+            _update(stack, arm, gradients(stack, loss), lr, states)
             done += 1
             if after_step:
                 after_step(stack)

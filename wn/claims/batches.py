@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, per_seed, row
 from wn.claims.training import train
 from wn.config.compose import compose
-
-Array = NDArray[np.float64]
+from wn.report.statistics import Array
 
 SMALL, USUAL = 2, 64  # images in a batch
 CHANCE = 90.0  # error in % of a run that diverged: ten classes

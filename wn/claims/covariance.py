@@ -7,11 +7,13 @@ C is the covariance of the gradients by w of a unit, ``D = g^2/||v||^2 M C M`` t
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wn.claims import arms, spectra
@@ -27,7 +29,8 @@ STEPS, BATCH, RATE = 500, 10, 0.01  # of the second measurement
 
 Units = dict[str, Tensor]  # a number per unit of a layer, by quantity
 Layers = dict[str, Units]
-RowsOf = Callable[[Mapping[int, Layers]], Iterator[dict[str, object]]]
+Told = Iterator[tuple[str, Tensor, int | None]]  # quantity, value, epoch
+RowsOf = Callable[[Mapping[int, Layers]], Told]
 ByTime = Callable[[str, int], dict[int, Layers]]
 
 IMAGES = {"mlp": "mlp, gradients of images", "convnet": "convnet, gradients of images"}
@@ -64,8 +67,8 @@ def _parts(rows_of: RowsOf) -> Iterator[Part]:
 
 
 def _measured(rows_of: RowsOf, measure: ByTime, network: str, condition: str, seed: int) -> list[Row]:
-    found = measure(network, seed)
-    return [{"condition": condition, "seed": seed, **row} for row in rows_of(found)]  # type: ignore[typeddict-item]
+    told = rows_of(measure(network, seed))
+    return [row(condition, quantity, seed, float(value), epoch) for quantity, value, epoch in told]
 
 
 @functools.cache
@@ -77,7 +80,7 @@ def by_images(network: str, seed: int) -> dict[int, Layers]:
 
 def _of_images(training: Trained, epoch: int, seed: int) -> Layers:
     model = copy.deepcopy(training.models[epoch]).double()
-    split = type(training.train)(training.train.x.double(), training.train.y)
+    split = dataclasses.replace(training.train, x=training.train.x.double())
     inputs = {name: x for name, (x, _) in inputs_and_outputs(model, split.x).items()}
     generator = torch.Generator().manual_seed(seed)
     found: Layers = {}
@@ -87,9 +90,7 @@ def _of_images(training: Trained, epoch: int, seed: int) -> Layers:
         values, vectors = spectra.largest_first(c)
         units = alignment(values, vectors, w, generator)
         units["uncentred"] = spectra.energies(spectra.largest_first(m.second[kept])[1][:, :, :1], w)[:, 0]
-        units["mean gradient"] = spectra.energies(torch.nn.functional.normalize(mean, dim=1)[:, :, None], w)[
-            :, 0
-        ]
+        units["mean gradient"] = spectra.energies(F.normalize(mean, dim=1)[:, :, None], w)[:, 0]
         if inputs[name].dim() == 2:  # of a convolution it would be that of patches
             units["mean input"] = spectra.energies(vectors[:, :, :1], inputs[name].mean(0).expand_as(w))[:, 0]
         for word, direction in (("", w), ("random ", torch.randn(w.shape, generator=generator).double())):
@@ -106,7 +107,7 @@ def _of_images(training: Trained, epoch: int, seed: int) -> Layers:
 def by_steps(network: str, seed: int) -> dict[int, Layers]:
     """The same from the gradients by v and g of successive steps: no per-image gradient, no eigh, no M."""
     training = trained(network, "weight_norm_init", seed)
-    split = type(training.train)(training.train.x.double(), training.train.y)
+    split = dataclasses.replace(training.train, x=training.train.x.double())
     generator = torch.Generator().manual_seed(seed)
     times: dict[int, Layers] = {}
     for epoch in TIMES:
@@ -149,10 +150,10 @@ def pooled(found: Mapping[int, Layers], quantity: str, epochs: tuple[int, ...] =
     return torch.cat(values) if values else torch.zeros(0)
 
 
-def _c1_rows(found: Mapping[int, Layers]) -> Iterator[dict[str, object]]:
+def _c1_rows(found: Mapping[int, Layers]) -> Told:
     cos2 = pooled(found, "cos2")
     random = pooled(found, "random cos2")
-    yield {"quantity": "cos2", "value": float(cos2.median())}
+    yield "cos2", cos2.median(), None
     controls = {
         "random direction": pooled(found, "drawn cos2").median(),
         "largest layer and time": max(u["cos2"].median() for e in TIMES for u in found[e].values()),
@@ -164,24 +165,27 @@ def _c1_rows(found: Mapping[int, Layers]) -> Iterator[dict[str, object]]:
     }
     if 0 in found:
         controls["at the start"] = pooled(found, "cos2", (0,)).median()
-    others = ("uncentred", "mean gradient", "mean input")
     names = {
         "uncentred": "C not centred",
         "mean gradient": "w and the mean gradient",
         "mean input": "eigenvector and mean input",
     }
-    controls |= {names[key]: pooled(found, key).median() for key in others if len(pooled(found, key))}
-    yield from ({"quantity": f"control {name}", "value": float(value)} for name, value in controls.items())
+    controls |= {name: of.median() for key, name in names.items() if len(of := pooled(found, key))}
+    yield from ((f"control {name}", value, None) for name, value in controls.items())
+    yield from _by_layer(found, {"cos2": "cos2", "energy": "top", "random": "random cos2"})
+
+
+def _by_layer(found: Mapping[int, Layers], shown: Mapping[str, str]) -> Told:
+    """Medians over a layer's units, by epoch; ``shown``: word -> quantity."""
     for epoch, layers in found.items():
         for layer, units in layers.items():
-            shown = {"cos2": "cos2", "energy": "top", "random": "random cos2"}
             for word, key in shown.items():
                 if len(units[key]):
-                    yield {"quantity": f"{word} of {layer}", "value": float(units[key].median()), "x": epoch}
+                    yield f"{word} of {layer}", units[key].median(), epoch
 
 
-def _c2_rows(found: Mapping[int, Layers]) -> Iterator[dict[str, object]]:
-    yield {"quantity": "participation", "value": float(pooled(found, "participation").median())}
+def _c2_rows(found: Mapping[int, Layers]) -> Told:
+    yield "participation", pooled(found, "participation").median(), None
     controls = {
         "largest eigenvalue's share, D over C": pooled(found, "largest"),
         "participation, random direction": pooled(found, "random participation"),
@@ -190,12 +194,8 @@ def _c2_rows(found: Mapping[int, Layers]) -> Iterator[dict[str, object]]:
         controls["participation, at the start"] = pooled(found, "participation", (0,))
     for name, values in controls.items():
         if len(values):
-            yield {"quantity": f"control {name}", "value": float(values.median())}
-    for epoch, layers in found.items():
-        for layer, units in layers.items():
-            if len(units["participation"]):
-                value = float(units["participation"].median())
-                yield {"quantity": f"participation of {layer}", "value": value, "x": epoch}
+            yield f"control {name}", values.median(), None
+    yield from _by_layer(found, {"participation": "participation"})
 
 
 def _race_rows(family: str, race: Race) -> list[Row]:

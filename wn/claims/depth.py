@@ -177,21 +177,16 @@ def _parts(
 ) -> Iterator[Part]:
     """A part for each condition and start: a field of what is found by depth, what is judged at 50."""
 
-    def rows(condition: str, kind: Kind, activation: str, start: Start, seed: int) -> list[Row]:
-        found = {depth: probe(kind, depth, activation, start, seed) for depth in DEPTHS}
+    def measure(condition: str, kind: Kind, activation: str, start: Start) -> list[Row]:
         name = quantity if start == "data" else f"control {start}"
-        curve = f"{field.replace('_', ' ')}, {start}"
-        return [
-            row(condition, name, seed, judged(found[50], kind, activation)),
-            *(row(condition, curve, seed, getattr(at, field), depth) for depth, at in found.items()),
-        ]
+        curve, rows = f"{field.replace('_', ' ')}, {start}", []
+        for seed in SEEDS:
+            found = {depth: probe(kind, depth, activation, start, seed) for depth in DEPTHS}
+            rows.append(row(condition, name, seed, judged(found[50], kind, activation)))
+            rows += [row(condition, curve, seed, getattr(at, field), depth) for depth, at in found.items()]
+        return rows
 
     for condition, (kind, activation, starts) in cases.items():
         for start in starts:
-            one = functools.partial(rows, condition, kind, activation, start)
-            name = file_name(condition, start)
-            yield Part(name, functools.partial(_over_seeds, one))
-
-
-def _over_seeds(rows: Callable[[int], list[Row]]) -> list[Row]:
-    return [one for seed in SEEDS for one in rows(seed)]
+            one = functools.partial(measure, condition, kind, activation, start)
+            yield Part(file_name(condition, start), one)

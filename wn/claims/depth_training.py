@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from wn.claims import nets
 from wn.claims.depth import SEEDS
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
-from wn.claims.rows import Row, row
+from wn.claims.rows import Row, per_seed, row
 from wn.claims.training import train
 from wn.config.compose import compose
 
@@ -42,12 +44,10 @@ def _trained(name: str, kind: Kind, depth: int, rule: str, start: Start) -> list
     errors = train_deep(kind, depth, start, rule.lower(), rates, SEEDS)
     best = min(rates, key=lambda lr: sum(errors[lr]))
     condition = f"{name}, depth {max(depth, 10)}, {rule}"
-    rows = [row(condition, f"error, {start}", seed, e, depth) for seed, e in enumerate(errors[best])]
-    rows += [row(condition, f"best lr, {start}", 0, best, depth)]
-    if depth >= 10:
-        judged = "error" if start == "data" else f"control {start}"
-        rows += [row(condition, judged, seed, e) for seed, e in enumerate(errors[best])]
-    return rows
+    rows = per_seed(condition, f"error, {start}", errors[best], depth)
+    rows.append(row(condition, f"best lr, {start}", 0, best, depth))
+    judged = "error" if start == "data" else f"control {start}"
+    return rows + (per_seed(condition, judged, errors[best]) if depth >= 10 else [])
 
 
 def train_deep(
@@ -73,8 +73,7 @@ def train_deep(
         CHANCE if result is None else metrics[-1]["valid_error"]
         for metrics, result in zip(watch.metrics, watch.results, strict=True)
     ]
-    n = len(seeds)
-    return {lr: errors[i * n : (i + 1) * n] for i, lr in enumerate(rates)}
+    return _by_rate(rates, errors)
 
 
 HALF_DECADES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
@@ -111,12 +110,12 @@ def _interaction(model: str) -> list[Row]:
     for start in ("g = 1", "g = ||v||"):
         condition = f"{model}, {start}"
         for name, values in interaction(best, start).items():
-            rows += [row(condition, name, seed, value) for seed, value in zip(SEEDS, values, strict=True)]
+            rows += per_seed(condition, name, values)
     for arm, lr in at.items():
         own = f"{model}, {'g = 1' if arm.endswith('g = 1') else 'g = ||v||'}"
         rows.append(row(own, f"best lr, {arm}", 0, lr))
         for rate, values in losses[arm].items():
-            rows += [row(own, f"loss, {arm}", seed, v, rate) for seed, v in zip(SEEDS, values, strict=True)]
+            rows += per_seed(own, f"loss, {arm}", values, rate)
     return rows
 
 
@@ -145,8 +144,10 @@ def final_losses(
     """Final validation loss by learning rate, one a seed; diverged: that before training."""
     members = [(lr, seed) for lr in rates for seed in seeds]
     watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
-    losses = []
-    for rows, result in zip(watch.metrics, watch.results, strict=True):
-        losses.append(rows[0 if result is None else -1]["valid_loss"])
-    n = len(seeds)
-    return {lr: losses[i * n : (i + 1) * n] for i, lr in enumerate(rates)}
+    ends = zip(watch.metrics, watch.results, strict=True)
+    return _by_rate(rates, [rows[0 if result is None else -1]["valid_loss"] for rows, result in ends])
+
+
+def _by_rate(rates: Sequence[float], values: Sequence[float]) -> dict[float, list[float]]:
+    """Of members that are rates x seeds."""
+    return dict(zip(rates, np.reshape(values, (len(rates), -1)).tolist(), strict=True))

@@ -13,7 +13,7 @@ from wn import probes
 from wn.claims.lengths import Lengths, directions
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, row
-from wn.claims.training import AfterStep, train, watched
+from wn.claims.training import OPTIMISERS, AfterStep, train, watched
 from wn.config import Config
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -24,14 +24,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"model": "mlp"},
     "vae": {"model": "mlp_vae", "trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1},
 }
-PLAIN_DESCENT = {"optim": "sgd", "optim.momentum": 0.0}
+PLAIN_DESCENT = OPTIMISERS["SGD"]
 MOMENTUM = {
     **{"optim": "sgd", "optim.momentum": 0.9, "optim.late_momentum": 0.5},
     **{"optim.schedule": "constant_then_linear"},
 }
 RULES: dict[str, dict[str, Any]] = {
-    "SGD": PLAIN_DESCENT,
-    "momentum": {"optim": "sgd", "optim.momentum": 0.9},
+    **OPTIMISERS,
     "Adam": {"optim": "adam", "optim.eps": 1e-150},
     "Adamax": {"optim": "adamax", "optim.eps": 1e-150},
 }
@@ -40,9 +39,8 @@ EPOCHS = 46  # of eleven steps: 506
 
 def config(model: str, rule: dict[str, Any], lr: float, seed: int, **changes: Any) -> Config:
     fixed = {"trainer.precision": "float64", "trainer.device": "cpu", "trainer.epochs": EPOCHS}
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
     settings = {"norm": "weight_norm", **fixed, **MODELS[model], **rule, "optim.lr": lr, "seed": seed}
-    return compose({**settings, **dotted})
+    return compose({**settings, **changes})
 
 
 def lengths_of(
@@ -122,10 +120,9 @@ def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[i
     Members come in pairs; gains and biases have the learning rate lr in both.
     """
     lr, pairs = RATES[name], [(seed, c) for seed in SEEDS for c in SCALES]
+    changes = {"optim.lr_gain": lr, "optim.lr_bias": lr, "trainer.epochs": epochs}
     configs = [
-        config(model, RULES[name], rate, seed, optim__lr_gain=lr, optim__lr_bias=lr, trainer__epochs=epochs)
-        for seed, c in pairs
-        for rate in (lr, lr / c**power)
+        config(model, RULES[name], rate, seed, **changes) for seed, c in pairs for rate in (lr, lr / c**power)
     ]
     worst = torch.zeros(len(pairs), dtype=torch.float64)
 

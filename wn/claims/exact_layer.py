@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row
+from wn.claims.rows import Row, per_quantity, row
 from wn.norm import NormalizedLayer, fold, normalize, normalized_layers
 
 SEEDS = range(5)
@@ -26,13 +26,13 @@ def gradients() -> Iterator[Part]:
 @measurement("A5")
 def centred_gradient() -> Iterator[Part]:
     """Section 4: the gradient through mean-only batch normalisation is the gradient minus its batch mean."""
-    yield Part("layers", lambda: [row for seed in SEEDS for row in _centred_rows(seed)])
+    yield Part("layers", lambda: [one for seed in SEEDS for one in _centred_rows(seed)])
 
 
 @measurement("A6")
 def one_layer() -> Iterator[Part]:
     """Section 2.2: on a whitened batch the layer with BN is that with WN, in value and gradient."""
-    yield Part("layer", lambda: [row for seed in SEEDS for row in _one_layer_rows(seed)])
+    yield Part("layer", lambda: [one for seed in SEEDS for one in _one_layer_rows(seed)])
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -55,7 +55,7 @@ def _gradients(name: str, network: Callable[[], tuple[nn.Module, Tensor]]) -> li
         plain, x = network()
         error, along = gradient_errors(normalize(plain, direction="row", gain="free"), x)
         quantities = {ERROR: error, "control largest cosine of the plain weight's gradient and w": along}
-        rows += [{"condition": name, "quantity": q, "seed": seed, "value": v} for q, v in quantities.items()]
+        rows += per_quantity(name, seed, quantities)
     return rows
 
 
@@ -101,8 +101,8 @@ def _centred_rows(seed: int) -> Iterator[Row]:
         centred = NormalizedLayer(layer, direction="plain", gain="none", statistics="mean_only")
         with_mean = NormalizedLayer(layer, direction="plain", gain="none")
         error, without = (centred_error(each, layer(x).detach()) for each in (centred, with_mean))
-        for quantity, value in {ERROR: error, "control the same error without statistics": without}.items():
-            yield {"condition": condition, "quantity": quantity, "seed": seed, "value": value}
+        numbers = {ERROR: error, "control the same error without statistics": without}
+        yield from per_quantity(condition, seed, numbers)
 
 
 def centred_error(layer: NormalizedLayer, t: Tensor) -> float:
@@ -135,7 +135,7 @@ def _one_layer_rows(seed: int) -> Iterator[Row]:
     for word, inputs in (("", whitened(x)), ("control the same before whitening: ", x)):
         errors = one_layer_errors(inputs, y, v, g, b.double())
         for quantity, value in zip(("error of the output", "error of the gradient"), errors, strict=True):
-            yield {"condition": "linear", "quantity": word + quantity, "seed": seed, "value": value}
+            yield row("linear", word + quantity, seed, value)
 
 
 def one_layer_errors(x: Tensor, y: Tensor, v: Tensor, g: Tensor, b: Tensor) -> tuple[float, float]:

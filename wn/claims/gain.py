@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from wn.claims.measuring import Part, file_name, measurement
-from wn.claims.rows import Row, row
+from wn.claims.rows import Row, per_seed, row
 from wn.claims.training import train
 from wn.config.compose import compose
 
@@ -73,13 +75,10 @@ def _differences(condition: str) -> list[Row]:
     found = {gain: best(condition, gain) for gain in GAINS}
     margin, rows = MARGINS[condition[:3]], []
     for gain, name in (("e^s", "difference"), ("e^(3s)", "control e^(3s)")):
-        pairs = zip(SEEDS, found[gain].tests, found["g"].tests, strict=True)
-        rows += [row(condition, name, seed, (a - b) / margin) for seed, a, b in pairs]
+        rows += per_seed(condition, name, np.subtract(found[gain].tests, found["g"].tests) / margin)
     for gain, one in found.items():
         rows.append(row(condition, f"best lr, {gain}", 0, one.lr))
-        rows += [
-            row(condition, f"test, {gain}", seed, value) for seed, value in zip(SEEDS, one.tests, strict=True)
-        ]
+        rows += per_seed(condition, f"test, {gain}", one.tests)
         rows += [row(condition, f"validation, {gain}", 0, value, lr) for lr, value in one.by_lr.items()]
     return rows
 
@@ -93,19 +92,18 @@ def slightly_slower() -> Iterator[Part]:
 
 def _ratios(condition: str) -> list[Row]:
     found = {gain: best(condition, gain).curves for gain in GAINS}
-    target = reached_after(found["g"], 2 / 3)
+    target = loss_after(found["g"], 2 / 3)
     last = CASES[condition][0]["trainer.epochs"]
     epochs = {gain: [epochs_to(target, curve, last) for curve in curves] for gain, curves in found.items()}
-    rows = []
+    rows: list[Row] = []
     for gain, name in (("e^s", "ratio"), ("e^(3s)", "control e^(3s)")):
-        pairs = zip(SEEDS, epochs[gain], epochs["g"], strict=True)
-        rows += [row(condition, name, seed, a / b) for seed, a, b in pairs]
+        rows += per_seed(condition, name, np.divide(epochs[gain], epochs["g"]))
     for gain, values in epochs.items():
-        rows += [row(condition, f"epochs, {gain}", seed, v) for seed, v in zip(SEEDS, values, strict=True)]
+        rows += per_seed(condition, f"epochs, {gain}", values)
     return rows
 
 
-def reached_after(curves: Sequence[Sequence[float]], share: float) -> float:
+def loss_after(curves: Sequence[Sequence[float]], share: float) -> float:
     """The mean over curves after a share of the epochs."""
     epoch = round(share * len(curves[0]))
     return sum(curve[epoch - 1] for curve in curves) / len(curves)

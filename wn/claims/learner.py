@@ -33,15 +33,14 @@ class Learner:
         """One update by ``loss(model, *inputs)``, a scalar; inputs ``[members, ...]``. Returns the losses."""
         self.stack.train()
         losses: Tensor = self.stack.map(loss, *inputs)
-        grads = dict(
-            zip(
-                self.stack.params,
-                torch.autograd.grad(losses.sum(), list(self.stack.params.values())),
-                strict=True,
-            )
-        )
+        grads = gradients(self.stack, losses.sum())
         self.optimizer.step(grads if self.clip is None else clipped(grads, self.clip))
         return losses.detach()
+
+
+def gradients(stack: Stack, loss: Tensor) -> dict[str, Tensor]:
+    """Of a loss by each parameter of a stack."""
+    return dict(zip(stack.params, torch.autograd.grad(loss, list(stack.params.values())), strict=True))
 
 
 def clipped(grads: dict[str, Tensor], bound: float) -> dict[str, Tensor]:

@@ -135,9 +135,8 @@ def same_in_the_code(runs: Mapping[str, Trained]) -> Values:
 def reached(points: Array, level: float) -> float:
     """The first epoch at which a line through points [epoch, bound] is at a level, which some point has."""
     first = int(np.argmax(points[:, 1] >= level))
-    before, after = points[max(first - 1, 0)], points[first]
-    rise = after[1] - before[1]
-    return float(after[0] - (after[0] - before[0]) * ((after[1] - level) / rise if rise else 0.0))
+    epochs, bounds = points[max(first - 1, 0) : first + 1].T
+    return float(np.interp(level, bounds, epochs))
 
 
 def converges(runs: Mapping[str, Trained]) -> Values:

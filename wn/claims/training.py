@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,10 +12,9 @@ from torch import nn
 from wn.config import Config
 from wn.config.compose import Value
 from wn.data import Dataset
+from wn.probes import Row
 from wn.resources import resolve
 from wn.trainer import Observer, Trainer
-
-Row = dict[str, Any]
 
 OPTIMISERS: dict[str, dict[str, Value]] = {
     "SGD": {"optim": "sgd", "optim.momentum": 0.0},
