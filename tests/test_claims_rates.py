@@ -153,8 +153,7 @@ def test_every_condition_is_measured():
     ):
         claim = criteria.load(name)
         assert set(claim.conditions) == set(CONDITIONS)
-        parts = [part.name for part in measurement()]
-        assert len(set(parts)) == len(parts) == 2 * len(CONDITIONS)
+        assert len(list(measurement())) == 2 * len(CONDITIONS)
 
 
 @pytest.mark.parametrize("name", ["B5m", "B5h", "B6m", "B6h", "B7m", "B7h"])
