@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -157,11 +158,24 @@ def test_the_target_network_stays_until_it_is_renewed(monkeypatch: pytest.Monkey
     assert not torch.equal(targets[2], targets[3])
 
 
-def test_the_target_network_takes_the_statistics_it_is_told_to():
-    players = [catcher("batch_norm", 3, batch_target) for batch_target in (False, True)]
-    for player in players:
-        player.play()
-    assert not torch.allclose(*(player.stack.params["0.weight"] for player in players))
+@pytest.mark.parametrize("batch_target", [False, True])
+def test_the_target_network_takes_the_statistics_it_is_told_to(
+    batch_target: bool, monkeypatch: pytest.MonkeyPatch
+):
+    player, goals = catcher("batch_norm", 3, batch_target), list[Tensor]()
+    player.play()
+    copies = {train: copy.deepcopy(player.target).train(train) for train in (False, True)}
+    monkeypatch.setattr(player.learner, "step", lambda loss, now, taken, goal: goals.append(goal))
+    player._learn(1, WARM_UP + 3)
+    place = (player.replay[:, 1] * (WARM_UP + 3)).long()
+    then, reward, going = (
+        torch.stack([kept[i, place[i]] for i in range(2)])
+        for kept in (player.then, player.reward, player.going)
+    )
+    for train, target in copies.items():
+        with torch.no_grad():
+            expected = reward + DISCOUNT * going * target(then).amax(-1)
+        assert torch.allclose(goals[0], expected) == (train == batch_target)
 
 
 def test_one_that_learns_beats_one_that_does_not():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from convnet_cases import give, named_alike
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from trainer_cases import NORMS, train
@@ -87,28 +88,11 @@ def reference(norm: str) -> nn.Sequential:
     return nn.Sequential(*layers).double()
 
 
-def named_alike(norm: str, theirs: nn.Module) -> list[tuple[str, Tensor]]:
-    """The reference's parameters in the order and by the names of the project's layers."""
-    names = {"original1": "v", "original0": "g", "weight": "weight", "bias": "bias"}
-    found = []
-    for module in theirs.modules():
-        batch = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        for name, p in module.named_parameters(recurse=False):
-            found.append(("g" if batch and name == "weight" else names[name], p))
-    return found
-
-
 @pytest.mark.parametrize("norm", ["none", "weight_norm", "batch_norm"])
 def test_outputs_and_gradients_are_those_of_torchs_layers(norm: str) -> None:
     torch.manual_seed(0)
     ours, theirs = make(norm, QUIET, CIFAR), reference(norm)
-    own = {kind: [p for n, p in ours.named_parameters() if n.endswith(f".{kind}")] for kind in "vg"}
-    own |= {kind: [p for n, p in ours.named_parameters() if n.endswith(kind)] for kind in ("weight", "bias")}
-    with torch.no_grad():
-        for p in (*own["g"], *own["bias"]):
-            p.add_(0.1 * torch.rand_like(p))
-        for kind, p in named_alike(norm, theirs):
-            p.copy_(own[kind].pop(0).view_as(p))
+    give(ours, theirs)
     x = torch.randn(3, *CIFAR, dtype=torch.float64)
     y, expected = ours(x), theirs(x)
     torch.testing.assert_close(y, expected)
@@ -119,7 +103,7 @@ def test_outputs_and_gradients_are_those_of_torchs_layers(norm: str) -> None:
     for name, p in ours.named_parameters():
         assert p.grad is not None
         slopes.setdefault(name.rpartition(".")[2], []).append(p.grad)
-    for kind, p in named_alike(norm, theirs):
+    for kind, p in named_alike(theirs):
         assert p.grad is not None
         torch.testing.assert_close(slopes[kind].pop(0).view_as(p), p.grad, rtol=1e-6, atol=1e-9)
     assert not any(slopes.values())
