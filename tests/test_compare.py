@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from report_cases import SWEEP, declare, p_of, rows_of, write_sweep
 
 from wn import compare, experiments, plugins
 from wn.report.card import __main__ as card
@@ -169,7 +170,25 @@ def test_holm_is_the_step_down_by_hand() -> None:
     assert holm([]).size == 0
 
 
-def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
+def test_the_table_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `none` in question and weight norm: test errors in %, at 0.1 each, are 4, 5, 6 and 3, 2, 4."""
+    plan = declare(tmp_path, monkeypatch, SWEEP)
+    write_sweep(tmp_path, plan)
+    told = {"step_ratios": {"": [1.1, 1.3], "weight_norm": [2.0, 2.0], "none": [9.0]}}
+    mine, other = families._lines(plan, rows_of(plan, tmp_path), told)
+    assert (mine["norm"], mine["lr"], other["lr"]) == ("none", 0.1, 0.1)
+    assert (mine["difference"].n, other["difference"].n) == (0, 3)
+    assert other["difference"].mean == pytest.approx(2)  # 1, 3, 2: mine less the other's
+    assert other["difference"].half_width == pytest.approx(4.302653 / 3**0.5)
+    assert np.isnan(mine["p"])
+    assert other["p"] == pytest.approx(p_of([1, 3, 2]))
+    assert (mine["step"], other["step"]) == (pytest.approx(1.2), 2)
+    # Up to 4%, a point above the best: a third and half a decade around 0.1, a half and two thirds, none.
+    assert other["width"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 2 / 3) / 3)
+    assert not other["width_open"]
+
+
+def family(mine: dict[str, Any], other: dict[str, Any], key: str = "error") -> Any:
     usual = {"norm": "other", "n": 3, "runs": 6, "diverged": 0, "sensitivity": 1.0, "edge": False}
     usual |= {
         "sensitivity_half_width": 0.1,
@@ -179,7 +198,7 @@ def family(mine: dict[str, Any], other: dict[str, Any]) -> Any:
         "step": 1.0,
     }
     usual |= {"step_half_width": 0.01, "difference": Estimate(-1.0, 0.5, 3)}
-    plan = type("Plan", (), {"metric": type("Metric", (), {"key": "error"})})
+    plan = type("Plan", (), {"metric": type("Metric", (), {"key": key})})
     return families.Family("mlp", plan, None, [usual | {"lr": 0.1} | mine, usual | other], {})  # type: ignore[arg-type]
 
 
@@ -222,3 +241,12 @@ def test_what_stands_out_follows_from_the_numbers(
     assert any(one.startswith(sentence) for one in said), said
     quiet = words.standing_out([family({}, {})])
     assert len(quiet) == 1
+
+
+def test_a_higher_bound_is_better() -> None:
+    """An error is better the lower."""
+    for mean, word in ((1.0, "better"), (-1.0, "worse")):
+        (said,) = words.standing_out([family({}, {"p": 0.01, "difference": Estimate(mean, 0.5, 3)}, "loss")])
+        assert said.startswith(
+            f"**MLP: {word} than other** at the best rate of each (1.00 ± 0.50 nats, p 0.0"
+        )
