@@ -110,6 +110,8 @@ class Notes(Part):
     """What would change the verdict."""
     data: bool = False
     """The paper shows data for it: a figure or a table."""
+    ours: bool = False
+    """The paper does not say it: it follows from what it says, or contradicts it."""
     lower: Lower | None = None
 
 

@@ -45,12 +45,16 @@ def report(runs_dir: Path, results_dir: Path, to_results: bool) -> str:
 
 
 def counts(found: Sequence[Found]) -> str:
-    """How many claims have which verdict, toy ones apart, and for how many the paper shows data."""
-    own = [one for one in found if not one.claim.again]
+    """How many claims have which verdict, the paper's and ours; for how many the paper shows data."""
     again = [one for one in found if one.claim.again]
-    shown = sum(one.notes.data for one in own)
-    told = f"{len(own)} statements: {_verdicts(own)}. The paper shows data for {shown} of them."
-    return told + f" {len(again)} tests repeat one in another setting: {_verdicts(again)}." * bool(again)
+    ours = [one for one in found if one.notes.ours and not one.claim.again]
+    papers = [one for one in found if not (one.notes.ours or one.claim.again)]
+    shown = sum(one.notes.data for one in papers)
+    return (
+        f"{len(papers)} statements of the paper: {_verdicts(papers)}. It shows data for {shown} of them."
+        + f" {len(ours)} statements of ours beside them: {_verdicts(ours)}." * bool(ours)
+        + f" {len(again)} tests repeat one in another setting: {_verdicts(again)}." * bool(again)
+    )
 
 
 def _verdicts(found: Sequence[Found]) -> str:
@@ -66,10 +70,11 @@ def page(found: Sequence[Found], drawn: Mapping[str, str]) -> str:
         "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
         "computed from the rows beside this page. An interval is Student's over seeds (of step times: over "
         "blocks of one process), of 95%, or of 90% where equivalence is tested; a verdict takes more, by "
-        "Holm's correction over its tests. Statements that are ours follow from the paper's and say so. "
+        "Holm's correction over its tests. *Ours*: the paper does not say it; it follows from what it "
+        "says, or contradicts it. "
         "Errors and training curves of section 5.1 at full width are [elsewhere](../README.md).",
-        in_markdown(_summary(found)),
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
+        in_markdown(_summary(found)),
         "```\npython -m wn.claims          # measures all but the long ones\n"
         "python -m wn.claims --long   # the long ones too\n"
         "python -m wn.claims B3       # one claim; B or growth: a family\n"
@@ -89,7 +94,7 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
         [
             f"[{one.claim.id}](#{one.claim.id.lower()})",
             one.claim.section,
-            one.claim.words,
+            one.claim.words + " (ours)" * one.notes.ours,
             _first(one),
             one.word,
         ]
