@@ -204,7 +204,10 @@ def test_published_rows_lead_to_the_same_page(project: Path, capsys: pytest.Capt
     first = published(project)
     assert "slope: 2.020 ± 0.020 (mlp, SGD) | confirmed" in first["README.md"]
     assert "mlp, SGD: other 1.24; mlp, SGD: plain 0.5." in first["README.md"]
-    assert "**1 statements of the paper: 1 confirmed. It shows data for 0 of them.**" in readme.read_text()
+    assert (
+        "**1 statements of the paper: 1 confirmed. The paper shows data for 0 of them.**"
+        in readme.read_text()
+    )
     (project / "runs" / "claims" / "B3" / "all.json").unlink()
     assert published(project) == first
     assert "confirmed" in capsys.readouterr().out
@@ -218,6 +221,6 @@ def test_what_the_paper_does_not_say_is_counted_apart(project: Path):
         one._replace(claim=one.claim.model_copy(update={"again": "B3"}), notes=criteria.Notes(ours=True)),
     ]
     assert page.counts([one, *others]) == (
-        "1 statements of the paper: 1 confirmed. It shows data for 0 of them. "
+        "1 statements of the paper: 1 confirmed. The paper shows data for 0 of them. "
         "1 statements of ours beside them: 1 confirmed. 1 tests repeat one in another setting: 1 confirmed."
     )

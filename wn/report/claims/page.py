@@ -51,15 +51,19 @@ def counts(found: Sequence[Found]) -> str:
     papers = [one for one in found if not (one.notes.ours or one.claim.again)]
     shown = sum(one.notes.data for one in papers)
     return (
-        f"{len(papers)} statements of the paper: {_verdicts(papers)}. It shows data for {shown} of them."
+        f"{len(papers)} statements of the paper: {_verdicts(papers)}."
+        f" The paper shows data for {shown} of them."
         + f" {len(ours)} statements of ours beside them: {_verdicts(ours)}." * bool(ours)
         + f" {len(again)} tests repeat one in another setting: {_verdicts(again)}." * bool(again)
     )
 
 
 def _verdicts(found: Sequence[Found]) -> str:
-    words = Counter("toy" if one.word.startswith("toy") else one.word for one in found)
-    return ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
+    words = Counter(one.word for one in found)
+    toy = {sign: words.pop(f"toy {sign}", 0) for sign in "+−0"}
+    words["toy"] = sum(toy.values())
+    signs = f" ({toy['+']} for, {toy['−']} against, {toy['0']} undecided)"
+    return ", ".join(f"{words[word]} {word}{signs * (word == 'toy')}" for word in WORDS if words[word])
 
 
 def page(found: Sequence[Found], drawn: Mapping[str, str]) -> str:
