@@ -116,13 +116,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grow, "LookupError: it is of another model or optimiser"),
-        (rename, "KeyError: 'seconds'"),
+        (lambda path: signed(path, grow), "LookupError: it is of another model or optimiser"),
+        (lambda path: signed(path, rename), "KeyError: 'seconds'"),
+        (lambda path: signed(path, lambda content: content["trainer"].clear()), "KeyError: 'params'"),
+        (lambda path: path.write_bytes(sign(b"text")), "IndexError: pop from empty list"),
     ],
 )
 def test_a_whole_checkpoint_that_the_code_cannot_take_is_kept_for_the_code_that_can(
     tmp_path: Path,
-    change: Callable[[Any], None],
+    change: Callable[[Path], object],
     said: str,
     caplog: pytest.LogCaptureFixture,
     steps: list[int],
@@ -131,10 +133,11 @@ def test_a_whole_checkpoint_that_the_code_cannot_take_is_kept_for_the_code_that_
     folder = tmp_path / "cut"
     newest, before = cut(folder, runs(folder))
     written = newest.read_bytes()
-    signed(newest, change)  # as if the code had changed in between
-    with pytest.raises(UserError, match=rf"\.pt: written by other code \({said}\); go on with that code, or"):
+    change(newest)  # as if the code had changed in between
+    with pytest.raises(UserError, match=rf"\.pt: written by other code \({said}.*; go on with that code, or"):
         train_sweep(runs(folder))
     assert "damaged" not in caplog.text
+    assert newest.exists()
     assert before.exists()
     newest.write_bytes(written)
     steps.clear()
@@ -193,19 +196,33 @@ class _Trap:
         return os.mkdir, (str(self.bait),)
 
 
-def test_a_checkpoint_runs_no_code(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: dict[str, Any]
-) -> None:
+def test_a_checkpoint_runs_no_code(tmp_path: Path, expected: dict[str, Any]) -> None:
     """However right its checksum is."""
     folder = tmp_path / "cut"
-    for path in cut(folder, runs(folder)):
+    paths = cut(folder, runs(folder))
+    for path in paths:
         signed(path, lambda content: content.update(seconds=_Trap(tmp_path / "bait")))
-    train_sweep(runs(folder))
+    names = " and ".join(path.name for path in paths)
+    with pytest.raises(
+        UserError, match=rf"written by other code \(UnpicklingError: .* anew: delete {names}$"
+    ):
+        train_sweep(runs(folder))
     assert not (tmp_path / "bait").exists()
-    assert [r.getMessage().count("UnpicklingError") for r in caplog.records if "damaged" in r.message] == [
-        1,
-        1,
-    ]
+    for path in paths:
+        path.unlink()
+    train_sweep(runs(folder))
+    assert outcome(folder) == expected
+
+
+def test_a_checkpoint_without_an_ended_run_whose_record_is_lost_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, expected: dict[str, Any]
+) -> None:
+    folder = tmp_path / "cut"
+    cut(folder, runs(folder), after=11)
+    for path in folder.rglob("record.json"):
+        path.unlink()
+    train_sweep(runs(folder))
+    assert "had ended when it was written" in caplog.text
     assert outcome(folder) == expected
 
 

@@ -78,6 +78,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "own_name": (f"{GOOD}name: other\n", "name: is that of the file; leave it out"),
     "place": (f"{HEAD}  experiment_name: other\n{GRID}", "fixed: experiment_name changes no run"),
     "tracking": (f"{HEAD}  tracking.project: p\n{GRID}", "fixed: tracking.project changes no run"),
+    "no_field": (
+        rows("[0.1]}", "[0.1], set: {trainer.epoch: 5}}"),
+        "trainer.epoch: unknown key; did you mean 'epochs'",
+    ),
     "no_number": (rows("[0.1]}", "[0.1], set: {trainer.save: true}}"), "trainer.save decides no number"),
     # values
     "text": (grid("[0.1]", "[0.1, abc]"), "optim.lr=abc: Input should be a valid number"),

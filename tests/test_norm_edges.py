@@ -103,7 +103,7 @@ def test_shapes_are_found_on_the_meta_device(norm: str) -> None:
 
 # What is refused -------------------------------------------------------------------------------------
 
-ONE_UNIT = "over one unit leave at most its sign"
+ONE_UNIT = "of one unit would leave at most its sign"
 REFUSED: dict[str, tuple[Any, str, type[Exception], str]] = {
     **{n: (lambda: nn.Linear(4, 1), n, ValueError, ONE_UNIT)
        for n in ("layer_norm", "group_norm", "instance_norm", "rms_norm", "instance_rms_norm")},

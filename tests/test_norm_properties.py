@@ -215,8 +215,8 @@ def test_batch_renormalisation_starts_as_batch_normalisation_and_ends_as_running
     batch = layer_of("linear", gain="free", statistics="batch")
     with torch.no_grad():
         for layer in (renorm, batch):
-            layer.running_mean.copy_(layer._product(x, {}).mean(0) + 0.1)
-            layer.running_var.copy_(layer._product(x, {}).var(0) * 1.5)
+            layer.running_mean.copy_(layer._product(x).mean(0) + 0.1)
+            layer.running_var.copy_(layer._product(x).var(0) * 1.5)
         renorm.progress.fill_(0)
     torch.testing.assert_close(copy.deepcopy(renorm)(x), copy.deepcopy(batch)(x))
     renorm.progress.fill_(1)  # bounds of 3 and 5, which these batches do not reach

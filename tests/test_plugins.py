@@ -204,6 +204,16 @@ def test_a_model_is_evaluated_on_data_of_ones_own_and_of_the_project(
     for run, data, shape in ((spirals, "digits", "2"), (digits, "spirals", "8x8")):
         assert evaluate.main([str(run.folder), named, f"data={data}"]) == 2  # of another shape, in a line
         assert shape in capsys.readouterr().err
+    (tmp_path / "more.py").write_text(
+        "import torch\nfrom wn import plugins\n\n\n@plugins.data('more')\ndef read():\n"
+        "    x, y = torch.randn(60, 2, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 3\n"
+        "    return (x[:30], y[:30]), (x[30:], y[30:])\n"
+    )
+    words = [f"plugins=[{file},{tmp_path / 'more.py'}]", "data.valid_fraction=0.5", "data=more"]
+    assert evaluate.main([str(spirals.folder), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["valid_loss", "valid_error", "test_loss", "test_error"]
+    assert "record" not in "".join(lines)  # whose numbers are of the run's own data
 
 
 def test_what_vmap_cannot_do_trains_one_by_one(tmp_path: Path, steps: list[int]) -> None:

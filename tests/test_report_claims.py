@@ -118,12 +118,15 @@ def test_rows_of_uncommitted_code_are_void_and_change_no_committed_one(
     measured(project, commit, dirty=True)
     one = found(project)
     assert (one.order, one.word, len(one.rows)) == (collect.VOID, "not tested", 0)
+    assert f"Verdict: **not tested** ({collect.NOT_COUNTED})" in page.page([one], {})
     capsys.readouterr()
-    after = published(project)
-    assert after["B3.csv"] == before["B3.csv"]
-    assert f"Verdict: **not tested** ({collect.NOT_COUNTED})" in after["README.md"]
-    assert "plain" not in after["README.md"]
+    where = ["--runs-dir", str(project / "runs"), "--results-dir", str(project / "results")]
+    assert main(["claims", *where]) == 0
     assert collect.NOT_COUNTED in capsys.readouterr().out
+    assert main(["claims", "--publish", *where]) == 2
+    assert capsys.readouterr().err == f"error: B3: {collect.NOT_COUNTED}; nothing is published\n"
+    folder = project / "results" / "claims"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 
 from wn.config import UserError
+from wn.config.errors import short
 from wn.records import Row, write_atomically
 
 log = logging.getLogger(__name__)
 
 DIGEST = hashlib.sha256().digest_size
 
-DAMAGE = (ValueError, EOFError, pickle.UnpicklingError)
-"""Raised by a damaged file, or where its rows are missing."""
+FOREIGN = (LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
+"""Raised by code that a whole file does not suit."""
 
 
 class OtherCode(UserError):
@@ -51,26 +52,27 @@ class Checkpoints:
     def restore(self, use: Callable[[Row], None]) -> bool:
         """Call ``use`` with the newest content that it can take; say whether there was any.
 
-        A file that is damaged, or that ``use`` finds so by a ValueError, is logged and deleted: the next save
-        would rotate it into the backup.
+        A file that is damaged, or whose rows ``use`` misses (a ValueError), is logged and deleted: the next
+        save would rotate it into the backup.
 
         Raises:
-            OtherCode: ``use`` lacks something in a file that is whole.
+            OtherCode: the file is whole, and neither torch nor ``use`` can take it.
         """
         paths = [path for path in (self.newest, self.before) if path.exists()]
         for path in paths:
             try:
                 use(self._read(path))
                 return True
-            except DAMAGE as error:
-                known = isinstance(error, ValueError)
-                reason = " ".join(str(error).split()) if known else type(error).__name__
+            except ValueError as error:
                 then = "its runs start anew" if path is paths[-1] else "going on from the one before"
-                log.warning("%s: damaged (%s); %s", path, reason, then)
+                log.warning("%s: damaged (%s); %s", path, " ".join(str(error).split()), then)
                 path.unlink()
-            except (LookupError, TypeError, AttributeError) as error:
-                why = f"written by other code ({type(error).__name__}: {error})"
-                raise OtherCode(f"{path}: {why}; go on with that code, or delete it to train anew") from error
+            except FOREIGN as error:
+                why = short(f"{type(error).__name__}: {' '.join(str(error).split())}", 100)
+                raise OtherCode(
+                    f"{path}: written by other code ({why}); go on with that code, or train anew: delete "
+                    f"{' and '.join(path.name for path in paths)}"
+                ) from error
         return False
 
     def exist(self) -> bool:

@@ -65,7 +65,7 @@ def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence
             the run was trained on.
     """
     tree, code = config.model_dump(), {"plugins": list(files)} if files else {}
-    for text in sorted(overrides, key=lambda text: not text.startswith("data=")):  # sets a root too
+    for text in sorted(overrides, key=lambda text: not text.startswith("data=")):  # would replace a root
         key, given, value = text.partition("=")
         if key == "data" and given:
             tree |= compose({"data": value, **code}).data.model_dump(include={"name", "root", "plugin"})
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(end)
     print(f"{run.record.folder}: {title([run.config])}, on {config.name}")
     final = run.record.content["final"]
-    same = run.config.data.model_copy(update={"root": config.root, "download": config.download}) == config
+    same = (config.name, config.plugin) == (run.config.data.name, run.config.data.plugin)
     for name, value in found.items():
         print(f"{name} {value!r}" + (f" (record: {final[name]!r})" if same and name in final else ""))
     return 0

@@ -146,9 +146,6 @@ class Experiment(Part):
             raise ValueError(
                 f"{both[0]} is an axis, and set by a value of another one; leave out one of them"
             )
-        single = variants.union(*(row.set for row in self.rows))
-        if idle := sorted(key for key in single if not decides(key)):
-            raise ValueError(f"{idle[0]} decides no number: give it in fixed, for all runs alike")
         if places := sorted(key for key in self.fixed if key.partition(".")[0] in PLACES):
             raise ValueError(f"fixed: {places[0]} changes no run; give it on the command line")
         return self
@@ -178,7 +175,8 @@ class Experiment(Part):
         """Every run, in the order in which they are trained; ``settings`` are above those of the file.
 
         Raises:
-            UserError: the file, or a setting, names a preset, key or value that does not exist.
+            UserError: the file, or a setting, names a preset, key or value that does not exist; a setting of
+                some runs alone decides no number.
         """
         every: list[tuple[Row | None, tuple[Value, ...]]]
         if self.grid:
@@ -205,6 +203,10 @@ class Experiment(Part):
                 raise UserError(
                     f"experiments/{self.name}.yaml: {same} are the same run; leave out one of them"
                 )
+        single = self.variants.union(*(row.set for row in self.rows))
+        if idle := sorted(key for key in single if not decides(key)):
+            why = f"{idle[0]} decides no number: give it in fixed, for all runs alike"
+            raise UserError(f"experiments/{self.name}.yaml: {why}")
         return list(found.values())
 
     @property

@@ -177,6 +177,8 @@ class _Session(Observer):
         def go_on(content: Row) -> None:
             seconds, devices = float(content["seconds"]), [*content["devices"], *self.devices]
             made = [*content.get("made", []), *self.made]
+            if missing := [self.ids[i] for i in self.open if self.ids[i] not in content["sizes"]]:
+                raise ValueError(f"run {missing[0]} had ended when it was written")
             for i in self.open:
                 self.records[i].rewind(content["sizes"][self.ids[i]])
             trainer.restore(content["trainer"])

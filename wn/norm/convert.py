@@ -37,9 +37,9 @@ def normalize(
     State dicts of the plain model, and of one under either of torch's weight normalisations, load into the
     result. In evaluation it then has the same outputs, unless the norm centres weights, fixes their length,
     bounds outputs or takes statistics of each image. Parameters stay the same objects, under new names; hooks
-    and a layer's public attributes stay. Lists, tuples and dicts in which a module also keeps a layer get the
-    new one. If the model is itself such a layer, its replacement is returned. After an error no layer is
-    replaced.
+    stay, and a layer's public attributes but where the new one has the name. Lists, tuples and dicts in which
+    a module also keeps a layer get the new one. If the model is itself such a layer, its replacement is
+    returned. After an error no layer is replaced.
 
     :func:`wn.norm.summary` shows what was normalised and what was not. A warning names matrices that are in
     no layer of their own (LSTM, attention) and subclasses of the layers.
@@ -62,8 +62,8 @@ def normalize(
         choices: of :class:`NormalizedLayer`, instead of the preset's.
 
     Raises:
-        TypeError: a layer pads with anything but zeros, is reparameterised already, or has no weight yet or
-            none of real numbers; the model is wrapped.
+        TypeError: a layer pads with anything but zeros, is reparameterised already, or has no weight yet, or
+            one that is not of real numbers; the model is wrapped.
         ValueError: an unknown preset or choice, a combination without meaning, a name that no layer has, a
             layer that the norm would make a constant.
 

@@ -53,22 +53,18 @@ def kind_to_normalize(
         TypeError: it cannot be normalised.
         ValueError: not by these choices, which would make it a constant, or mix what its mask keeps apart.
     """
-    place, leave = (f"{name}: ", f", or leave it plain with skip={name!r}") if name else ("", "")
     kind, title, is_one = kind_of(layer), type(layer).__name__, isinstance(layer, KINDS)
     if is_one and isinstance(layer, LazyModuleMixin):
-        raise TypeError(f"{place}{title} has no weight yet: call the model on a batch before{leave}")
+        refuse(f"{title} has no weight yet: call the model on a batch before", name, TypeError)
     if is_one and (nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters):
-        raise TypeError(
-            f"{place}{title} is reparameterised already: normalise the plain layer and load its state{leave}"
-        )
+        why = f"{title} is reparameterised already: normalise the plain layer and load its state"
+        refuse(why, name, TypeError)
     if kind is None or getattr(layer, "padding_mode", "zeros") != "zeros":
-        raise TypeError(
-            f"{place}cannot normalise {layer}: "
-            f"expected Linear, Conv or ConvTranspose padded with zeros{leave}"
-        )
+        why = f"cannot normalise {layer}: expected Linear, Conv or ConvTranspose padded with zeros"
+        refuse(why, name, TypeError)
     weight = layer.get_parameter("weight")
     if not weight.is_floating_point():
-        raise TypeError(f"{place}{title} has weights of {weight.dtype}: expected real numbers{leave}")
+        refuse(f"{title} has weights of {weight.dtype}: expected real numbers", name, TypeError)
     dense, statistics = kind is nn.Linear, choices.get("statistics", "none")
     units = getattr(layer, "out_features" if dense else "out_channels")
     if "mask" in layer._buffers and statistics in grammar.PER_IMAGE:
@@ -82,17 +78,16 @@ def kind_to_normalize(
 def refuse_one_value(statistics: str, units: int, dense: bool, name: str = "") -> None:
     """Raise ValueError where statistics of each image would be of one value."""
     if units == 1 and (statistics == "rms" or (dense and statistics in grammar.PER_IMAGE)):
-        refuse(f"statistics={statistics} over one unit leave at most its sign", name)
+        refuse(f"statistics={statistics} of one unit would leave at most its sign", name)
 
 
-def refuse(why: str, name: str) -> NoReturn:
-    """Raise ValueError for a layer's choices."""
-    place, leave = (f"{name}: ", f" with skip={name!r}") if name else ("", "")
-    raise ValueError(f"{place}{why}: leave it plain{leave}")
+def refuse(why: str, name: str, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise an error about a layer that cannot be normalised, which a model calls ``name``."""
+    raise error(f"{name}: {why}, or leave it plain with skip={name!r}" if name else why)
 
 
 def take_attributes(layer: nn.Module, source: nn.Module, but: Container[str] = ()) -> None:
-    """What other code asks a layer (``in_features``), or has put on it (``lr_mult``); its own stay."""
+    """Give a layer the public attributes of the one it replaces (``lr_mult``), but for its own names."""
     for name, value in vars(source).items():
         if not (name.startswith("_") or name in but or hasattr(layer, name)):
             setattr(layer, name, value)

@@ -110,6 +110,10 @@ class NormalizedLayer(Reparameterized):
         self.statistics, self.init = statistics, init
         self.eps, self.momentum, self.correction = eps, momentum, correction
         self.options = {name: getattr(layer, name) for name in OPERATIONS[self.kind][1]}
+        kind: Any = self.kind
+        for name in kind.__constants__:  # in_features, stride, ...: a subclass's methods may ask, below
+            if not hasattr(type(self), name):
+                setattr(self, name, getattr(layer, name))
         self.transposed = self.kind.__name__.startswith("ConvTranspose")
         self.dense, self.phase = self.kind is nn.Linear, "normal"
         self.gain_on_weight = gain != "none" and statistics not in SCALING
@@ -174,38 +178,39 @@ class NormalizedLayer(Reparameterized):
             given = (x,) if output_size is None else (x, output_size)  # type: ignore[unreachable]
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), given, {})
         if x.dim() < self.raw_weight.dim():  # one image, without a batch axis
+            if output_size and len(output_size) == x.dim():
+                output_size = output_size[1:]  # without that of the channels
             return self.forward(x[None], output_size)[0]
-        options = self.options if output_size is None else self._options_for(x, output_size)
+        options = {} if output_size is None else self._padded_to(x, output_size)
         if self.direction == "spectral" and self.training and self.phase == "normal":
             self.iterate_power()
         if self.phase == "initialize":
-            return self._initialize(x, options)
-        return self._forward(x, options, track=self.training and self.phase == "normal")
+            return self._initialize(x, **options)
+        return self._forward(x, track=self.training and self.phase == "normal", **options)
 
-    def _options_for(self, x: Tensor, output_size: Sequence[int]) -> dict[str, Any]:
-        """The operation's options, with the padding that leads to an output size."""
+    def _padded_to(self, x: Tensor, output_size: Sequence[int]) -> dict[str, Any]:
+        """The option of a transposed convolution that leads to an output size."""
         if not self.transposed:
             raise TypeError(
                 f"output_size is for a transposed convolution, and this layer is {self.kind.__name__}"
             )
-        axes = x.dim() - 2
-        sizes = list(output_size)[-axes:]  # those of batch and channels may stand before
-        stride, padding, dilation = (self.options[name] for name in ("stride", "padding", "dilation"))
         torchs: Any = nn.modules.conv._ConvTransposeNd._output_padding  # which raises errors of its own
-        extra = torchs(self, x, sizes, stride, padding, self.raw_weight.shape[2:], axes, dilation)
-        return {**self.options, "output_padding": extra}
+        stride, padding, dilation = (self.options[name] for name in ("stride", "padding", "dilation"))
+        kernel, axes = self.raw_weight.shape[2:], x.dim() - 2
+        extra = torchs(self, x, list(output_size), stride, padding, kernel, axes, dilation)
+        return {"output_padding": extra}
 
-    def _product(self, x: Tensor, options: dict[str, Any]) -> Tensor:
+    def _product(self, x: Tensor, **options: Any) -> Tensor:
         """``w * x``, plus the bias if no statistics are taken in between."""
         operation, _ = OPERATIONS[self.kind]
         bias = self.bias if self.statistics == "none" else None
-        return operation(*_autocast(x, self.effective_weight(), bias), **options)
+        return operation(*_autocast(x, self.effective_weight(), bias), **{**self.options, **options})
 
-    def _forward(self, x: Tensor, options: dict[str, Any], track: bool) -> Tensor:
-        return self.normalize_activations(self._product(x, options), track)
+    def _forward(self, x: Tensor, track: bool, **options: Any) -> Tensor:
+        return self.normalize_activations(self._product(x, **options), track)
 
     @torch.no_grad()
-    def _initialize(self, x: Tensor, options: dict[str, Any]) -> Tensor:
+    def _initialize(self, x: Tensor, **options: Any) -> Tensor:
         r"""``g <- g / sigma``, ``b <- (b - mu) / sigma`` for the pre-activations of ``x`` (section 3, eq. 6).
 
         Without a gain the weight itself is scaled. With mean-only statistics the bias is left alone: the
@@ -216,7 +221,7 @@ class NormalizedLayer(Reparameterized):
         # In bfloat16 a mean much larger than the deviation would leave of the deviation only rounding.
         with full_precision(x.device):
             in_full = x.to(self.raw_weight.dtype)
-            t, y = self._product(in_full, options), self._forward(in_full, options, track=False)
+            t, y = self._product(in_full, **options), self._forward(in_full, track=False, **options)
         dims, dtype = self._sample_dims(t), wide(self.raw_weight)
         sigma, mu = torch.std_mean(y.to(dtype), dims, correction=0)
         # Dividing by a sigma that is mere rounding would blow noise up to variance 1.
@@ -232,7 +237,7 @@ class NormalizedLayer(Reparameterized):
         if self.bias is not None and self.statistics != "mean_only":
             self.bias.sub_(mu).div_(sigma)
         self.initialized.fill_(True)
-        return self._forward(x, options, track=False)
+        return self._forward(x, track=False, **options)
 
     def extra_repr(self) -> str:
         shape = "x".join(map(str, self.raw_weight.shape))

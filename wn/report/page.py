@@ -39,7 +39,7 @@ def steps_of(plan: Plan, rows: Rows, results_dir: Path) -> Steps:
     for group in left:
         words = f"{group.name}, {done[group]} of {len(group.configs)} runs done"
         told.setdefault(group.row.norm if group.row else group.norm, []).append(words)
-    steps = [("; ".join(rows), f"{command} norm={norm}") for norm, rows in told.items()]
+    steps = [("; ".join(groups), f"{command} norm={norm}") for norm, groups in told.items()]
     if len(left) == len(plan.groups):
         steps = [(f"{sum(done.values())} of {len(plan.group_of)} runs done", command)]
     other = experiment.chosen_by

@@ -157,11 +157,11 @@ def _criterion_at(commit: str, name: str) -> str | None:
 
 
 def publish(found: list[Found], folder: Path) -> None:
-    """Write each claim's rows as ``ID.csv``; where new ones are void, what is there stays."""
+    """Write each claim's rows as ``ID.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in found:
         path = folder / f"{one.claim.id}.csv"
         if len(one.rows):
             write_csv(path, one.rows[COLUMNS + ORIGIN])
-        elif one.order != VOID:
+        else:
             path.unlink(missing_ok=True)

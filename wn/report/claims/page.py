@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wn.config import UserError
 from wn.records import write_atomically
 from wn.report.claims import figures
-from wn.report.claims.collect import Found, controls, gather, publish
+from wn.report.claims.collect import NOT_COUNTED, VOID, Found, controls, gather, publish
 from wn.report.claims.verdicts import Judged
 from wn.report.columns import aligned, in_markdown
 from wn.report.page import renewed
@@ -31,9 +32,15 @@ AGAINST = ("refuted", "toy −")
 
 
 def report(runs_dir: Path, results_dir: Path, to_results: bool) -> str:
-    """The table of verdicts for a terminal; with ``to_results`` rows, figures and page are written there."""
+    """The table of verdicts for a terminal; with ``to_results`` rows, figures and page are written there.
+
+    Raises:
+        UserError: rows to be written do not count.
+    """
     found = gather(runs_dir, results_dir)
     if to_results:
+        if void := [one.claim.id for one in found if one.order == VOID]:
+            raise UserError(f"{', '.join(void)}: {NOT_COUNTED}; nothing is published")
         folder = results_dir / "claims"
         publish(found, folder)
         drawn = figures.draw(found, folder)
@@ -74,8 +81,8 @@ def page(found: Sequence[Found], drawn: Mapping[str, str]) -> str:
         "says what was known of them ([experiments/claims/](../../experiments/claims)); the verdict is "
         "computed from the rows beside this page. An interval is Student's over seeds (of step times: over "
         "blocks of one process), of 95%, or of 90% where equivalence is tested; a verdict takes more, by "
-        "Holm's correction over its tests. *Ours*: the paper does not say it; it follows from what it "
-        "says, or contradicts it. "
+        "Holm's correction over its tests. *Ours*: a statement that the paper does not make; it "
+        "follows from the paper's, or contradicts them. "
         "Errors and training curves of section 5.1 at full width are [elsewhere](../README.md).",
         "\n".join(f"- *{word}*: {meaning}" for word, meaning in WORDS.items()),
         in_markdown(_summary(found)),
@@ -98,7 +105,7 @@ def _summary(found: Sequence[Found]) -> list[list[str]]:
         [
             f"[{one.claim.id}](#{one.claim.id.lower()})",
             one.claim.section,
-            one.claim.words + " (ours)" * one.notes.ours,
+            one.claim.words + " (ours)" * (one.notes.ours and "(ours" not in one.claim.words),
             _first(one),
             one.word,
         ]
