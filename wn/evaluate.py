@@ -1,4 +1,4 @@
-"""``python -m wn.evaluate RUN [data=NAME] [data.KEY=VALUE] [plugins=[FILE]]``: a trained model's metrics."""
+"""``python -m wn.evaluate RUN [data=NAME] [data.KEY=VALUE] [plugins=FILE]``: a trained model's metrics."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0, or 2 after an error that the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m wn.evaluate", description="Evaluate a trained model.")
     parser.add_argument("run", help="a run's folder, or its run_id")
-    words = "other data: data=NAME, data.KEY=VALUE; code that it needs: plugins=[FILE]"
+    words = "other data: data=NAME, data.KEY=VALUE; code that it needs: plugins=FILE"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))

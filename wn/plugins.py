@@ -1,4 +1,4 @@
-"""A norm, a model or a data set of your own: Python files that you name, as in ``plugins=[my_norm.py]``. ::
+"""A norm, a model or a data set of your own: Python files that you name, as in ``plugins=my_norm.py``. ::
 
     from wn import plugins
     from wn.norm import NormalizedLayer

@@ -169,7 +169,7 @@ def check_plugins(record: Record, plugins: Sequence[str | Path]) -> None:
     named = hashes([str(file) for file in plugins])
     for file, sha256 in record.content["config"].get("plugins", {}).items():
         if sha256 not in named.values():
-            what = "it has changed since" if file in named else f"name it, as in plugins=[{file}]"
+            what = "it has changed since" if file in named else f"name it, as in plugins={file}"
             raise UserError(f"{record.folder}: trained with the code of {file}; {what}")
 
 
