@@ -50,7 +50,7 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     """Images and labels on the model's device, prepared as the run's own were."""
     device, dtype = next(run.model.parameters()).device, DTYPES[run.config.trainer.precision]
     # A whitened data set of the run's own comes from the cache.
-    pipeline = None if config.name == run.config.data.name and config.whiten else run.pipeline
+    pipeline = None if config.source == run.config.data.source and config.whiten else run.pipeline
     dataset = data.load(config, device, dtype, pipeline=pipeline)
     if dataset.classes > (known := run.record.content["model"]["classes"]):
         raise UserError(f"data={config.name}: {dataset.classes} classes, and the model knows {known}")
@@ -74,7 +74,7 @@ def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence
         else:
             raise UserError(f"{text}: give data=NAME, or data.KEY=VALUE with one of {', '.join(SETTABLE)}")
     made = parse({"data": tree, **code}).data
-    if (made.name, made.plugin) == (config.name, config.plugin):
+    if made.source == config.source:
         for key in ("train_fraction", "valid_fraction"):
             if getattr(made, key) != (own := getattr(config, key)):
                 raise UserError(
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(end)
     print(f"{run.record.folder}: {title([run.config])}, on {config.name}")
     final = run.record.content["final"]
-    same = (config.name, config.plugin) == (run.config.data.name, run.config.data.plugin)
+    same = config.source == run.config.data.source
     for name, value in found.items():
         print(f"{name} {value!r}" + (f" (record: {final[name]!r})" if same and name in final else ""))
     return 0

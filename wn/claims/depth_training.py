@@ -7,14 +7,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from wn.claims import nets
 from wn.claims.depth import SEEDS
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.rows import Row, per_seed, row
-from wn.claims.training import train
+from wn.claims.training import by_rate, train
 from wn.config.compose import compose
 
 RATES = {"adam": (1e-4, 1e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1)}
@@ -73,7 +71,7 @@ def train_deep(
         CHANCE if result is None else metrics[-1]["valid_error"]
         for metrics, result in zip(watch.metrics, watch.results, strict=True)
     ]
-    return _by_rate(rates, errors)
+    return by_rate(rates, errors)
 
 
 HALF_DECADES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
@@ -145,9 +143,4 @@ def final_losses(
     members = [(lr, seed) for lr in rates for seed in seeds]
     watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
     ends = zip(watch.metrics, watch.results, strict=True)
-    return _by_rate(rates, [rows[0 if result is None else -1]["valid_loss"] for rows, result in ends])
-
-
-def _by_rate(rates: Sequence[float], values: Sequence[float]) -> dict[float, list[float]]:
-    """Of members that are rates x seeds."""
-    return dict(zip(rates, np.reshape(values, (len(rates), -1)).tolist(), strict=True))
+    return by_rate(rates, [rows[0 if result is None else -1]["valid_loss"] for rows, result in ends])

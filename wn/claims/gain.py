@@ -11,7 +11,7 @@ import numpy as np
 
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, per_seed, row
-from wn.claims.training import train
+from wn.claims.training import by_rate, train
 from wn.config.compose import compose
 
 SEEDS = range(10)  # equivalence needs short intervals
@@ -53,10 +53,10 @@ def best(condition: str, gain: str) -> Best:
     watch = train([compose({**settings, "optim.lr": lr, "seed": seed}) for lr, seed in members])
     failed = [result is None for result in watch.results]
     counted = [rows[0 if bad else -1] for rows, bad in zip(watch.metrics, failed, strict=True)]
-    losses, n = [row["valid_loss"] for row in counted], len(SEEDS)
-    by_lr = {lr: sum(losses[i * n : (i + 1) * n]) / n for i, lr in enumerate(rates)}
+    losses = by_rate(rates, [row["valid_loss"] for row in counted])
+    by_lr = {lr: sum(values) / len(values) for lr, values in losses.items()}
     lr = min(by_lr, key=by_lr.__getitem__)
-    mine = range(rates.index(lr) * n, (rates.index(lr) + 1) * n)
+    mine = [i for i, (rate, _) in enumerate(members) if rate == lr]
     tests = [
         counted[i][f"valid_{metric}"] if failed[i] else (watch.results[i] or {})[f"test_{metric}"]
         for i in mine

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -87,3 +88,8 @@ def watched(configs: Sequence[Config], make: Callable[[Trainer], Watcher]) -> tu
         return kept[0]
 
     return train(configs, prepare=prepare), kept[0]
+
+
+def by_rate(rates: Sequence[float], values: Sequence[float]) -> dict[float, list[float]]:
+    """Of members that are rates x seeds."""
+    return dict(zip(rates, np.reshape(values, (len(rates), -1)).tolist(), strict=True))

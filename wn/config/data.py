@@ -29,6 +29,11 @@ class DataConfig(Section):
     label_noise: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Share of the training labels that is drawn anew, evenly over the classes, the same for all runs."""
 
+    @property
+    def source(self) -> tuple[str, str | None]:
+        """The data set, whatever is taken of it and wherever it lies."""
+        return self.name, self.plugin
+
     @pydantic.model_validator(mode="after")
     def _plugin_has_a_name(self) -> Self:
         if (self.name == "plugin") != (self.plugin is not None):
