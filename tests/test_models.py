@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -68,6 +69,19 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
     assert drawn(make()) == first
+
+
+def test_units_that_are_zero_get_the_seed_s_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zero_head(config: Any, shape: Any, classes: int) -> nn.Module:
+        layer = nn.Linear(math.prod(shape), classes)
+        nn.init.zeros_(layer.weight)
+        return nn.Sequential(nn.Flatten(), layer)
+
+    monkeypatch.setitem(models.BUILDERS, "mlp", zero_head)
+    norm = NormConfig.model_validate(PRESETS["weight_norm"])
+    first = drawn(make(norm=norm))
+    torch.randn(7)
+    assert drawn(make(norm=norm)) == first
 
 
 @pytest.mark.gpu

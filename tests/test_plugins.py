@@ -18,8 +18,9 @@ from plugin_cases import NORM, own
 from train_cases import REPOSITORY, Call, declare, records
 
 from wn import evaluate, experiments, launcher, models, plugins, sweep, trained
-from wn.config import Config, UserError, parse
+from wn.config import Config, UserError, idle, parse
 from wn.config.compose import compose
+from wn.config.files import hashes
 from wn.records import read_experiment
 from wn.report.__main__ import main as report
 from wn.sweep import train_sweep
@@ -53,6 +54,21 @@ def test_a_record_is_read_without_the_file(tmp_path: Path) -> None:
     assert again.run_id == config.run_id
     assert again.plugins == {"own.py": hashlib.sha256(NORM.encode()).hexdigest()}
     assert (again.norm.label, again.own) == ("mine", {"norm": "mine", "model": "m", "data": "d"})
+
+
+def test_a_file_may_be_named_twice_and_two_of_one_name_may_not(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    here, other = own(tmp_path), own(tmp_path / "other", NORM + "\n")
+    roundabout = f"{tmp_path}/other/../own.py"
+    assert hashes([here, roundabout]) == hashes([here])
+    with pytest.raises(UserError, match="another file of this name"):
+        hashes([here, other])
+
+
+def test_a_norm_with_gains_of_its_own_has_learning_rates_of_them(tmp_path: Path) -> None:
+    settings = {"norm": "mine", "plugins": own(tmp_path), "optim.lr_gain_cap": 0.1}
+    assert not idle(compose(settings))
+    assert idle(compose({"norm": "none", "optim.lr_gain_cap": 0.1}))
 
 
 def test_only_named_files_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,24 @@ def test_a_stack_leaves_its_models_alone() -> None:
         assert all(torch.equal(tensor, state[k]) for k, tensor in model.state_dict().items())
 
 
+def test_frozen_parameters_stay() -> None:
+    def half_frozen(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2))
+        return normalize(model, "weight_norm", hold="start")  # which puts back v after each step
+
+    stack = Stack([half_frozen(seed) for seed in range(2)])
+    optimizer = Optimizer([OptimConfig(weight_decay=0.1)] * 2, stack.params, stack.kinds)
+    before = {k: t.detach().clone() for k, t in {**stack.params, **stack.buffers}.items()}
+    loss = stack(torch.ones(2, 5, 3)).square().sum()
+    grads = torch.autograd.grad(loss, list(stack.params.values()))
+    optimizer.step(dict(zip(stack.params, grads, strict=True)))
+    stack.project()
+    after = {**stack.params, **stack.buffers}
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {"1.v", "1.g", "1.bias"}
+
+
 @pytest.mark.parametrize("kept", [[0, 2], [1]])
 def test_selected_members_go_on_as_they_were(kept: list[int]) -> None:
     stack = Stack([member("mlp", "batch_norm", torch.float64, seed) for seed in range(3)])

@@ -67,6 +67,18 @@ def test_the_second_call_trains_nothing_and_says_so(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
+def test_a_setting_that_a_done_run_was_not_measured_with_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_sweep([tiny(tmp_path)])
+    capsys.readouterr()
+    train_sweep([tiny(tmp_path, trainer={"test_every": 1})])
+    said = capsys.readouterr().out
+    assert (
+        "1 of them were measured with another trainer.test_every; trainer.force=true trains again\n" in said
+    )
+
+
 def test_what_is_done_needs_no_data_and_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_sweep([tiny(tmp_path)])
     monkeypatch.setattr(resources, "_load", pytest.fail)
@@ -110,10 +122,22 @@ def test_the_same_run_twice_is_trained_once(tmp_path: Path, steps: list[int]) ->
     assert steps == [1] * 6
 
 
-def test_another_experiment_s_runs_are_adopted(tmp_path: Path, steps: list[int]) -> None:
+def test_another_experiment_s_runs_are_adopted(
+    tmp_path: Path, steps: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     train_sweep(grid(tmp_path, experiment_name="first"))
     steps.clear()
-    train_sweep([*grid(tmp_path, experiment_name="second"), tiny(tmp_path, seed=9, experiment_name="second")])
+    capsys.readouterr()
+    both = [*grid(tmp_path, experiment_name="second"), tiny(tmp_path, seed=9, experiment_name="second")]
+    dry = both[0].trainer.model_copy(update={"dry_run": True})
+    train_sweep([config.model_copy(update={"trainer": dry}) for config in both])
+    said = capsys.readouterr().out
+    assert not outcome(tmp_path, "second")
+    steps.clear()
+    train_sweep(both)
+    announced = "8 runs taken over from other experiments\n9 runs: 8 done before, 1 to train\n"
+    assert said.startswith(announced)
+    assert capsys.readouterr().out.startswith(announced)
     assert steps == [1] * 6  # of the ninth
     first, second = outcome(tmp_path, "first"), outcome(tmp_path, "second")
     del second[tiny(tmp_path, seed=9).run_id]

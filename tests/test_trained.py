@@ -218,6 +218,13 @@ def test_a_run_with_a_plugin_is_loaded_with_that_very_file_alone(tmp_path: Path)
     trained.check_plugins(record, [other, mine])
 
 
+def test_a_run_of_a_sweep_with_plugins_that_uses_none_needs_none(tmp_path: Path) -> None:
+    record = train(tmp_path / "runs")
+    plugins = {"mine.py": "0" * 64}
+    record.save(config={**record.content["config"], "plugins": plugins})
+    trained.load(record.folder)
+
+
 # The commands
 
 

@@ -18,10 +18,11 @@ from wn.records import ROWS, Record
 log = logging.getLogger(__name__)
 
 
-def reuse(records: Iterable[Record]) -> set[str]:
+def reuse(records: Iterable[Record], dry: bool = False) -> set[str]:
     """Copy the results that other experiments beside them have of the same runs; return their run_ids.
 
     What was trained again and not yet in its place, because a kill came in between, is taken over too.
+    ``dry`` copies nothing.
     """
     records, beside = list(records), defaultdict(list)
     for runs_dir in {here.folder.parents[1] for here in records}:  # listed once, however many runs
@@ -30,7 +31,7 @@ def reuse(records: Iterable[Record]) -> set[str]:
 
     def taken(here: Record) -> bool:
         others = (folder for folder in beside[here.folder.name] if folder != here.folder)
-        return any(_copy_result(folder, here) for folder in others)
+        return any(Record.peek(folder).done if dry else _copy_result(folder, here) for folder in others)
 
     return {here.folder.name for here in records if taken(here)}
 

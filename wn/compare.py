@@ -11,7 +11,6 @@ import argparse
 import math
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from wn import experiments
 from wn.check import settings_of
 from wn.config import Config, UserError
+from wn.messages import module
 from wn.records import Record, to_json, write_atomically
 from wn.resources import configure_torch, resolve
 from wn.run import RunFailed, final_loss
@@ -71,9 +71,7 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
         [settings["norm"], *(f"{k}={v}" for k, v in settings.items() if k not in ("norm", *PLACES))]
     )
     plans, notes = _plans(families, settings, runs_dir)
-    untrained = [
-        f for f in plans if not (experiments.FOLDER.parent / f"results/compare/{f}/runs.csv").exists()
-    ]
+    untrained = [f for f, plan in plans.items() if {c.run_id for c in plan.others} - _committed(f)]
     if untrained and not (baselines or publish):
         print(f"no committed rows for {', '.join(untrained)}: the four others are trained as well")
     with_others = [*plans] if baselines or publish else untrained
@@ -97,6 +95,12 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
     return make_page([str(folder), *(["--publish"] * publish)])
 
 
+def _committed(family: str) -> set[str]:
+    """The run_ids whose rows are committed."""
+    path = experiments.FOLDER.parent / f"results/compare/{family}/runs.csv"
+    return {line[:12] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
+
+
 def _shown(words: Sequence[str]) -> list[str]:
     """The words of the command that another machine needs, files without the folders of this one."""
     kept = [word for word in words if not word.startswith(("runs_dir=", "data.root="))]
@@ -105,7 +109,7 @@ def _shown(words: Sequence[str]) -> list[str]:
 
 def make_page(arguments: Sequence[str]) -> int:
     """Run ``python -m wn.report.card``, as a process: training imports neither pandas nor matplotlib."""
-    return subprocess.run([sys.executable, "-m", "wn.report.card", *arguments]).returncode
+    return module("wn.report.card", *arguments)
 
 
 def _plans(

@@ -23,27 +23,26 @@ MEMBERS = 3
 NEARLY = 1e-2
 """Of properties that hold but for the epsilon under a root."""
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+TOLERANCE = 1e-9  # in float64
 
 
 class Subject(NamedTuple):
-    """A kind of layer under a norm."""
+    """A kind of layer under a norm, in float64."""
 
     make: Make
     plain: Callable[[], nn.Module]
     """A layer of torch, drawn from the global generator."""
     shape: tuple[int, ...]
     """Of its input."""
-    dtype: torch.dtype = torch.float64
 
     def layer(self, seed: int = 0) -> nn.Module:
         """The layer with initial weights of a seed, at the start of training."""
         torch.manual_seed(seed)
-        return progressed(self.make(self.plain().to(self.dtype)), 0)
+        return progressed(self.make(self.plain().double()), 0)
 
     def x(self, seed: int = 0) -> Tensor:
         torch.manual_seed(100 + seed)
-        return torch.randn(self.shape, dtype=self.dtype) + torch.randn(self.shape[1:], dtype=self.dtype)
+        return torch.randn(self.shape, dtype=torch.float64) + torch.randn(self.shape[1:], dtype=torch.float64)
 
     def far(self, a: Tensor, b: Tensor) -> float:
         """The largest difference, relative to the largest entry."""
@@ -52,7 +51,7 @@ class Subject(NamedTuple):
     def equal(self, a: Tensor, b: Tensor, what: str, loose: float = 1) -> float:
         assert a.shape == b.shape, f"{what}: shape {tuple(a.shape)}, not {tuple(b.shape)}"
         difference = self.far(a.detach(), b.detach())
-        assert difference <= loose * TOLERANCE[self.dtype], f"{what} differs by {difference:.1e}"
+        assert difference <= loose * TOLERANCE, f"{what} differs by {difference:.1e}"
         return difference
 
 
@@ -70,7 +69,7 @@ def finite(subject: Subject) -> str:
     for training in (True, False):
         x = subject.x().requires_grad_()
         y = layer.train(training)(x)
-        plain = subject.plain().to(subject.dtype)(x)
+        plain = subject.plain().double()(x)
         assert y.shape == plain.shape, f"output {tuple(y.shape)}, not {tuple(plain.shape)}"
         y.pow(3).sum().backward()
         found = {"output": y.detach(), "input": x.grad, **{k: p.grad for k, p in layer.named_parameters()}}
@@ -94,7 +93,6 @@ def forward_changes_no_parameter(subject: Subject) -> str:
 
 def gradients(subject: Subject) -> str:
     """Autograd's gradients are those of finite differences, in training and in evaluation."""
-    subject = subject._replace(dtype=torch.float64)
     layer = subject.layer()
     names = [name for name, _ in layer.named_parameters()]
 
@@ -142,7 +140,7 @@ def _stacked(subject: Subject, training: bool) -> float:
         for name, slope in slopes.items():
             stacked = parameters[name].grad
             off = float("inf") if stacked is None else float((stacked[i] - slope).abs().max()) / size
-            assert off <= 10 * TOLERANCE[subject.dtype], f"gradient of {name} differs by {off:.1e}"
+            assert off <= 10 * TOLERANCE, f"gradient of {name} differs by {off:.1e}"
         for name, buffer in layer.named_buffers():
             if buffer.is_floating_point():
                 subject.equal(buffers[name][i], buffer, f"{name} of member {i}")
@@ -212,7 +210,7 @@ def invariant(subject: Subject) -> str:
     for what, least in (("unit", 0.5), ("layer", 2.0)):
         layer = progressed(subject.layer(), 1)
         before, weight = layer(subject.x()).detach(), weight_of(layer, subject.plain())
-        factors = torch.linspace(least, 2, len(weight), dtype=subject.dtype)
+        factors = torch.linspace(least, 2, len(weight), dtype=torch.float64)
         with torch.no_grad():
             weight.mul_(factors.view(-1, *[1] * (weight.dim() - 1)))
         if subject.far(layer(subject.x()).detach(), before) < NEARLY:

@@ -35,22 +35,19 @@ def estimate(
     folders = {Path(c.runs_dir) for stack in stacks for c in stack}
     timings = Timings(Record.peek(path.parent) for f in folders for path in f.glob("*/*/record.json"))
     name = device_name(device, threads=max(1, torch.get_num_threads() // workers))  # as a worker's
-    seconds, space, while_training, steps = 0.0, 0.0, 0.0, 0
+    seconds, space, while_training = 0.0, 0.0, 0.0
     known: dict[str, tuple[float, float, float]] = {}
     for stack in stacks:
         one, size = stack[0], len(stack)
         took = timings.seconds(one, name, size)
-        if took is None or timings.bytes(one) is None:
+        if took is None:
             if one.stack_key not in known:
                 known[one.stack_key] = _one_step(stack, device, data, workers)
             measured, record, checkpoint = known[one.stack_key]
             while_training = max(while_training, 2 * checkpoint * size * workers)  # the newest two
-            steps += took is None
-        seconds, space = (
-            seconds + size * (measured if took is None else took),
-            space + size * (timings.bytes(one) or record),
-        )
-    how = "as finished runs took" if not steps else "by a measured step, uncompiled"
+        seconds += size * (measured if took is None else took)
+        space += size * (timings.bytes(one) or record)
+    how = "by a measured step, uncompiled" if known else "as finished runs took"
     many = f", in {workers} processes" * (workers > 1)
     return (
         f"time: {spoken(seconds / workers)} on {name}{many}, {how}",

@@ -84,15 +84,6 @@ def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence
     return made
 
 
-def _named_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of ``plugins=[...]``, and the other words."""
-    files: list[str] = []
-    for word in words:
-        if word.startswith("plugins="):
-            files += listed(parse_value(word))
-    return files, [word for word in words if not word.startswith("plugins=")]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0, or 2 after an error that the user can mend."""
     parser = argparse.ArgumentParser(prog="python -m wn.evaluate", description="Evaluate a trained model.")
@@ -103,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)
     try:
-        files, overrides = _named_plugins(options.overrides)
+        named = [word for word in options.overrides if word.startswith("plugins=")]
+        overrides = [word for word in options.overrides if word not in named]
+        files = [file for word in named for file in listed(parse_value(word))]
         run = load(options.run, plugins=files, device=options.device, runs_dir=options.runs_dir)
         plugins.load(files)  # which may register other data than the run's
         config = with_overrides(run.config.data, overrides, files)

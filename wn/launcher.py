@@ -71,8 +71,8 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     records: dict[int, Record] = {}
     for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
-    if any(config.trainer.dry_run for config in configs):
-        return []
+        if any(config.trainer.dry_run for config in configs):
+            return []  # the other passes would take over what this one trains
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
 

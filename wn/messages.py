@@ -6,6 +6,8 @@ import contextlib
 import functools
 import math
 import statistics
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import torch
@@ -17,6 +19,9 @@ from wn.metrics import objective_of
 from wn.provenance import git_state, other_code, source
 from wn.records import Record
 from wn.run import title
+
+MEASURING = ("probe_every", "test_every", "iwae_samples", "iwae_images")
+"""Settings of the trainer that are no part of a run's identity and decide what its record holds."""
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 """Device and data of runs, by run_id."""
@@ -32,12 +37,13 @@ def announce(runs: dict[str, Config], records: dict[str, Record], todo: list[str
     if reused:
         say(f"{reused} runs taken over from other experiments")
     say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
-    if len(runs) == 1 and not todo:
+    done = [record for record in records.values() if record.done]
+    if len(runs) == 1 and done:
         (config,) = runs.values()
-        say(f"{title([config])}: {outcome(config, list(records.values()))}")
+        say(f"{title([config])}: {outcome(config, done)}")
         if tracking.trial():  # of an agent that has given the same settings before
             tracking.mirror_all(records.values(), config.tracking)
-    _earlier(runs, [record for record in records.values() if record.done])
+    _earlier(runs, done)
     for line in sorted({line for config in runs.values() for line in idle(config)}):
         say(line)
     if todo:
@@ -59,6 +65,17 @@ def _earlier(runs: dict[str, Config], done: list[Record]) -> None:
     without = [r for r in done if r.status == "finished" and "model" not in r.content]
     if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
         say(f"{count} of them kept no model; trainer.force=true trains again")
+    for key in MEASURING:
+        asked = [getattr(runs[record.folder.name].trainer, key) for record in done]
+        found = [record.content["config"]["trainer"].get(key, "unknown") for record in done]
+        if count := sum(one not in (mine, "unknown") for one, mine in zip(found, asked, strict=True)):
+            say(f"{count} of them were measured with another trainer.{key}; trainer.force=true trains again")
+
+
+def module(name: str, *arguments: str) -> int:
+    """The exit status of ``python -m name``, run after what was said so far."""
+    sys.stdout.flush()
+    return subprocess.run([sys.executable, "-m", name, *arguments]).returncode
 
 
 def costs(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:

@@ -37,18 +37,10 @@ DRIVER = Path("/proc/driver/nvidia/version")
 MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
 
-def devices(name: str, gpus: int) -> list[str]:
-    """What a sweep trains on, a worker process each: for ``auto`` all of so many GPUs, else what is named.
-
-    >>> devices("auto", 2), devices("cuda:1", 2), devices("auto", 0)
-    (['cuda:0', 'cuda:1'], ['cuda:1'], ['auto'])
-    """
-    return [f"cuda:{i}" for i in range(gpus)] if name == "auto" and gpus else [name]
-
-
 def devices_here(name: str) -> list[str]:
-    """:func:`devices` with the GPUs of this machine that this process may use."""
-    return devices(name, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    """What a sweep trains on, a worker process each: for ``auto`` all GPUs of this process, else ``name``."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{i}" for i in range(gpus)] if name == "auto" and gpus else [name]
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ buffers, so the gradient of the sum of their losses holds, slice by slice, each 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from wn.norm import held_layers, initializing
+from wn.norm import held_layers, initializing, parameter_groups
 
 Tensors = dict[str, Tensor]
 
@@ -25,19 +26,22 @@ class Stack:
 
     Attributes:
         params: name to ``[members, ...]``, leaves that require gradients.
-        buffers: name to ``[members, ...]``, changed in place by a training pass.
+        buffers: name to ``[members, ...]``, changed in place by a training pass; frozen parameters too.
+        kinds: of each parameter, its group in :func:`wn.norm.parameter_groups`.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self.template = models[0]
         self.holds = bool(held_layers(self.template))
-        params = [dict(model.named_parameters()) for model in models]
-        buffers = [dict(model.named_buffers()) for model in models]
-        self.params = {k: _leaf(torch.stack([p[k].detach() for p in params])) for k in params[0]}
-        self.buffers = {k: torch.stack([b[k] for b in buffers]) for k in buffers[0]}
+        kind_of = {p: kind for kind, own in parameter_groups(self.template).items() for p in own}
+        self.kinds = {k: kind_of[p] for k, p in self.template.named_parameters() if p.requires_grad}
+        named = [dict([*model.named_parameters(), *model.named_buffers()]) for model in models]
+        stacked = {k: torch.stack([tensors[k].detach() for tensors in named]) for k in named[0]}
+        self.params = {k: _leaf(stacked.pop(k)) for k in self.kinds}
+        self.buffers = stacked
 
     def __len__(self) -> int:
-        return len(next(iter(self.params.values())))
+        return len(next(itertools.chain(self.params.values(), self.buffers.values())))
 
     def __call__(self, x: Tensor, shared: bool = False) -> Any:
         """The members' outputs, ``[members, batch, ...]``: a tensor or a tuple of such.
@@ -84,7 +88,8 @@ class Stack:
         """Put ||v|| back where a norm holds it (:func:`wn.norm.project_`)."""
         if self.holds:
             for name, v in self.map(_projected).items():
-                self.params[name].copy_(v)
+                if name in self.params:  # else it is frozen
+                    self.params[name].copy_(v)
 
     def set_progress(self, share: float) -> None:
         """Tell layers with a schedule of their own the share of the training that is done."""

@@ -51,7 +51,7 @@ def train_sweep(
     if not dry:
         _finish_replacing(forced, runs, records)
     missing = {run_id: record for run_id, record in records.items() if not record.done}
-    reused = set() if dry else again.reuse(r for run_id, r in missing.items() if run_id not in forced)
+    reused = again.reuse((r for run_id, r in missing.items() if run_id not in forced), dry)
     todo = [run_id for run_id in missing if run_id not in reused]
     if dry and (download := cost.to_download([runs[run_id] for run_id in todo])):
         say(f"{len(runs)} runs: {len(todo)} to train; {download}")
@@ -84,7 +84,6 @@ def train_sweep(
                 held = {run_id for run_id in left if records[run_id].held()}
                 blocked = {*left} - held
             todo = left
-    records |= {run_id: Record.of(runs[run_id], run_id) for run_id in reused}
     _replace(forced, records)
     if begun:
         messages.best([(runs[run_id], record) for run_id, record in records.items()])

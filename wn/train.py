@@ -9,7 +9,6 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ from wn.config import Config, UserError, explain_key, nearest, places
 from wn.config.compose import CONFIGS, OWN, check_presets, set_value
 from wn.config.errors import ends_training, explain_disk, short
 from wn.config.models import MODELS
+from wn.messages import module
 from wn.stops import Preempted, tell, termination
 from wn.sync import send_report
 
@@ -136,8 +136,7 @@ def report() -> None:
 
 def make_report(folder: Path) -> bool:
     """Run ``python -m wn.report``, as a process: training imports neither pandas nor matplotlib."""
-    sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "wn.report", str(folder)]).returncode == 0
+    return module("wn.report", str(folder)) == 0
 
 
 def register() -> None:
@@ -158,7 +157,7 @@ def register() -> None:
             plan = experiments.load(name)
             if name in asked:
                 plan.runs()  # the whole file is checked
-            fixed = plan.fixed
+            fixed = plan.fixed | ({"plugins": plan.plugins} if plan.plugins else {})
         except UserError:
             if name in asked:
                 raise

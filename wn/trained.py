@@ -124,9 +124,9 @@ def load(
     if "model" not in record.content:
         again = "trainer.save=true trainer.force=true trains it again and keeps it"
         raise UserError(f"{record.folder}: kept no model ({record.status}); {again}")
-    check_plugins(record, plugins)
     config = parse(record.content["config"])
-    if config.own:
+    if config.own:  # others of its sweep may have been of the files that its command named
+        check_plugins(record, plugins)
         own_code.load(map(str, plugins))
         own_code.check(config)
     try:

@@ -18,7 +18,6 @@ from wn.config import Config, UserError
 from wn.data import Dataset, Split, permutation
 from wn.metrics import ELBO, objective_of
 from wn.models import build
-from wn.norm import parameter_groups
 from wn.optim import EMA, Optimizer
 from wn.probes import Row
 from wn.stack import Stack
@@ -243,10 +242,8 @@ class Trainer:
         """Optimiser, EMA and step of the stack, with the state in ``trees`` or at their beginning."""
         if trees:
             self.stack.load(trees["params"], trees["buffers"])
-        groups = parameter_groups(self.stack.template).items()
-        kind_of = {id(p): kind for kind, params in groups for p in params}
-        kinds = {name: kind_of[id(p)] for name, p in self.stack.template.named_parameters()}
-        self.optimizer = Optimizer([self.configs[m].optim for m in self.alive], self.stack.params, kinds)
+        optims = [self.configs[m].optim for m in self.alive]
+        self.optimizer = Optimizer(optims, self.stack.params, self.stack.kinds)
         steps = self.config.optim.ema_epochs * self.steps_per_epoch
         # Running statistics are averaged too: they belong to the weights that they are evaluated with.
         statistics = {k: b for k, b in self.stack.buffers.items() if k.split(".")[-1].startswith("running_")}

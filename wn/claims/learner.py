@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from wn.config import OptimConfig
 from wn.models.init import init_weights_
-from wn.norm import parameter_groups
 from wn.optim import Optimizer
 from wn.stack import Stack
 
@@ -25,9 +24,7 @@ class Learner:
         self, models: Sequence[nn.Module], optims: Sequence[OptimConfig], clip: float | None = None
     ) -> None:
         self.stack, self.clip = Stack(models), clip
-        kind_of = {p: kind for kind, params in parameter_groups(models[0]).items() for p in params}
-        kinds = {name: kind_of[p] for name, p in models[0].named_parameters()}
-        self.optimizer = Optimizer(optims, self.stack.params, kinds)
+        self.optimizer = Optimizer(optims, self.stack.params, self.stack.kinds)
 
     def step(self, loss: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """One update by ``loss(model, *inputs)``, a scalar; inputs ``[members, ...]``. Returns the losses."""

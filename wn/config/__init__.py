@@ -242,7 +242,8 @@ class Config(Section):
 def idle(config: Config) -> list[str]:
     """A line for each setting of the optimiser or the batches that was given and does not do what it says."""
     norm, optim = config.norm, config.optim
-    gainless = norm.gain in ("none", "fixed", "fixed_layer") and f"norm={norm.label} trains no gain"
+    kept = norm.gain in ("none", "fixed", "fixed_layer") and norm.statistics != "dyt"  # which trains alpha
+    gainless = norm.plugin is None and kept and f"norm={norm.label} trains no gain"
     sgd = optim.name == "sgd" and "optim=sgd has none"
     constant = optim.schedule == "constant" and "optim.schedule=constant has no late part"
     without = {

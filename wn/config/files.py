@@ -15,7 +15,7 @@ def hashes(paths: Sequence[str]) -> dict[str, str]:
     for path in map(Path, dict.fromkeys(paths)):
         if not path.is_file():
             raise UserError(f"plugins={path}: no such file")
-        if path.name in found:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found.setdefault(path.name, sha256) != sha256:
             raise UserError(f"plugins={path}: another file of this name is there already; rename one")
-        found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -85,6 +85,7 @@ def load(
         raise UserError(f"data={config.name}: pixels of {found}, and the model takes {wanted}")
     made = pipeline or Pipeline(rest.images.shape[1:], dtype_in_files, white, config.binarize)
     rest, test = (made.prepare(part, stream) for stream, part in enumerate((rest, test)))
+    classes = int(np.max(rest.labels)) + 1  # before a part is taken, which may lack the last
     if config.train_fraction < 1:
         _, rest = _divide(rest, config.train_fraction, "train_fraction")
     train, valid = rest, Arrays(rest.images[:0], rest.labels[:0])
@@ -100,7 +101,6 @@ def load(
         x = torch.from_numpy(part.images).to(device).to(dtype)
         return Split(x=made.scale_(x), y=torch.from_numpy(part.labels).to(device))
 
-    classes = int(np.max(rest.labels)) + 1
     if config.label_noise:
         train = Arrays(train.images, _noisy(train.labels, config.label_noise, classes))
     return Dataset(split(train), split(valid), split(test), classes, made)

@@ -55,14 +55,13 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
-    for name, layer in network.named_modules():
-        if draws(layer):
-            kind = type(layer).__name__
+        if drawing := [(name, layer) for name, layer in network.named_modules() if draws(layer)]:
+            name, kind = drawing[0][0], type(drawing[0][1]).__name__
             raise UserError(
                 f"model={getattr(model, 'plugin', model.name)}: {name} is torch's {kind}, which draws other "
                 "numbers each time; take wn.models.noise.Dropout, which draws by the run's seed and step"
             )
-    return with_norm(network, norm, model.activation)
+        return with_norm(network, norm, model.activation)  # which draws v of units that are zero
 
 
 def with_norm(network: nn.Module, norm: NormConfig, activation: str = "none") -> nn.Module:
