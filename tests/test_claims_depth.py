@@ -72,8 +72,10 @@ def test_correlation_is_the_mean_cosine_of_pairs():
     model = nets.deep("plain", 3, 6, "relu", "he", x, 0)
     t = model.features(x).detach()
     pairs = [F.cosine_similarity(t[i], t[j], 0) for i in range(4) for j in range(i)]
-    assert depth.image_correlation(model, x) == pytest.approx(float(sum(pairs) / 6))
-    assert depth.image_correlation(model, x[:1].expand(3, -1, -1, -1)) == pytest.approx(1)
+    mean, root_mean_square = depth.image_correlation(model, x)
+    assert mean == pytest.approx(float(sum(pairs) / 6))
+    assert root_mean_square == pytest.approx(math.sqrt(sum(float(p) ** 2 for p in pairs) / 6))
+    assert depth.image_correlation(model, x[:1].expand(3, -1, -1, -1)) == pytest.approx((1, 1))
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from wn.claims.learner import gradients, reached
-from wn.config import Config
+from wn.claims.training import data_of
 from wn.config.compose import compose
 from wn.data import permutation
 from wn.metrics import ELBO, means, objective_of
 from wn.models import build
 from wn.norm import normalized_layers
-from wn.resources import resolve
 from wn.stack import Stack
 
 ARMS = ("plain", "projection", "scale", "both")
@@ -118,8 +117,8 @@ def curve(
     The error for a target accuracy, else the loss. All rates and seeds train as one stack, in the trainer's
     order of images.
     """
-    config: Config = compose({**race.settings, "norm": "none", "trainer.device": "cpu"})
-    _, data = resolve(config)
+    config = compose({**race.settings, "norm": "none"})
+    data = data_of(config)
     models = [
         build(config.model, config.norm, data.shape, data.classes, seed) for _ in race.rates for seed in seeds
     ]
@@ -131,8 +130,13 @@ def curve(
     steps = n // batch
     if steps * race.epochs % race.every:
         raise ValueError("the last evaluation is not at the end")
-    metric = "train_loss" if objective is ELBO else "train_error"
-    kept, done = [_evaluated(stack, config, metric, len(seeds))], 0
+    metric = "loss" if objective is ELBO else "error"
+
+    def evaluated() -> Tensor:
+        found = means(stack, objective, data.train, contextlib.nullcontext)
+        return torch.tensor(found[metric]).view(-1, len(seeds))
+
+    kept, done = [evaluated()], 0
     for epoch in range(1, race.epochs + 1):
         orders = torch.stack([permutation(seed, epoch, n) for seed in seeds]).repeat(len(race.rates), 1)
         for chosen in torch.split(orders, batch, 1)[:steps]:
@@ -144,7 +148,7 @@ def curve(
             if after_step:
                 after_step(stack)
             if done % race.every == 0:
-                kept.append(_evaluated(stack, config, metric, len(seeds)))
+                kept.append(evaluated())
     return torch.stack(kept)
 
 
@@ -156,9 +160,3 @@ def _update(stack: Stack, arm: str, gradients: State, lr: Tensor, states: dict[s
             parameter.copy_(step(arm, parameter, gradients[name], rate, states[name]))
         else:
             parameter.sub_(rate * gradients[name])
-
-
-def _evaluated(stack: Stack, config: Config, metric: str, seeds: int) -> Tensor:
-    _, data = resolve(config)
-    found = means(stack, objective_of(config.model), data.train, contextlib.nullcontext)
-    return torch.tensor(found[metric.removeprefix("train_")]).view(-1, seeds)

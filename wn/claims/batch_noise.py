@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, per_quantity
-from wn.claims.training import train
+from wn.claims.training import data_of, train
 from wn.config.compose import compose
 from wn.models import build
 from wn.models.noise import CounterBased, normal
 from wn.norm import NormalizedLayer
-from wn.resources import resolve
 
 CONDITION = "convnet, width 16"
 SETTINGS: dict[str, Any] = {
@@ -76,7 +75,7 @@ def test_error(arm: str, seed: int) -> float:
     """In percent, after training; 90 where it diverged."""
     norm, kind = ARMS[arm]
     config = compose({**SETTINGS, "norm": norm, "seed": seed})
-    data = resolve(config)[1]
+    data = data_of(config)
     network = build(config.model, config.norm, data.shape, data.classes, seed)
     result = train([config], data, [with_noise(network, kind, seed) if kind else network]).results[0]
     return 90.0 if result is None else 100.0 * float(result["test_error"])

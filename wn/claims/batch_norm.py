@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims.exact_layer import whitened
+from wn.claims.growth import line
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, per_quantity, row
-from wn.claims.snapshots import EPOCHS, deviations, gains, inputs_and_outputs, trained
+from wn.claims.snapshots import EPOCHS, inputs_and_outputs, trained
+from wn.claims.training import data_of
 from wn.config.compose import compose
-from wn.norm import normalized_layers
-from wn.resources import resolve
+from wn.norm import NormalizedLayer, normalized_layers
 
 SEEDS = range(5)
 SIZES = [2**k for k in range(5, 13)]  # of minibatches
@@ -70,7 +71,7 @@ def gaussian(white: bool) -> Draw:
 
 def digits(white: bool) -> Draw:
     """All 1797 digits with replacement, whitened by their own covariance or as they are."""
-    _, data = resolve(compose({"data": "digits", "trainer.device": "cpu"}))
+    data = data_of(compose({"data": "digits"}))
     pixels = torch.cat([split.x for split in (data.train, data.valid, data.test)]).flatten(1).double()
     population = whitened(pixels) if white else pixels
 
@@ -104,9 +105,7 @@ def deviations_by_size(draw: Draw, seed: int) -> list[float]:
 
 def log_slope(xs: list[int], ys: list[float]) -> float:
     """Least squares slope of log y on log x."""
-    x, y = (torch.tensor([math.log(value) for value in values], dtype=torch.float64) for values in (xs, ys))
-    x = x - x.mean()
-    return float((x * y).sum() / x.square().sum())
+    return line([math.log(x) for x in xs], [math.log(y) for y in ys])[0]
 
 
 def _in_depth(network: str, family: str, seed: int) -> list[Row]:
@@ -130,8 +129,17 @@ def _in_depth(network: str, family: str, seed: int) -> list[Row]:
 
 def ratios(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """``sigma_BN/||v||`` of each layer's units over images x."""
-    layers = normalized_layers(model)
-    return {name: sigma / gains(layers[name]) for name, sigma in deviations(model, x).items()}
+    layers, found = normalized_layers(model), {}
+    for name, (_, y) in inputs_and_outputs(model, x).items():
+        sigma = y.double().transpose(0, 1).flatten(1).std(1, correction=0)  # over images and places
+        found[name] = sigma / gains(layers[name])
+    return found
+
+
+def gains(layer: NormalizedLayer) -> Tensor:
+    """|g| ``[units]`` in float64; of plain weights 1."""
+    ones = torch.ones(layer.units, dtype=torch.float64)
+    return layer.gains().detach().double().abs() if layer.has_gain else ones
 
 
 def variation(r: Tensor) -> float:

@@ -112,6 +112,8 @@ class Notes(Part):
     """The paper shows data for it: a figure or a table."""
     ours: bool = False
     """The paper does not say it: it follows from what it says, or contradicts it."""
+    late: bool = False
+    """The criterion's last change is younger than some runs of its rows (as a criterion's own ``late``)."""
     lower: Lower | None = None
 
 

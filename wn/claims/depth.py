@@ -108,10 +108,15 @@ def held_out_variances(model: nn.Module, data: Dataset) -> list[float]:
 
 
 class AtStart(NamedTuple):
-    """A network as it starts: ``gradient_ratio`` of first to last hidden layer, ``correlation`` of images."""
+    """A network as it starts: ``gradient_ratio`` of first to last hidden layer, cosines between images.
+
+    Units of mean 0 hold the mean cosine, ``correlation``, near 0 even where images collapse onto a line; the
+    ``root_mean_square`` is 1 there.
+    """
 
     gradient_ratio: float
     correlation: float
+    root_mean_square: float
 
 
 @functools.cache
@@ -123,7 +128,7 @@ def probe(kind: Kind, depth: int, activation: str, start: Start, seed: int) -> A
     chosen = nets.first_batch(data, images, seed)
     x, y = data.train.x[chosen], data.train.y[chosen]
     model = nets.deep(kind, depth, width, activation, start, x, seed)
-    return AtStart(gradient_ratio(model, x, y), image_correlation(model, data.valid.x))
+    return AtStart(gradient_ratio(model, x, y), *image_correlation(model, data.valid.x))
 
 
 def gradient_ratio(model: nets.Deep, x: Tensor, y: Tensor) -> float:
@@ -134,10 +139,12 @@ def gradient_ratio(model: nets.Deep, x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def image_correlation(model: nets.Deep, x: Tensor) -> float:
-    """Mean cosine between the pre-activations, in the last hidden layer, of two different images."""
+def image_correlation(model: nets.Deep, x: Tensor) -> tuple[float, float]:
+    """Mean, and root mean square, of cosines between two images' pre-activations in the last hidden layer."""
     unit = F.normalize(model.features(x).flatten(1), dim=1)
-    return float((unit.sum(0).square().sum() - len(x)) / (len(x) * (len(x) - 1)))
+    sums = unit.sum(0).square().sum(), (unit @ unit.T).square().sum()
+    mean, square = ((float(total) - len(x)) / (len(x) * (len(x) - 1)) for total in sums)
+    return mean, math.sqrt(max(square, 0.0))
 
 
 Case = tuple[Kind, str, tuple[Start, ...]]
@@ -153,7 +160,9 @@ def forward() -> Iterator[Part]:
         "convnet, plain": ("convolutional", "relu", FEWER),
     }
 
-    yield from _parts(cases, "correlation", "correlation", lambda at, kind, activation: at.correlation)
+    yield from _parts(
+        cases, "correlation", "correlation", lambda at, kind, activation: at.correlation, (DEPTHS[0], 50)
+    )
 
 
 @measurement("E2b")
@@ -173,9 +182,16 @@ def backward() -> Iterator[Part]:
 
 
 def _parts(
-    cases: dict[str, Case], field: str, quantity: str, judged: Callable[[AtStart, Kind, str], float]
+    cases: dict[str, Case],
+    field: str,
+    quantity: str,
+    judged: Callable[[AtStart, Kind, str], float],
+    beside: Sequence[int] = (),
 ) -> Iterator[Part]:
-    """A part for each condition and start: a field of what is found by depth, what is judged at 50."""
+    """A part for each condition and start: a field of what is found by depth, what is judged at 50.
+
+    ``beside``: the depths whose root mean square cosine is a control.
+    """
 
     def measure(condition: str, kind: Kind, activation: str, start: Start) -> list[Row]:
         name = quantity if start == "data" else f"control {start}"
@@ -184,6 +200,9 @@ def _parts(
             found = {depth: probe(kind, depth, activation, start, seed) for depth in DEPTHS}
             rows.append(row(condition, name, seed, judged(found[50], kind, activation)))
             rows += [row(condition, curve, seed, getattr(at, field), depth) for depth, at in found.items()]
+            for depth in beside:
+                control = f"control {start}, root mean square cosine, {depth} layers"
+                rows.append(row(condition, control, seed, found[depth].root_mean_square))
         return rows
 
     for condition, (kind, activation, starts) in cases.items():

@@ -16,10 +16,9 @@ from wn.claims.growth import ARMS, LONGER, NOISE, SEEDS, config, final, half_dec
 from wn.claims.lengths import directions, squares
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, per_quantity, row
-from wn.claims.training import AfterStep, Watch, train, watched
+from wn.claims.training import AfterStep, Watch, data_of, train, watched
 from wn.config import Config
 from wn.norm import normalized_layers
-from wn.resources import resolve
 from wn.trainer import Trainer
 
 STEPS = 287  # an epoch in batches of four
@@ -37,7 +36,7 @@ def noisy_gradients() -> Iterator[Part]:
 
 def _by_batch(model: str, arm: str) -> list[Row]:
     condition, lr = f"{model}, SGD", NOISE_RATES[model]
-    images = len(resolve(config(condition, lr, 0))[1].train.x)
+    images = len(data_of(config(condition, lr, 0)).train.x)
     growths = {
         size or images: growth_at(condition, lr, size or images, images, {**ARMS[arm], **NOISE[model]})
         for size in BATCHES

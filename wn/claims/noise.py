@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from wn.claims.measuring import Part, measurement
 from wn.claims.nets import passed
 from wn.claims.rows import Row, per_quantity, row
-from wn.claims.training import train
+from wn.claims.training import data_of, train
 from wn.config.compose import compose
 from wn.models import build
 from wn.models.noise import CounterBased
-from wn.resources import resolve
 
 SIZES = (2, 4, 8, 16, 64, 100)
 BATCH = 100  # of the paper, at which claims are judged
@@ -54,7 +53,7 @@ class Frozen(NamedTuple):
 def frozen(family: str, norm: str) -> list[Frozen]:
     """A model for each seed, trained for some seconds."""
     base = compose({**SETTINGS[family], "norm": NORMS[norm]})
-    data = resolve(base)[1]
+    data = data_of(base)
     small = replace(data, test=data.valid)  # the test set is not looked at
     found = []
     for seed in range(SEEDS):

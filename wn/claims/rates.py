@@ -71,7 +71,7 @@ ARMS: dict[str, Settings] = {
     "batch norm, capped": {"norm": "batch_norm", **_capped(0.1)},
 }
 
-PLACE: Settings = {"experiment_name": "claims_rates", "trainer.device": "cpu", **UNSEEN}
+PLACE: Settings = {"experiment_name": "claims_rates", **UNSEEN}
 QUICK: Settings = {
     **{"trainer.probe_every": 1000, "trainer.images": 0},  # nothing is read of a run but its validation loss
     **{"trainer.iwae_samples": 1, "trainer.iwae_images": 1},

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from wn.claims.nets import passed
+from wn.claims.training import data_of
 from wn.config import Config
 from wn.config.compose import compose
 from wn.data import Dataset, Split
 from wn.models import build
-from wn.norm import NormalizedLayer
-from wn.resources import resolve
 from wn.trainer import Observer, Trainer
 
 EPOCHS = (0, 1, 2, 4, 7, 10, 15, 20, 25, 30)
@@ -45,9 +44,9 @@ class Trained(NamedTuple):
 @functools.cache
 def trained(network: str, norm: str, seed: int) -> Trained:
     """One of :data:`NETWORKS`, trained with a norm for 30 epochs in batches of 100, on the CPU."""
-    settings = {"norm": norm, "trainer.epochs": EPOCHS[-1], "trainer.device": "cpu", "seed": seed}
+    settings = {"norm": norm, "trainer.epochs": EPOCHS[-1], "seed": seed}
     config = compose({**NETWORKS[network], **settings})
-    _, data = resolve(config)
+    data = data_of(config)
     observer = _Snapshots(config, data)
     small = dataclasses.replace(data, valid=_first(data.valid, 0), test=_first(data.test, 100))
     observer.trainer = Trainer([config], small, torch.device("cpu"), observer)
@@ -87,17 +86,3 @@ def _first(split: Split, size: int) -> Split:
 def inputs_and_outputs(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """What goes into each normalised layer for images x, and its outputs, ``[images, units, ...]``."""
     return passed(model.eval(), x)
-
-
-def deviations(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Each layer's standard deviation of its pre-activations over images and places, ``[units]``."""
-    outputs = {
-        name: y.double().transpose(0, 1).flatten(1) for name, (_, y) in inputs_and_outputs(model, x).items()
-    }
-    return {name: y.std(1, correction=0) for name, y in outputs.items()}
-
-
-def gains(layer: NormalizedLayer) -> Tensor:
-    """|g| ``[units]`` in float64; of plain weights 1."""
-    ones = torch.ones(layer.units, dtype=torch.float64)
-    return layer.gains().detach().double().abs() if layer.has_gain else ones

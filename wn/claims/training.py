@@ -23,7 +23,11 @@ OPTIMISERS: dict[str, dict[str, Value]] = {
     "Adam": {"optim": "adam"},
     "Adamax": {"optim": "adamax"},
 }
-UNSEEN: dict[str, Value] = {"tracking.mode": "disabled", "trainer.progress": False}
+UNSEEN: dict[str, Value] = {
+    "tracking.mode": "disabled",
+    "trainer.progress": False,
+    "trainer.device": "cpu",
+}
 """Settings of recorded runs that a claim trains; they are no part of a run's identity."""
 
 AfterStep = Callable[[Trainer], None]
@@ -57,6 +61,12 @@ class Watch(Observer):
         self.results[member] = result if status == "finished" else None
 
 
+def data_of(config: Config) -> Dataset:
+    """On the CPU, where claims train, whatever the run says."""
+    here = config.trainer.model_copy(update={"device": "cpu"})
+    return resolve(config.model_copy(update={"trainer": here}))[1]
+
+
 def train(
     configs: Sequence[Config],
     data: Dataset | None = None,
@@ -69,10 +79,7 @@ def train(
     and returns what to call after each step.
     """
     watch = Watch(len(configs))
-    if data is None:
-        trainer_here = configs[0].trainer.model_copy(update={"device": "cpu"})
-        _, data = resolve(configs[0].model_copy(update={"trainer": trainer_here}))
-    trainer = Trainer(configs, data, torch.device("cpu"), watch, models)
+    trainer = Trainer(configs, data or data_of(configs[0]), torch.device("cpu"), watch, models)
     if prepare:
         watch.after_step = functools.partial(prepare(trainer), trainer)
     trainer.run()
