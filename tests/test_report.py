@@ -32,6 +32,7 @@ from report_cases import (
 
 from wn import experiments
 from wn.presets import PRESETS
+from wn.records import Record
 from wn.report import charts, collect, figures
 from wn.report.plan import Plan, of_experiment
 
@@ -204,6 +205,7 @@ def test_committed_results_are_those_of_the_committed_rows(
         b"<<<<<<< HEAD\nrun_id,status,seconds\n",
         b"run_id,status,seconds\n<<<<<<< HEAD\n0123456789ab,finished,0.1\n",
         b"run_id,status,seconds\n0123456789ab,\xff,0.1\n",
+        b"run_id,status,seconds\n0123456789ab,finished,0.1\n0123456789ab,finished,0.1\n",
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(content: bytes, tmp_path: Path, told: Any) -> None:
@@ -221,6 +223,9 @@ def test_a_name_that_is_neither_is_told_the_nearest(told: Any, tmp_path: Path) -
     (tmp_path / "runs" / "adhoc").mkdir(parents=True)
     assert "no records" in told("adhoc", status=2)
     assert "no records yet" in told(status=2)
+    record = Record.read(write_record(tmp_path / "runs" / "old", config(), 0.1))
+    record.save(run_id="0123456789ab")  # as the same settings had in another schema
+    assert "1 record in runs/old is of another version of the settings" in told("old", status=2)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(

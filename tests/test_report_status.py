@@ -17,7 +17,7 @@ from report_cases import (
 
 from wn.records import Record
 from wn.report.plan import Plan
-from wn.report.status import expected_seconds, status
+from wn.report.status import status
 
 pytestmark = pytest.mark.usefixtures("plan")
 
@@ -27,7 +27,7 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
         write_run(tmp_path / "runs", plan, "none", 1.0, seed, seconds=30.0)
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 0, status="failed")
     write_run(tmp_path / "runs", plan, "weight_norm", 1.0, 1, status="running")
-    write_record(tmp_path / "runs" / NAME, config(seed=7), 0.1)
+    write_record(tmp_path / "runs" / NAME, config(seed=7), 0.1, seconds=0.0)
     heading, line, note, failure = status(tmp_path / "runs", tmp_path / "results").splitlines()
     assert failure.startswith(f"1 run of {NAME} failed; the same command trains it again (first: ")
     cells = dict(zip(heading.split(), line.split(maxsplit=8), strict=True))
@@ -44,14 +44,6 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
     }
     assert 0 < float(cells["GB"]) < 1e-3
     assert note.startswith(f"1 row or record of no run of {NAME} as it is now")
-
-
-def test_expected_seconds() -> None:
-    seconds = {"none": [1.0, 3.0], "batch_norm": [10.0]}
-    assert expected_seconds(seconds, ["none", "none", "batch_norm"]) == 2 + 2 + 10
-    assert expected_seconds(seconds, ["weight_norm"]) == 14 / 3, "the mean of all"
-    assert expected_seconds({}, ["none"]) is None
-    assert expected_seconds({}, []) == 0
 
 
 def test_status_reads_each_record_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

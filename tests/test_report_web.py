@@ -116,6 +116,15 @@ def test_charts_draw_the_rows_that_are_shown(plan: Plan, tmp_path: Path) -> None
             assert re.search(rf'aria-label="[^"]*layer: {layer}', drawn(data, spec, layer=layer))
 
 
+def test_zero_is_at_the_foot_of_a_logarithmic_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = declare(tmp_path, monkeypatch, TABLE)
+    first = plan.groups[0]
+    write_seeds(tmp_path / "runs", plan, first.norm, first.lrs[0], [0.0, 0.0, 0.0])
+    data = data_in(written(plan, tmp_path))
+    shown = re.findall(r"training error \(%\), mean: ([\d.]+)", drawn(data, data["charts"]["train_error"]))
+    assert {*shown} == {"0.02"}
+
+
 @pytest.mark.parametrize("tree", [TABLE | {"curves": "paper/bounds.yaml"}, ELBOS])
 def test_rows_are_drawn_by_epoch(tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_curve(tmp_path, "paper/bounds.yaml", {"ours": [[1, 60.0], [4, 15.0]], "WN": [[10, -91.0, 0.1]]})

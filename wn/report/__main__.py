@@ -94,13 +94,14 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
         plan = of_experiment(name)
         what = f"record{{}} in {folder} {{be}} of no run of {name} as it is now"
     else:
+        what = f"record{{}} in {folder} {{be}} of another version of the settings"
         configs = [config for record in records.values() if (config := collect.config_of(record))]
         if not configs:
-            raise UserError("\n".join([f"{folder}: no records (RUN_ID/record.json) in it", *notes]))
+            notes += left_out([*records], what)
+            raise UserError("\n".join([f"{folder}: no records (RUN_ID/record.json) to report", *notes]))
         plan, more = of_configs(name, configs)
         notes += more
         records = {i: r for i, r in records.items() if i in plan.group_of or not collect.config_of(r)}
-        what = f"record{{}} in {folder} {{be}} of another version of the settings"
     notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
     mine = {run_id: record for run_id, record in records.items() if run_id in plan.group_of}
     failed, running = ([i for i, r in mine.items() if r.status == word] for word in ("failed", "running"))
@@ -114,12 +115,17 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
     notes += stale
     report = results_dir / name if publish else folder / "report"
     as_html = report / f"{name}.html"
-    html = html or (publish and as_html.exists())  # a page that is published goes with its rows
-    if publish:
-        for path in (results_dir / name).glob("*.*"):
-            path.unlink()  # all is written again, but for figures that are no longer drawn
-        if len(rows.runs):
-            page.build(plan, rows, table, steps, report)
+    html = (html or as_html.exists()) and len(rows.runs) > 0  # a page that is there goes with its rows
+    if html:
+        from wn.report import web
+
+        report.mkdir(parents=True, exist_ok=True)
+        web.write(as_html, plan, rows, table, [] if publish else notes)
+    if publish and len(rows.runs):
+        page.build(plan, rows, table, steps, report)
+    elif publish:
+        for path in report.glob("*.*"):
+            path.unlink()
     elif len(new.runs):
         summary = page.build(plan, new, table, steps, report)
         notes += compare.closing_line(plan, new, old)
@@ -128,10 +134,7 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
     elif len(old.runs):
         where = results_dir / name
         notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
-    if html and len(rows.runs):
-        from wn.report import web
-
-        web.write(as_html, plan, rows, table, [] if publish else notes)
+    if html:
         print(as_html)
     print(*notes, sep="\n", end="\n" * bool(notes))
 

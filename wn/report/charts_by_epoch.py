@@ -53,7 +53,9 @@ def by_epoch(plan: Plan, rows: Rows, name: str) -> Spec:
     seed = {"x": x, "y": y, **style, "detail": {"field": "run_id"}, "tooltip": one}
     line = {"x": x, "y": y | {"field": name}, **style, "detail": {"field": "line"}, "tooltip": mean}
     broad = {"x": x, "y": y | {"field": "value"}, "color": looks["color"]}
-    known = [{"filter": f"isValid(datum['{name}'])"}]
+    known: list[Spec] = [{"filter": f"isValid(datum['{name}'])"}]
+    if name.endswith("error"):
+        known.append({"calculate": f"max(datum['{name}'], {TICKS[0]})", "as": name})
     layers = [
         layer("paper", [], "line", broad, strokeWidth=5, opacity=0.25),
         layer("curves", finished, "line", seed, strokeWidth=1, opacity=0.4, point="transparent"),
@@ -99,17 +101,19 @@ def _trajectory(plan: Plan, own: pd.DataFrame, name: str, limits: dict[Any, Any]
     title, layers = TRAJECTORIES[name], list(limits)
     rates, rows = sorted({lr for g in plan.groups for lr in g.lrs}), [group.name for group in plan.groups]
     quantity = own.groupby("row")["name"].first().to_dict()
+    linear = name == "g_mean"
     chosen = [
         {"filter": "datum.layer === layer"},
         JOINED,
         {"filter": f"datum.name === ({to_json(quantity)})[datum.row]"},
+        *[{"filter": "datum.value > 0"}] * (not linear),  # Vega would draw zero at the top of a log axis
     ]
     last = [
         {"filter": "datum.status === 'diverged'"},
         {"joinaggregate": [{"op": "max", "field": "epoch", "as": "last"}], "groupby": ["run_id"]},
         {"filter": "datum.epoch === datum.last"},
     ]
-    scale: Spec = {"type": "linear", "zero": False} if name == "g_mean" else {"type": "log"}
+    scale: Spec = {"type": "linear", "zero": False} if linear else {"type": "log"}
     ends = {"domainMin": {"expr": "limits[layer][0]"}, "domainMax": {"expr": "limits[layer][1]"}}
     colour = {
         "type": "log",

@@ -121,6 +121,8 @@ def committed(plan: Plan, folder: Path) -> tuple[Rows, list[str]]:
         UserError: a file is damaged.
     """
     runs = read_csv(folder / RUNS).set_index("run_id")
+    if runs.index.has_duplicates:  # a merge that kept both sides
+        raise damaged(folder / RUNS)
     others = [run_id for run_id in runs.index if run_id not in plan.group_of]
     what = f"committed row{{}} in {folder / RUNS} {{be}} of no run of {plan.name} as it is now"
     return _rows(plan, runs, read_csv(folder / CURVES)), left_out(others, what)

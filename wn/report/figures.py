@@ -214,7 +214,9 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
     groups = plan.groups[:COLUMNS]
     probes, paths = [], {}
-    for run_id, own in rows.curves.dropna(subset="layer").groupby("run_id"):
+    ids = {run_id for group in groups for run_id in group.configs}
+    probed = rows.curves[rows.curves["run_id"].isin(ids)].dropna(subset="layer")
+    for run_id, own in probed.groupby("run_id"):
         probes.append(middle_layer(own))
         paths[run_id] = path_of(probes[-1])
         if not has_effective_lr(plan.group_of[run_id]):
@@ -247,21 +249,23 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
                     last = np.clip(path.iloc[-1], *axes.get_ylim())
                     axes.plot(path.index[-1], last, "x", color=color, clip_on=False)
     for axes, group in zip(grid[0], groups, strict=True):
-        axes.set_title(group.name.replace(", ", "\n").replace("norm_mean", "norm_\nmean"), fontsize=8)
+        broken = group.name.replace(", ", "\n").replace(" norm.", "\nnorm.")
+        axes.set_title(broken.replace("norm_mean", "norm_\nmean"), fontsize=8)
     figure.align_ylabels(grid[:, 0])
     figure.colorbar(
         ScalarMappable(scale, colours), ax=grid, label="learning rate", aspect=60, fraction=0.03, pad=0.02
     )
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    layers = ", ".join(sorted(pd.concat(probes)["layer"].unique()))
+    layers = ", ".join(sorted({layer for own in probes for layer in own["layer"]}))
     where = f"against the epoch; layer {layers}, mean over its units; first seed; ×: diverged"
+    where += f"; the first {COLUMNS} of {len(plan.groups)} rows" * (len(plan.groups) > COLUMNS)
     figure.supxlabel(f"{where}\n{_rates_of(groups, shown)}", **SMALL)
     return figure
 
 
 def has_effective_lr(group: Group) -> bool:
     """Whether ``lr (g/‖v‖)²`` is what w sees: it takes plain gradient steps, and a length that matters."""
-    return not group.first.optim.adaptive and group.first.norm.statistics != "batch"
+    return not group.first.optim.adaptive and group.first.norm.statistics not in ("batch", "batch_renorm")
 
 
 def _rates_of(groups: Sequence[Group], shown: Sequence[str]) -> str:

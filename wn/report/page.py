@@ -98,6 +98,9 @@ def build(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path) -> d
     with figures.house_style():
         drawn, summary = curves.draw(plan, table.rows, rows)
         paths = [figures.save(figure, folder / name) for name, figure in drawn.items()]
+    for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
+        if path.stem not in drawn:  # of an earlier state of the rows
+            path.unlink()
     return {**summary, "figures": [path.name for path in paths]}
 
 
@@ -156,8 +159,7 @@ def write_pages(results_dir: Path) -> None:
         rows, _ = collect.committed(plan, results_dir / name)
         table, steps = table_of(plan, rows.runs), steps_of(plan, rows, results_dir)
         parts.append(section(plan, rows, table, steps, results_dir / name, f"{name}/"))
-        if not plan.is_sweep or len(rows.runs) == len(plan.group_of):
-            front = renewed(front, name, markdown(table, steps, front=True))
+        front = renewed(front, name, markdown(table, steps, front=True))
     pages = sorted((results_dir / "bench").glob("*.md"))
     titles = [path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for path in pages]
     links = [f"- [{title}](bench/{path.name})\n" for title, path in zip(titles, pages, strict=True)]

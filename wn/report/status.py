@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from wn import experiments
 from wn.config import UserError
@@ -57,8 +56,8 @@ def status(runs_dir: Path, results_dir: Path) -> str:
     """A line per experiment. Runs are done, running, failed or missing; diverged ones are among the done.
 
     A run is ``running`` that began and has no result: it is trained now, or was when its process died. The
-    rest is what the other runs will take, by finished runs of the experiment, else by others that are like
-    them; GB is the size of their records.
+    rest is what the other runs will take, by finished runs here that are like them; GB is the size of their
+    records.
     """
     found = {path.name: records_in(path) for path in sorted(runs_dir.glob("*")) if path.is_dir()}
     timings = Timings(record for records, _ in found.values() for record in records.values())
@@ -84,29 +83,21 @@ def _line(
     notes: list[str],
 ) -> list[str]:
     configs = {config.run_id: config for config in experiment.configs()}
-    local = {i: (record.status, record.content.get("seconds")) for i, record in records.items()}
+    local = {run_id: record.status for run_id, record in records.items()}
     known = local | _committed(results_dir / experiment.name / "runs.csv")
-    known |= {run_id: own for run_id, own in local.items() if own[0] in DONE}
+    known |= {run_id: word for run_id, word in local.items() if word in DONE}
     others = [run_id for run_id in known if run_id not in configs]
     notes += unreadable
     notes += left_out(others, f"row{{0}} or record{{0}} of no run of {experiment.name} as it is now")
     found = {run_id: known[run_id] for run_id in configs if run_id in known}
-    counts = Counter(word for word, _ in found.values())
-    failures = [run_id for run_id, (word, _) in found.items() if word == "failed"]
+    counts = Counter(found.values())
+    failures = [run_id for run_id, word in found.items() if word == "failed"]
     why = f": {reason(records[failures[0]])}" if failures else ""
     notes += left_out(
         failures, f"run{{}} of {experiment.name} failed; the same command trains {{it}} again", why
     )
-    seconds: dict[str, list[float]] = {}
-    for run_id, (word, took) in found.items():
-        if word == "finished" and took is not None:
-            seconds.setdefault(configs[run_id].norm.label, []).append(took)
-    left = [
-        config for run_id, config in configs.items() if run_id not in found or found[run_id][0] not in DONE
-    ]
-    rest = expected_seconds(seconds, [config.norm.label for config in left])
-    if rest is None:
-        rest = _total([timings.seconds(config) for config in left])
+    left = [config for run_id, config in configs.items() if found.get(run_id) not in DONE]
+    rest = _total([timings.seconds(config) for config in left])
     space = _total([timings.bytes(config) for config in left])
     done, diverged, failed = counts["finished"] + counts["diverged"], counts["diverged"], counts["failed"]
     numbers = (len(configs), done, diverged, len(found) - done - failed, failed, len(configs) - len(found))
@@ -119,25 +110,17 @@ def _total(each: Sequence[float | None]) -> float | None:
     return math.fsum(known) if len(known) == len(each) else None
 
 
-def _committed(path: Path) -> dict[str, tuple[str, float | None]]:
-    """Status and seconds by run_id."""
+def _committed(path: Path) -> dict[str, str]:
+    """Status by run_id."""
     if not path.exists():
         return {}
     content = path.read_bytes()
     try:
-        rows = list(csv.DictReader(content.decode("utf-8").splitlines()))
-        seconds = [float(row["seconds"]) if row["seconds"] else None for row in rows]
-        found = {row["run_id"]: (row["status"], took) for row, took in zip(rows, seconds, strict=True)}
-    except (ValueError, LookupError, TypeError):
+        rows = [*csv.DictReader(content.decode("utf-8").splitlines())]
+        found = {row["run_id"]: row["status"] for row in rows}
+    except (ValueError, LookupError):
         raise damaged(path) from None
-    if not content.endswith(b"\n") or not all(word in DONE for word, _ in found.values()):
+    whole = content.endswith(b"\n") and len(found) == len(rows)  # a merge may have kept both sides
+    if not whole or not all(word in DONE for word in found.values()):
         raise damaged(path)
     return found
-
-
-def expected_seconds(seconds: dict[str, list[float]], rest: list[str]) -> float | None:
-    """What runs of these norms will take; None where nothing is finished to judge by."""
-    every = [one for own in seconds.values() for one in own]
-    if rest and not every:
-        return None
-    return sum(fmean(seconds.get(norm, every)) for norm in rest)

@@ -13,11 +13,11 @@ from wn import experiments
 from wn.records import Record
 from wn.report import collect, statistics
 from wn.report.collect import Rows
-from wn.report.columns import Row, missing
+from wn.report.columns import Row
 from wn.report.plan import Group, Plan, of_experiment
-from wn.report.statistics import Estimate, estimate
+from wn.report.statistics import estimate
 from wn.report.status import records_in
-from wn.report.tables import grid, rows_of, sweep_of
+from wn.report.tables import lines_of, rows_of
 
 FAMILIES = {"mlp": "MLP", "mlp_vae": "VAE", "transformer": "transformer", "convnet": "ConvNet"}
 """In the order of the page."""
@@ -67,11 +67,15 @@ def _rows(plan: Plan, records: dict[str, Record]) -> Rows:
 
 
 def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
-    """A sweep's table, with the width's interval, step times, and differences to the first row."""
-    lines = rows_of(plan, rows.runs)
+    """A sweep's table, with the width's interval, step times, and differences to the first row.
+
+    A difference is of the test metric, by seed, each norm at its best learning rate.
+    """
+    own, lines, key = lines_of(plan, rows.runs), rows_of(plan, rows.runs), f"test_{plan.metric.key}"
+    tested = [plan.metric.shown(key, one.runs(rows.runs).set_index("seed")[key]) for one in own]
     width, (_, a, b) = next(iter(plan.metric.widths.items()))
-    for group, line in zip(plan.groups, lines, strict=True):
-        sweep = sweep_of(group, rows.runs, plan.metric.key)
+    for (group, *_, sweep), test, line in zip(own, tested, lines, strict=True):
+        assert sweep
         if width in line:
             threshold = a + b * line[f"valid_{plan.metric.key}"] + statistics.ROUNDING
             found = [statistics.usable_width(sweep.lrs, one, threshold) for one in sweep.valid.T]
@@ -80,7 +84,8 @@ def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
         ratios = told["step_ratios"].get("" if group is plan.groups[0] else group.name, [])
         if ratios:
             line["step"], line["step_half_width"], _ = estimate(ratios)
-        line["difference"], line["p"] = difference(plan, rows, lines[0], line, group)
+        apart = test[:0] if line is lines[0] else (tested[0] - test).dropna()
+        line["difference"], line["p"] = estimate(apart), statistics.paired_p(apart)
         regrets = statistics.sensitivity(sweep) if "sensitivity" in line else np.nan
         line["sensitivities"] = pd.Series(regrets, sweep.seeds, dtype=float)
         line["sensitivity_p"] = statistics.paired_p(
@@ -90,18 +95,3 @@ def _lines(plan: Plan, rows: Rows, told: dict[str, Any]) -> list[Row]:
         for line, p in zip(lines, statistics.holm([line[key] for line in lines]), strict=True):
             line[key] = p
     return lines
-
-
-def difference(plan: Plan, rows: Rows, mine: Row, other: Row, group: Group) -> tuple[Estimate, float]:
-    """The test metric of the norm in question less another's, by seed, each at its best learning rate."""
-    key = f"test_{plan.metric.key}"
-
-    def tested(group: Group, line: Row) -> Any:
-        if missing(line["lr"]):
-            return grid(group, rows.runs, key).iloc[0] * np.nan
-        return plan.metric.shown(key, grid(group, rows.runs, key).loc[line["lr"]])
-
-    apart = (tested(plan.groups[0], mine) - tested(group, other)).dropna()
-    if group is plan.groups[0]:
-        apart = apart[:0]
-    return estimate(apart), statistics.paired_p(apart)

@@ -78,10 +78,9 @@ def of_claim(name: str, runs_dir: Path, results_dir: Path) -> Found:
         old = _committed(committed)
         parts.append(old[~old["part"].isin(list(mine))])
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS + ORIGIN)
-    rows = rows[rows["criterion"] == current].sort_values(COLUMNS[:4], kind="stable")
-    order = _order(name, rows)
-    if order == VOID:
-        rows = rows.iloc[:0]
+    kept = rows[rows["criterion"] == current].sort_values(COLUMNS[:4], kind="stable")
+    order = VOID if len(rows) and kept.empty else _order(name, kept)
+    rows = kept.iloc[:0] if order == VOID else kept
     verdict = judge(claim, values(claim, rows))
     verdict = verdict._replace(why=NOT_COUNTED) if order == VOID else verdict
     return Found(claim, criteria.notes(name), rows, order, verdict)

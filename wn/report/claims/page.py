@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from wn.config import UserError
 from wn.records import write_atomically
 from wn.report.claims import figures
@@ -147,14 +149,8 @@ def _section(one: Found) -> str:
     if one.verdict.judged:
         lines.append("\n".join(f"- *{name}*: {quantity.what}" for name, quantity in claim.quantities.items()))
         lines.append(in_markdown(_judged(one)))
-    compared = controls(one.rows)
-    if len(compared):
-        told = [
-            f"{row.condition}: {str(row.quantity).removeprefix('control ')} "
-            + ("diverged" if math.isnan(row.value) else f"{row.value:.3g}")
-            for row in compared.itertuples()
-        ]
-        lines.append("Controls, means over seeds: " + "; ".join(told) + ".")
+    if len(compared := controls(one.rows)):
+        lines.append(in_markdown(_compared(one, compared)))
     remarks = {
         "Known when the criterion was written": claim.known,
         "Literature": one.notes.literature,
@@ -168,7 +164,7 @@ def _section(one: Found) -> str:
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < SHORTEST:
             clock = "within seconds, or from runs that are recorded or another claim has trained"
-        order = one.order + ", after some of their runs" * claim.late
+        order = one.order + ", after some of their runs" * (claim.late or one.notes.late)
         origin = f"`python -m wn.claims {claim.id}`: {clock}, {device}, commit {commits} ({order})"
         lines.append(f"{origin}, [rows]({claim.id}.csv).")
     return "\n\n".join(lines)
@@ -189,6 +185,21 @@ def _judged(one: Found) -> list[list[str]]:
         rows.append(
             [judged.condition, judged.quantity, measured, str(judged.n), confirmed, refuted, judged.verdict]
         )
+    return rows
+
+
+def _compared(one: Found, controls: pd.DataFrame) -> list[list[str]]:
+    """A row per control and a column per condition that has one."""
+    cells = {
+        (row.quantity, row.condition): "diverged" if math.isnan(row.value) else f"{row.value:.3g}"
+        for row in controls.itertuples()
+    }
+    quantities, present = ([*dict.fromkeys(names)] for names in zip(*cells, strict=True))
+    conditions = sorted(present, key=[*one.claim.conditions, *present].index)
+    rows = [["control (mean over seeds)", *conditions]]
+    for quantity in quantities:
+        values = [cells.get((quantity, condition), "–") for condition in conditions]
+        rows.append([str(quantity).removeprefix("control "), *values])
     return rows
 
 
