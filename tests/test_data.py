@@ -22,6 +22,7 @@ from mnist_cases import (
 
 from wn import data
 from wn.config import DataConfig, UserError
+from wn.data.formats import Arrays
 
 pytestmark = pytest.mark.usefixtures("tiny_mnist")
 
@@ -103,6 +104,15 @@ def test_a_fraction_that_starves_a_split_is_refused(setting):
     name, fraction = setting.split("=")
     with pytest.raises(UserError, match=rf"data\.{setting}: .*there are 1437 images"):
         data.load(DataConfig(**{"name": "digits", name: float(fraction)}))
+
+
+def test_classes_are_those_of_all_images_whatever_part_is_taken(monkeypatch):
+    labels = np.repeat([0, 1], [197, 3])
+    whole = Arrays(np.zeros((200, 1, 2, 2), np.uint8), labels)
+    monkeypatch.setattr(data, "_read", lambda config, unit: (whole, whole, None, 255))
+    loaded = data.load(DataConfig(name="digits", train_fraction=0.1, valid_fraction=0))
+    assert not loaded.train.y.any()
+    assert loaded.classes == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
                     last = np.clip(path.iloc[-1], *axes.get_ylim())
                     axes.plot(path.index[-1], last, "x", color=color, clip_on=False)
     for axes, group in zip(grid[0], groups, strict=True):
-        broken = group.name.replace(", ", "\n").replace(" norm.", "\nnorm.")
+        broken = re.sub(r", | (?=\S+=)", "\n", group.name)
         axes.set_title(broken.replace("norm_mean", "norm_\nmean"), fontsize=8)
     figure.align_ylabels(grid[:, 0])
     figure.colorbar(
