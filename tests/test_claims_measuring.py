@@ -15,7 +15,9 @@ from wn.claims import __main__ as command
 from wn.claims import criteria, measuring
 from wn.claims.measuring import Part, Row
 from wn.claims.rows import read
+from wn.claims.training import data_of
 from wn.config import UserError
+from wn.config.compose import compose
 from wn.stops import Preempted, StopWatcher, termination
 
 
@@ -138,3 +140,7 @@ def test_a_family_is_measured_by_one_process_and_steps_are_timed_alone():
 def test_an_unknown_claim_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert command.main(["Z9"]) == 2
     assert "Z9: no claim that is measured" in capsys.readouterr().err
+
+
+def test_claims_have_their_data_on_the_cpu_whatever_a_run_says():
+    assert data_of(compose({"data": "digits", "trainer.device": "cuda:7"})).train.x.device.type == "cpu"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wn import metrics, probes
 from wn.config import Config, UserError
-from wn.data import Dataset, Split, permutation
+from wn.data import Dataset, Split, orders
 from wn.metrics import ELBO, objective_of
 from wn.models import build
 from wn.optim import EMA, Optimizer
@@ -228,8 +228,7 @@ class Trainer:
     def _orders(self, epoch: int) -> Tensor:
         """Every member's own permutation of the training images, ``[members, images]``."""
         seeds = [self.configs[m].seed for m in self.alive]
-        orders = {seed: permutation(seed, epoch, len(self.data.train.x)) for seed in set(seeds)}
-        return torch.stack([orders[seed] for seed in seeds]).to(self.device)
+        return orders(seeds, epoch, len(self.data.train.x)).to(self.device)
 
     def _initialize(self) -> None:
         if self.config.norm.init == "data":

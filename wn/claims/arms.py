@@ -23,7 +23,7 @@ from torch import Tensor
 from wn.claims.learner import gradients, reached
 from wn.claims.training import data_of
 from wn.config.compose import compose
-from wn.data import permutation
+from wn.data import orders
 from wn.metrics import ELBO, means, objective_of
 from wn.models import build
 from wn.norm import normalized_layers
@@ -138,8 +138,8 @@ def curve(
 
     kept, done = [evaluated()], 0
     for epoch in range(1, race.epochs + 1):
-        orders = torch.stack([permutation(seed, epoch, n) for seed in seeds]).repeat(len(race.rates), 1)
-        for chosen in torch.split(orders, batch, 1)[:steps]:
+        order = orders([*seeds] * len(race.rates), epoch, n)
+        for chosen in torch.split(order, batch, 1)[:steps]:
             stack.train()
             outputs = stack(data.train.x[chosen])
             loss = objective.metrics(outputs, data.train.y[chosen])[0].mean(1).sum()

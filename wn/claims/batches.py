@@ -10,7 +10,7 @@ import numpy as np
 
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, per_seed, row
-from wn.claims.training import train
+from wn.claims.training import QUICK, train
 from wn.config.compose import compose
 from wn.report.statistics import Array
 
@@ -40,7 +40,7 @@ CONVNET: dict[str, Any] = {
 }
 VAE: dict[str, Any] = {
     **{"model": "mlp_vae", "data": "digits", "optim": "adamax", "trainer.epochs": 20},
-    **{"trainer.iwae_samples": 1, "trainer.images": 0},
+    **QUICK,
 }
 TASKS = {
     "mlp, digits": Task(MLP, (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3), 5),

@@ -12,7 +12,7 @@ from wn.claims.depth import SEEDS
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.rows import Row, per_seed, row
-from wn.claims.training import by_rate, train
+from wn.claims.training import QUICK, by_rate, train
 from wn.config.compose import compose
 
 RATES = {"adam": (1e-4, 1e-3, 1e-2), "sgd": (1e-3, 1e-2, 1e-1)}
@@ -80,7 +80,7 @@ VAE = {"model": "mlp_vae", "optim": "adamax", "trainer.epochs": 10, "model.weigh
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": PERCEPTRON,
     "mlp, ten layers": {**PERCEPTRON, "model.widths": [64] * 9},
-    "vae": {**VAE, "trainer.images": 0, "trainer.iwae_samples": 1},
+    "vae": {**VAE, **QUICK},
 }
 ARMS: dict[str, dict[str, Any]] = {
     "weight norm, set by data": {"norm": "weight_norm_init"},

@@ -13,7 +13,7 @@ from wn import probes
 from wn.claims.lengths import Lengths, directions
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, row
-from wn.claims.training import OPTIMISERS, AfterStep, train, watched
+from wn.claims.training import OPTIMISERS, QUICK, AfterStep, train, watched
 from wn.config import Config
 from wn.config.compose import compose
 from wn.norm import normalized_layers
@@ -22,7 +22,7 @@ from wn.trainer import Trainer
 SEEDS = range(5)
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"model": "mlp"},
-    "vae": {"model": "mlp_vae", "trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1},
+    "vae": {"model": "mlp_vae", **QUICK},
 }
 PLAIN_DESCENT = OPTIMISERS["SGD"]
 MOMENTUM = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, per_seed, row
-from wn.claims.training import by_rate, train
+from wn.claims.training import QUICK, by_rate, train
 from wn.config.compose import compose
 
 SEEDS = range(10)  # equivalence needs short intervals
@@ -21,7 +21,7 @@ GAINS: dict[str, dict[str, Any]] = {
     "e^(3s)": {"norm": "exp_weight_norm", "norm.init": "data", "norm.gain": "exp3"},
 }
 MLP = {"model": "mlp", "trainer.epochs": 30}
-VAE = {"model": "mlp_vae", "trainer.epochs": 20, "trainer.images": 0, "trainer.iwae_samples": 1}
+VAE = {"model": "mlp_vae", "trainer.epochs": 20, **QUICK}
 CASES: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "mlp, SGD": ({**MLP, "optim": "sgd"}, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
     "mlp, Adam": ({**MLP, "optim": "adam"}, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),

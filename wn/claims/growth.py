@@ -15,12 +15,11 @@ import numpy as np
 from wn.claims.lengths import Lengths
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.rows import Row, row
-from wn.claims.training import OPTIMISERS, Watch, train, watched
+from wn.claims.training import OPTIMISERS, QUICK, Watch, train, watched
 from wn.config import Config
 from wn.config.compose import compose
 
 SEEDS = range(5)
-QUICK = {"trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1}  # bounds that nobody reads
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"model": "mlp", "trainer.epochs": 30},
     "vae": {"model": "mlp_vae", "trainer.epochs": 20, **QUICK},

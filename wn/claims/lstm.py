@@ -13,7 +13,7 @@ from wn.claims.learner import Learner, LSTMCell, glorot, reached
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, per_seed
 from wn.config import DataConfig, OptimConfig
-from wn.data import Dataset, Split, load, permutation
+from wn.data import Dataset, Split, load, orders
 from wn.models.init import output_layer
 from wn.norm import normalize
 
@@ -94,8 +94,7 @@ def accuracies(norm: str, condition: str, data: Dataset, seeds: Sequence[int], e
     trained = learner(norm, optims, [seed for _, seed in members], data)
     curve = [_accuracy(trained, data.valid)]
     for epoch in range(1, epochs + 1):
-        orders = {seed: permutation(seed, epoch, len(data.train.y)) for seed in seeds}
-        order = torch.stack([orders[seed] for _, seed in members])
+        order = orders([seed for _, seed in members], epoch, len(data.train.y))
         for batch in torch.split(order, BATCH, dim=1)[: order.shape[1] // BATCH]:
             trained.step(loss, data.train.x[batch], data.train.y[batch])
         curve.append(_accuracy(trained, data.valid))

@@ -15,7 +15,7 @@ import numpy as np
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.ranges import Contrast, Grid, common, metric_of, rows_of, tolerated
 from wn.claims.rows import Row
-from wn.claims.training import OPTIMISERS, UNSEEN
+from wn.claims.training import OPTIMISERS, QUICK, UNSEEN
 from wn.config import Config
 from wn.config.compose import Value, compose
 from wn.report.statistics import Array
@@ -71,17 +71,13 @@ ARMS: dict[str, Settings] = {
     "batch norm, capped": {"norm": "batch_norm", **_capped(0.1)},
 }
 
-PLACE: Settings = {"experiment_name": "claims_rates", **UNSEEN}
-QUICK: Settings = {
-    **{"trainer.probe_every": 1000, "trainer.images": 0},  # nothing is read of a run but its validation loss
-    **{"trainer.iwae_samples": 1, "trainer.iwae_images": 1},
-}
+PLACE: Settings = {"experiment_name": "claims_rates", **UNSEEN, **QUICK, "trainer.probe_every": 1000}
 
 
 def config_of(model: str, optimiser: str, arm: str, lr: float, seed: int) -> Config:
     """One run; what says where and how it is watched is no part of its identity."""
     chosen = MODELS[model] | OPTIMISERS[optimiser] | ARMS[arm]
-    return compose({**chosen, **PLACE, **QUICK, "optim.lr": lr, "seed": seed})
+    return compose({**chosen, **PLACE, "optim.lr": lr, "seed": seed})
 
 
 def rates_of(model: str) -> tuple[float, ...]:

@@ -30,6 +30,9 @@ UNSEEN: dict[str, Value] = {
 }
 """Settings of recorded runs that a claim trains; they are no part of a run's identity."""
 
+QUICK: dict[str, Value] = {"trainer.images": 0, "trainer.iwae_samples": 1, "trainer.iwae_images": 1}
+"""Of VAEs, whose final bound and pictures a claim does not read."""
+
 AfterStep = Callable[[Trainer], None]
 """Sees the trainer after every step; rows of its stack are those of ``trainer.alive``."""
 

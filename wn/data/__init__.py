@@ -7,6 +7,7 @@ whitened where that is configured (:mod:`wn.data.whitening`), divided and scaled
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,12 @@ def permutation(seed: int, epoch: int, size: int) -> Tensor:
     """
     mixed = np.random.SeedSequence(seed, spawn_key=(epoch,))
     return torch.from_numpy(np.random.default_rng(mixed).permutation(size).astype(np.int64, copy=False))
+
+
+def orders(seeds: Sequence[int], epoch: int, size: int) -> Tensor:
+    """Permutations of members, ``[members, size]``; those of one seed have one order."""
+    found = {seed: permutation(seed, epoch, size) for seed in set(seeds)}
+    return torch.stack([found[seed] for seed in seeds])
 
 
 def _divide(whole: Arrays, fraction: float, setting: str) -> list[Arrays]:
