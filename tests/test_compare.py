@@ -94,6 +94,9 @@ def test_committed_rows_are_trained_once_and_a_users_norm_alone_after_that(
 def test_a_norm_is_not_compared_with_itself_and_a_missing_baseline_is_trained(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    stale = small / "results/compare/mlp/runs.csv"  # of other settings than now
+    stale.parent.mkdir(parents=True)
+    stale.write_text("run_id,status\n0123456789ab,finished\n")
     assert run("weight_norm") == 0
     assert (
         "no committed rows for mlp_vae, mlp: the four others are trained as well" in capsys.readouterr().out

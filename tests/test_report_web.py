@@ -125,6 +125,17 @@ def test_zero_is_at_the_foot_of_a_logarithmic_axis(tmp_path: Path, monkeypatch: 
     assert {*shown} == {"0.02"}
 
 
+def test_an_update_of_zero_is_not_drawn(plan: Plan, tmp_path: Path) -> None:
+    data = data_in(written(plan, tmp_path))
+    curves = frame(data["curves"])
+    still = curves["name"].eq("relative_update") & curves["epoch"].eq(curves["epoch"].max())
+    curves.loc[still, "value"] = 0.0
+    data["curves"]["data"] = curves.values.tolist()
+    svg = drawn(data, data["trajectories"]["relative update"], layer="output")
+    assert re.findall(r"relative update: ([^;]+)", svg)
+    assert "relative update: 0;" not in svg
+
+
 @pytest.mark.parametrize("tree", [TABLE | {"curves": "paper/bounds.yaml"}, ELBOS])
 def test_rows_are_drawn_by_epoch(tree: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_curve(tmp_path, "paper/bounds.yaml", {"ours": [[1, 60.0], [4, 15.0]], "WN": [[10, -91.0, 0.1]]})
@@ -173,6 +184,9 @@ def test_a_published_page_is_renewed_with_its_rows(tmp_path: Path) -> None:
     assert f"{NAME}/{NAME}.html" not in contents(tmp_path / "results")
     assert main([NAME, "--publish", "--html"]) == 0
     before = contents(tmp_path / "results")
+    assert main([NAME, "--html"]) == 0
+    page = (tmp_path / "runs" / NAME / "report" / f"{NAME}.html").read_text(encoding="utf-8")
+    assert "reproduced: 2 rows of 2" in page  # what a terminal is told
     assert f"[{NAME}.html]({NAME}/{NAME}.html)" in before["README.md"].decode()
     assert main(["--publish", "--runs-dir", "nothing"]) == 0
     assert contents(tmp_path / "results") == before

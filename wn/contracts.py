@@ -72,7 +72,11 @@ def finite(subject: Subject) -> str:
         plain = subject.plain().double()(x)
         assert y.shape == plain.shape, f"output {tuple(y.shape)}, not {tuple(plain.shape)}"
         y.pow(3).sum().backward()
-        found = {"output": y.detach(), "input": x.grad, **{k: p.grad for k, p in layer.named_parameters()}}
+        found = {
+            "output": y.detach(),
+            "input": x.grad,
+            **{k: p.grad for k, p in layer.named_parameters() if p.requires_grad},
+        }
         for name, tensor in found.items():
             assert tensor is not None, f"{name} has no gradient"
             assert bool(tensor.isfinite().all()), f"{name} is not finite"

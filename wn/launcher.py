@@ -69,10 +69,13 @@ def train(configs: Sequence[Config], hydra: Any) -> list[Record]:
     for i in itertools.chain(*list(passes.values())[1:]):  # the first pass reads its own before it trains
         Record.of(configs[i])  # a folder that cannot be read is refused before anything is trained
     records: dict[int, Record] = {}
+    dry = any(config.trainer.dry_run for config in configs)
     for runs in passes.values():
         records |= zip(runs, train_sweep([configs[i] for i in runs], **limits), strict=True)
-        if any(config.trainer.dry_run for config in configs):
+        if dry and not any(config.trainer.force for config in configs):
             return []  # the other passes would take over what this one trains
+    if dry:
+        return []
     trained.extend(configs)
     return [records[i] for i in range(len(configs))]
 

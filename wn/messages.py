@@ -15,13 +15,14 @@ import torch
 from wn import again, cost, tracking
 from wn.config import Config, idle
 from wn.data import Dataset
-from wn.metrics import objective_of
+from wn.metrics import ELBO, objective_of
 from wn.provenance import git_state, other_code, source
 from wn.records import Record
 from wn.run import title
 
 MEASURING = ("probe_every", "test_every", "iwae_samples", "iwae_images")
-"""Settings of the trainer that are no part of a run's identity and decide what its record holds."""
+"""Settings of the trainer that are no part of a run's identity and decide what its record holds (those of
+the IWAE bound: a VAE's)."""
 
 Resolved = dict[str, tuple[torch.device, Dataset]]
 """Device and data of runs, by run_id."""
@@ -66,10 +67,15 @@ def _earlier(runs: dict[str, Config], done: list[Record]) -> None:
     if count := sum(bool(runs[record.folder.name].trainer.save) for record in without):
         say(f"{count} of them kept no model; trainer.force=true trains again")
     for key in MEASURING:
-        asked = [getattr(runs[record.folder.name].trainer, key) for record in done]
-        found = [record.content["config"]["trainer"].get(key, "unknown") for record in done]
-        if count := sum(one not in (mine, "unknown") for one, mine in zip(found, asked, strict=True)):
+        if count := sum(_differs(runs[record.folder.name], record, key) for record in done):
             say(f"{count} of them were measured with another trainer.{key}; trainer.force=true trains again")
+
+
+def _differs(config: Config, record: Record, key: str) -> bool:
+    """Whether the run was measured with another value of a setting than is asked for now."""
+    applies = not key.startswith("iwae") or objective_of(config.model) is ELBO
+    asked = getattr(config.trainer, key)
+    return applies and record.content["config"]["trainer"].get(key, asked) != asked
 
 
 def module(name: str, *arguments: str) -> int:

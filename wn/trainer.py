@@ -101,6 +101,8 @@ class Trainer:
         if len(models) != len(configs):
             raise ValueError(f"{len(models)} networks for {len(configs)} members")
         self.stack = Stack([model.to(device, dtype) for model in models])
+        if not self.stack.params:
+            raise UserError("the model has no parameter to train: all are frozen")
         self._prepare()
 
     def run(self) -> None:

@@ -10,7 +10,7 @@ from wn.config.errors import UserError
 
 
 def hashes(paths: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of files, by their names; UserError where one is not there, or two have one name."""
+    """The SHA-256 of files, by their names; UserError where one is not there, or two of one name differ."""
     found: dict[str, str] = {}
     for path in map(Path, dict.fromkeys(paths)):
         if not path.is_file():

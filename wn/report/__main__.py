@@ -113,14 +113,20 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
     table, steps = table_of(plan, rows.runs), page.steps_of(plan, rows, results_dir)
     print(page.text(table, steps))
     notes += stale
+    if not publish and len(new.runs):
+        notes += compare.closing_line(plan, new, old)
+    elif not publish and len(old.runs):
+        notes.append(
+            f"no run of these was made here: the table is of the committed rows, in {results_dir / name}"
+        )
     report = results_dir / name if publish else folder / "report"
-    as_html = report / f"{name}.html"
-    html = (html or as_html.exists()) and len(rows.runs) > 0  # a page that is there goes with its rows
-    if html:
+    as_html, files = report / f"{name}.html", []
+    if len(rows.runs) and (html or as_html.exists()):  # a page that is there goes with its rows
         from wn.report import web
 
         report.mkdir(parents=True, exist_ok=True)
         web.write(as_html, plan, rows, table, [] if publish else notes)
+        files.append(as_html)
     if publish and len(rows.runs):
         page.build(plan, rows, table, steps, report)
     elif publish:
@@ -128,14 +134,9 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
             path.unlink()
     elif len(new.runs):
         summary = page.build(plan, new, table, steps, report)
-        notes += compare.closing_line(plan, new, old)
         page.write_local(report, name, [page.section(plan, new, table, steps, report, ""), *notes], summary)
-        print(*(report / file for file in [*summary["figures"], "page.md"]), sep="\n")
-    elif len(old.runs):
-        where = results_dir / name
-        notes.append(f"no run of these was made here: the table is of the committed rows, in {where}")
-    if html:
-        print(as_html)
+        files = [*(report / file for file in [*summary["figures"], "page.md"]), *files]
+    print(*files, sep="\n", end="\n" * bool(files))
     print(*notes, sep="\n", end="\n" * bool(notes))
 
 
