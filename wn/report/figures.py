@@ -104,8 +104,19 @@ def save(figure: Figure, stem: Path) -> Path:
         file = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
         figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
-        write_atomically(stem.parent / (stem.name + suffix), file.getvalue())
+        content = file.getvalue() if suffix == ".png" else numbered(file.getvalue())
+        write_atomically(stem.parent / (stem.name + suffix), content)
     return stem.parent / (stem.name + ".png")
+
+
+def numbered(svg: bytes) -> bytes:
+    """The figure with its clip paths numbered.
+
+    Matplotlib names them by a hash of coordinates, in whose last digits CPUs differ.
+    """
+    for i, name in enumerate(re.findall(rb'<clipPath id="(\w+)"', svg)):
+        svg = svg.replace(name, b"clip%d" % i)
+    return svg
 
 
 def look(plan: Plan, group: Group) -> dict[str, Any]:
