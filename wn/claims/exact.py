@@ -38,7 +38,7 @@ EPOCHS = 46  # of eleven steps: 506
 
 
 def config(model: str, rule: dict[str, Any], lr: float, seed: int, **changes: Any) -> Config:
-    fixed = {"trainer.precision": "float64", "trainer.device": "cpu", "trainer.epochs": EPOCHS}
+    fixed = {"trainer.precision": "float64", "trainer.epochs": EPOCHS}
     settings = {"norm": "weight_norm", **fixed, **MODELS[model], **rule, "optim.lr": lr, "seed": seed}
     return compose({**settings, **changes})
 

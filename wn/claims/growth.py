@@ -51,7 +51,7 @@ ABOVE_BEST = 31.7  # thirty times, or one and a half decades
 def config(condition: str, lr: float, seed: int, times: int = 1, **changes: Any) -> Config:
     """A run of a condition, ``times`` as long; ``changes`` are dotted keys."""
     model, rule = condition.split(", ")
-    fixed = {"trainer.device": "cpu", "trainer.probe_every": 1, "optim.lr": lr, "seed": seed}
+    fixed = {"trainer.probe_every": 1, "optim.lr": lr, "seed": seed}
     settings = MODELS[model] | {"trainer.epochs": times * MODELS[model]["trainer.epochs"]}
     return compose({"norm": "weight_norm", **fixed, **settings, **OPTIMISERS[rule], **changes})
 

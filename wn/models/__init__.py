@@ -55,12 +55,14 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
         network = BUILDERS[model.name](model, shape, classes)
-        if drawing := [(name, layer) for name, layer in network.named_modules() if draws(layer)]:
-            name, kind = drawing[0][0], type(drawing[0][1]).__name__
-            raise UserError(
-                f"model={getattr(model, 'plugin', model.name)}: {name} is torch's {kind}, which draws other "
-                "numbers each time; take wn.models.noise.Dropout, which draws by the run's seed and step"
-            )
+        for name, layer in network.named_modules():
+            if draws(layer):
+                kind = type(layer).__name__
+                raise UserError(
+                    f"model={getattr(model, 'plugin', model.name)}: {name} is torch's {kind}, which draws "
+                    "other numbers each time; take wn.models.noise.Dropout, which draws by the run's seed "
+                    "and step"
+                )
         return with_norm(network, norm, model.activation)  # which draws v of units that are zero
 
 

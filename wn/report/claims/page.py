@@ -188,11 +188,11 @@ def _judged(one: Found) -> list[list[str]]:
     return rows
 
 
-def _compared(one: Found, controls: pd.DataFrame) -> list[list[str]]:
+def _compared(one: Found, means: pd.DataFrame) -> list[list[str]]:
     """A row per control and a column per condition that has one."""
     cells = {
         (row.quantity, row.condition): "diverged" if math.isnan(row.value) else f"{row.value:.3g}"
-        for row in controls.itertuples()
+        for row in means.itertuples()
     }
     quantities, present = ([*dict.fromkeys(names)] for names in zip(*cells, strict=True))
     conditions = sorted(present, key=[*one.claim.conditions, *present].index)
