@@ -1,12 +1,13 @@
 """Claims about section 5 that a processor can train: rows of an experiment, seed by seed.
 
-A part trains what claims need of one seed, in the experiment's own folder: what is recorded there is not
-trained again, and what is trained here is the experiment's as well.
+A part reads what claims need of one seed: runs that are recorded here; else the experiment's committed rows
+of the same ``run_id``; what is in neither is trained, as a run of the experiment.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from wn.claims.rows import Row, per_quantity
 from wn.claims.training import UNSEEN
 from wn.config import Config, UserError
 from wn.records import Record
+from wn.report.collect import CURVES, RUNS, read_csv
 from wn.report.statistics import Array
 from wn.sweep import train_sweep
 
@@ -88,7 +90,35 @@ class Trained(NamedTuple):
 @functools.cache  # several claims are about the same rows
 def trained(experiment: str, rows: tuple[str, ...], seed: int) -> Mapping[str, Trained]:
     configs = configs_of(experiment, rows, seed)
-    return dict(zip(configs, map(Trained.of, train_sweep(list(configs.values()))), strict=True))
+    known = committed(experiment)
+    taken = {name for name, c in configs.items() if c.run_id in known and not Record.of(c).done}
+    if taken:
+        print(f"{experiment}, seed {seed}: {len(taken)} of {len(rows)} runs are committed ones", flush=True)
+    here = {name: config for name, config in configs.items() if name not in taken}
+    runs = dict(zip(here, map(Trained.of, train_sweep([*here.values()])), strict=True)) if here else {}
+    return {name: known[c.run_id] if name in taken else runs[name] for name, c in configs.items()}
+
+
+@functools.cache
+def committed(experiment: str) -> Mapping[str, Trained]:
+    """The finished runs of ``results/EXPERIMENT/``, by run_id; their metrics are of epochs after 0.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    folder = experiments.FOLDER.parent / "results" / experiment
+    runs, curves = read_csv(folder / RUNS), read_csv(folder / CURVES)
+    epochs: dict[str, dict[float, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in curves[curves["layer"].isna()].to_dict("records"):
+        epochs[row["run_id"]][float(row["epoch"])][row["name"]] = float(row["value"])
+    return {
+        row["run_id"]: Trained(
+            [{"epoch": epoch, **metrics} for epoch, metrics in sorted(epochs[row["run_id"]].items())],
+            {name: float(value) for name, value in row.items() if name.startswith("test_")},
+        )
+        for row in runs.to_dict("records")
+        if row["status"] == "finished"
+    }
 
 
 Values = dict[str, float]
