@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,9 @@ from wn.claims.measuring import MEASUREMENTS
 from wn.claims.section5 import Trained
 from wn.config import UserError
 from wn.report.claims.verdicts import Verdict, judge
+from wn.sweep import train_sweep
+
+ROOT = Path(__file__).resolve().parent.parent
 
 ERRORS = {"WN + MOBN": 0.20, "BN": 0.22, "WN": 0.25, "normal": 0.253, "MOBN": 0.247}
 
@@ -143,6 +147,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (experiments.FOLDER / "table.yaml").write_text(yaml.safe_dump(TABLE))
     monkeypatch.chdir(tmp_path)
     section5.trained.cache_clear()
+    section5.committed.cache_clear()
     return "table"
 
 
@@ -157,6 +162,41 @@ def test_runs_are_those_of_the_experiment_at_the_chosen_rate(table: str, tmp_pat
         < {c.run_id for c in experiments.load(table).configs()}
     )
     assert all(0 < one.test_error < 100 for one in found.values())
+
+
+def test_committed_rows_stand_for_runs_that_are_not_here(table: str, tmp_path: Path):
+    """A run here comes first; a run that diverged is trained, as no curve tells how it began."""
+    (normal, wn), (other, _) = (
+        [c.run_id for c in section5.configs_of(table, ("normal", "WN"), seed).values()] for seed in (1, 0)
+    )
+    folder = tmp_path / "results" / table
+    folder.mkdir(parents=True)
+    (folder / "runs.csv").write_text(
+        "run_id,status,train_error,test_error\n"
+        f"{normal},finished,0.25,0.125\n{wn},diverged,,\n{other},finished,,0.5\n"
+    )
+    (folder / "curves.csv").write_text(f"run_id,epoch,layer,name,value\n{normal},8,,train_error,0.375\n")
+    found = section5.trained(table, ("normal", "WN"), 1)
+    assert (found["normal"].test_error, found["normal"].train_error(8)) == (12.5, 37.5)
+    assert {path.parent.name for path in tmp_path.glob("runs/table/*/record.json")} == {wn}
+    train_sweep([section5.configs_of(table, ("normal",), 0)["normal"]])
+    section5.trained.cache_clear()
+    assert section5.trained(table, ("normal",), 0)["normal"].test_error != 50
+
+
+@pytest.mark.parametrize("name", ["L1", "L2", "L3"])
+def test_the_rows_of_the_claims_are_those_of_the_table(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The claims' were measured from the records, the table's tell an epoch in five digits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(section5, "train_sweep", lambda configs: pytest.fail("all are committed"))
+    section5.trained.cache_clear()
+    section5.committed.cache_clear()
+    rows = [{**row, "part": part.name} for part in MEASUREMENTS[name]() for row in part.measure()]
+    with (ROOT / "results" / "claims" / f"{name}.csv").open(newline="") as file:
+        known = {(row["part"], row["quantity"]): float(row["value"]) for row in csv.DictReader(file)}
+    assert {(row["part"], row["quantity"]): row["value"] for row in rows} == pytest.approx(known, abs=1e-3)
 
 
 def test_a_rate_that_is_not_chosen_yet_is_asked_for(table: str):
