@@ -13,11 +13,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wn import experiments
 from wn.config import UserError, nearest
+from wn.records import Record
 from wn.report.status import left_out, reason, records_in, status
 from wn.stops import tell
+
+if TYPE_CHECKING:
+    from wn.report.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,12 +87,15 @@ def _report(what: list[str], runs_dir: Path, results_dir: Path, publish: bool, h
         print(results_dir / "README.md")
 
 
-def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) -> None:
-    """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
+def _plan(name: str, folder: Path) -> tuple[Plan, dict[str, Record], list[str]]:
+    """The plan of an experiment or a folder, its records there, and lines on what does not count.
+
+    Raises:
+        UserError: a folder that is no experiment's has no record that can be read.
+    """
     # pandas takes half a second: not for --status
-    from wn.report import collect, compare, page
+    from wn.report.collect import config_of
     from wn.report.plan import of_configs, of_experiment
-    from wn.report.tables import table_of
 
     records, notes = records_in(folder)
     if name in experiments.names():
@@ -95,18 +103,27 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
         what = f"record{{}} in {folder} {{be}} of no run of {name} as it is now"
     else:
         what = f"record{{}} in {folder} {{be}} of another version of the settings"
-        configs = [config for record in records.values() if (config := collect.config_of(record))]
+        configs = [config for record in records.values() if (config := config_of(record))]
         if not configs:
             notes += left_out([*records], what)
             raise UserError("\n".join([f"{folder}: no records (RUN_ID/record.json) to report", *notes]))
         plan, more = of_configs(name, configs)
         notes += more
-        records = {i: r for i, r in records.items() if i in plan.group_of or not collect.config_of(r)}
+        records = {i: r for i, r in records.items() if i in plan.group_of or not config_of(r)}
     notes += left_out([run_id for run_id in records if run_id not in plan.group_of], what)
     mine = {run_id: record for run_id, record in records.items() if run_id in plan.group_of}
     failed, running = ([i for i, r in mine.items() if r.status == word] for word in ("failed", "running"))
     notes += left_out(failed, "run{} failed", f": {reason(mine[failed[0]])}" if failed else "")
     notes += left_out(running, "run{} in training or cut short: the same command goes on")
+    return plan, mine, notes
+
+
+def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) -> None:
+    """Report the records of a folder, beside what is committed of an experiment, or put them in its place."""
+    from wn.report import collect, compare, page
+    from wn.report.tables import table_of
+
+    plan, mine, notes = _plan(name, folder)
     new = collect.of_records(plan, mine)
     old, stale = collect.committed(plan, results_dir / name)
     rows = collect.merged(plan, new, old) if publish else old if new.runs.empty else new
