@@ -65,28 +65,34 @@ def test_lengths_follow_from_lengths_of_velocities_where_weights_are_normalised_
 ):
     short(monkeypatch)
     rate = (0.03,) if model == "mlp" else (0.001,)
-    normalised, _ = exact.lengths_of(model, rule, rate)
+    normalised = exact.lengths_of(model, rule, rate)
     assert normalised.error.max() < 1e-10
     assert normalised.drop.max() < 1e-12
     assert normalised.share_that_falls.max() == 0
     assert (normalised.observed > normalised.start).any()
-    plain, _ = exact.lengths_of(model, rule, rate, norm="none")
+    plain = exact.lengths_of(model, rule, rate, norm="none")
     assert plain.error.min() > 1e-3
 
 
 def test_a_rise_is_no_fall_and_adam_has_both(monkeypatch: pytest.MonkeyPatch):
     short(monkeypatch)
-    adam, seeds = exact.lengths_of("mlp", {"optim": "adam"}, (0.001,))
-    assert seeds == [0]
+    adam = exact.lengths_of("mlp", {"optim": "adam"}, (0.001,))
     assert 0.05 < adam.share_that_falls.item() < 0.95
+
+
+def test_the_largest_error_of_a_seed_that_diverges_is_no_number(monkeypatch: pytest.MonkeyPatch):
+    """At the second rate weights overflow: the claim must not pass by the first."""
+    short(monkeypatch)
+    lengths = exact.lengths_of("mlp", exact.PLAIN_DESCENT, (0.01, 1e200), norm="none")
+    assert exact.worst(lengths.error.maximum(lengths.drop)).isnan().all()
 
 
 @pytest.mark.parametrize(("name", "power"), [("SGD", 2), ("momentum", 2), ("Adam", 1), ("Adamax", 1)])
 def test_scaling_v_is_another_learning_rate(name: str, power: int, monkeypatch: pytest.MonkeyPatch):
     short(monkeypatch)
-    assert max(exact.scaling_error("mlp", name, power, epochs=1).values()) < 1e-8
+    assert exact.scaling_error("mlp", name, power, epochs=1).max() < 1e-8
     for other in (0, 3 - power):
-        assert min(exact.scaling_error("mlp", name, other, epochs=1).values()) > 1e-3
+        assert exact.scaling_error("mlp", name, other, epochs=1).min() > 1e-3
 
 
 def test_a_line_is_fitted():

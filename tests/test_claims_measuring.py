@@ -18,6 +18,7 @@ from wn.claims.rows import read
 from wn.claims.training import data_of
 from wn.config import UserError
 from wn.config.compose import compose
+from wn.run import RunFailed
 from wn.stops import Preempted, StopWatcher, termination
 
 
@@ -89,20 +90,23 @@ def test_a_signal_stops_amid_a_part(measured: list[str], monkeypatch: pytest.Mon
     assert read(Path("runs/claims/B3/one.json")) is None
 
 
+@pytest.mark.parametrize(
+    "why", [UserError("data.root=data: no complete CIFAR10 there"), RunFailed("run a1 failed: out of memory")]
+)
 def test_what_cannot_be_measured_here_is_left_out_and_the_others_are_measured(
-    measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    why: Exception, measured: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def without_data() -> list[Row]:
-        raise UserError("data.root=data: no complete CIFAR10 there")
+    def fails() -> list[Row]:
+        raise why
 
-    parts = {"B2": [Part("one", without_data)], "B3": list(measuring.MEASUREMENTS["B3"]())}
+    parts = {"B2": [Part("one", fails)], "B3": list(measuring.MEASUREMENTS["B3"]())}
     known = {name: functools.partial(iter, parts[name]) for name in parts}
     for module in (measuring, command):
         monkeypatch.setattr(module, "MEASUREMENTS", known)
         monkeypatch.setattr(module, "families", lambda: {"growth": ["B2", "B3"], "cost": []})
     assert command.main(["growth", "--workers", "1"]) == 2
     assert measured == ["one", "two"]
-    assert "B2 is left out: data.root=data: no complete CIFAR10 there" in capsys.readouterr().err
+    assert f"B2 is left out: {why}" in capsys.readouterr().err
     assert command.main(["B3", "--workers", "1"]) == 0
 
 

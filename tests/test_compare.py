@@ -159,6 +159,18 @@ def test_images_that_are_not_at_hand_leave_their_family_out(
 # Numbers and words
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ((["/home/me/own.py", "runs_dir=/tmp/a"], compare.FAMILIES, False, False), "own.py"),
+        ((["none"], ["mlp", "vae"], True, False), "none --families mlp,vae --baselines"),
+        ((["none"], compare.FAMILIES, True, True), "none --publish"),
+    ],
+)
+def test_the_command_on_the_page_makes_the_page(arguments: tuple[Any, ...], shown: str) -> None:
+    assert compare._command(*arguments) == f"python -m wn.compare {shown}"
+
+
 def test_holm_is_the_step_down_by_hand() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

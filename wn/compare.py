@@ -23,7 +23,7 @@ from wn.config import Config, UserError
 from wn.messages import module
 from wn.records import Record, to_json, write_atomically
 from wn.resources import configure_torch, resolve
-from wn.run import RunFailed, final_loss
+from wn.run import RunFailed, raise_if_failed
 from wn.stops import Preempted, tell, termination
 from wn.sweep import train_sweep
 from wn.trainer import Observer, Trainer
@@ -79,13 +79,9 @@ def compare(words: Sequence[str], families: Sequence[str], baselines: bool, publ
         [c for f, plan in plans.items() for c in plan.own + plan.others * (f in with_others)]
     )
     for record in records:
-        if record.status == "failed":
-            final_loss(record)  # raises, with the way to its traceback
-    card: dict[str, Any] = {
-        "name": name,
-        "command": " ".join(["python -m wn.compare", *_shown(words)]),
-        "notes": notes,
-    }
+        raise_if_failed(record)
+    command = _command(words, families, baselines, publish)
+    card: dict[str, Any] = {"name": name, "command": command, "notes": notes}
     card |= {"plugins": next(iter(plans.values())).own[0].plugins}
     print("step times, in turns")
     card["families"] = {family: plan.told() for family, plan in plans.items()}
@@ -101,10 +97,13 @@ def _committed(family: str) -> set[str]:
     return {line[:12] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
 
 
-def _shown(words: Sequence[str]) -> list[str]:
-    """The words of the command that another machine needs, files without the folders of this one."""
+def _command(words: Sequence[str], families: Sequence[str], baselines: bool, publish: bool) -> str:
+    """The command that another machine needs, files without the folders of this one."""
     kept = [word for word in words if not word.startswith(("runs_dir=", "data.root="))]
-    return [re.sub(r"(^|[=[,])/[^],]*/", r"\1", word) for word in kept]
+    shown = [re.sub(r"(^|[=[,])/[^],]*/", r"\1", word) for word in kept]
+    shown += [f"--families {','.join(families)}"] * ({*families} != {*FAMILIES})
+    shown += ["--publish"] if publish else ["--baselines"] * baselines
+    return " ".join(["python -m wn.compare", *shown])
 
 
 def make_page(arguments: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     return dataset
 
 
-def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence[str] = ()) -> DataConfig:
+def with_overrides(config: DataConfig, overrides: Sequence[str], files: Sequence[str]) -> DataConfig:
     """The data configuration changed by ``data=NAME`` and ``data.KEY=VALUE``; ``files`` of plugins.
 
     Raises:

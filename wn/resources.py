@@ -147,7 +147,8 @@ def open_files() -> int:
 
 
 def largest_stack(config: Config, device: torch.device, dataset: Dataset, workers: int = 1) -> int:
-    """Members that a stack may have: a constant on a CPU; on CUDA what fits into free memory.
+    """Members that a stack may have: 1 where the architecture trains alone, else on a CPU a constant, on CUDA
+    what fits into free memory.
 
     ``device`` is this process's; whichever GPU the stack comes to, it fits there beside the other workers.
     """
@@ -171,7 +172,7 @@ def fitting(free: Sequence[int], each: int, workers: int) -> int:
     >>> fitting([1000, 500], each=100, workers=2), fitting([1000, 500], each=100, workers=4)
     (4, 2)
     """
-    used = list(free)[:workers]  # worker i is on GPU i, and starts over where there are more workers
+    used = free[:workers]  # worker i is on GPU i, and starts over where there are more workers
     sharing = -(-workers // len(used))
     return max(1, int(MEMORY_SHARE * min(used)) // (each * sharing))
 

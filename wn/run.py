@@ -88,11 +88,16 @@ class RunFailed(Exception):
     """A run ended with an exception; the traceback is in its record."""
 
 
-def final_loss(record: Record) -> float:
-    """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
+def raise_if_failed(record: Record) -> None:
+    """RunFailed, with the way to the traceback."""
     if record.status == "failed":
         last, where = record.content["error"].splitlines()[-1], f"{record.folder}/record.json"
         raise RunFailed(f"run {record.content['run_id']} failed: {last} (traceback: {where})")
+
+
+def final_loss(record: Record) -> float:
+    """The validation loss that a run ended with (a diverged one: began with); RunFailed where it failed."""
+    raise_if_failed(record)
     stage = {"finished": "final", "diverged": "initial"}.get(record.status)
     loss = record.content[stage].get("valid_loss") if stage else None
     return float("nan") if loss is None else float(loss)

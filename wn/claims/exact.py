@@ -12,7 +12,7 @@ from torch import Tensor
 from wn import probes
 from wn.claims.lengths import Lengths, directions
 from wn.claims.measuring import Part, measurement
-from wn.claims.rows import Row, row
+from wn.claims.rows import Row, per_seed
 from wn.claims.training import OPTIMISERS, QUICK, AfterStep, train, watched
 from wn.config import Config
 from wn.config.compose import compose
@@ -45,20 +45,15 @@ def config(model: str, rule: dict[str, Any], lr: float, seed: int, **changes: An
 
 def lengths_of(
     model: str, rule: dict[str, Any], rates: tuple[float, ...], norm: str = "weight_norm"
-) -> tuple[Lengths, list[int]]:
-    """Train seeds x learning rates as one stack; lengths of v, and the members' seeds."""
+) -> Lengths:
+    """Train seeds x learning rates as one stack."""
     configs = [config(model, rule, lr, seed, norm=norm) for seed in SEEDS for lr in rates]
-    _, lengths = watched(configs, Lengths)
-    return lengths, [c.seed for c in configs]
+    return watched(configs, Lengths)[1]
 
 
-def worst(condition: str, quantity: str, values: Tensor, seeds: list[int]) -> list[Row]:
-    """A row for each seed: the largest value of its members."""
-    return [
-        row(condition, quantity, seed, max(own))
-        for seed in sorted(set(seeds))
-        if (own := [v for v, s in zip(values.tolist(), seeds, strict=True) if s == seed])
-    ]
+def worst(values: Tensor) -> Tensor:
+    """By seed, the largest value of its members; NaN where one is."""
+    return values.view(len(SEEDS), -1).amax(1)
 
 
 @measurement("A2")
@@ -78,19 +73,20 @@ def heavy_ball() -> Iterator[Part]:
 
 def _growth(model: str, name: str, rule: dict[str, Any], rates: tuple[float, ...]) -> list[Row]:
     condition = f"{model}, {name}"
-    lengths, seeds = lengths_of(model, rule, rates)
-    rows = worst(condition, "error", lengths.error.maximum(lengths.drop), seeds)
-    rows += worst(condition, f"control falls under {name}", lengths.share_that_falls, seeds)
-    plain, seeds = lengths_of(model, rule, rates, norm="none")
-    return rows + worst(condition, "control error of plain weights", plain.error.maximum(plain.drop), seeds)
+    lengths, plain = (lengths_of(model, rule, rates, norm) for norm in ("weight_norm", "none"))
+    numbers = {
+        "error": lengths.error.maximum(lengths.drop),
+        f"control falls under {name}": lengths.share_that_falls,
+        "control error of plain weights": plain.error.maximum(plain.drop),
+    }
+    return [row for quantity, one in numbers.items() for row in per_seed(condition, quantity, worst(one))]
 
 
 def _falls(model: str) -> list[Row]:
     rows: list[Row] = []
     for name in ("Adam", "Adamax"):
-        lengths, seeds = lengths_of(model, {"optim": name.lower()}, (0.001,))
-        quantity = f"control falls under {name}"
-        rows += worst(f"{model}, momentum", quantity, lengths.share_that_falls, seeds)
+        falls = lengths_of(model, {"optim": name.lower()}, (0.001,)).share_that_falls
+        rows += per_seed(f"{model}, momentum", f"control falls under {name}", worst(falls))
     return rows
 
 
@@ -107,14 +103,12 @@ def scale_of_v() -> Iterator[Part]:
 
 def _scales(model: str, name: str) -> list[Row]:
     power = 1 if name in ("Adam", "Adamax") else 2
-    condition, scaled = f"{model}, {name}", scaling_error(model, name, power)
-    rows = [row(condition, "error", seed, error) for seed, error in scaled.items()]
-    same = scaling_error(model, name, 0)
-    quantity = "control error at the same learning rate"
-    return rows + [row(condition, quantity, seed, error) for seed, error in same.items()]
+    condition, same = f"{model}, {name}", "control error at the same learning rate"
+    rows = per_seed(condition, "error", scaling_error(model, name, power))
+    return rows + per_seed(condition, same, scaling_error(model, name, 0))
 
 
-def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[int, float]:
+def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> Tensor:
     """Largest difference between training from c v_0 at lr and from v_0 at lr / c^power, by seed.
 
     Members come in pairs; gains and biases have the learning rate lr in both.
@@ -124,17 +118,17 @@ def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[i
     configs = [
         config(model, RULES[name], rate, seed, **changes) for seed, c in pairs for rate in (lr, lr / c**power)
     ]
-    worst = torch.zeros(len(pairs), dtype=torch.float64)
+    largest = torch.zeros(len(pairs), dtype=torch.float64)
 
     def compare(trainer: Trainer) -> None:
         layers = normalized_layers(trainer.stack.template)
         for layer, w in probes.snapshot(trainer.stack).items():
             own, other = w[0::2].flatten(1), w[1::2].flatten(1)
-            worst.copy_(worst.maximum((own - other).abs().amax(1) / own.abs().amax(1)))
+            largest.copy_(largest.maximum((own - other).abs().amax(1) / own.abs().amax(1)))
             norm = w.flatten(2).norm(dim=-1)  # [members, units]
             if layers[layer].has_gain:
                 g = trainer.stack.params[f"{layer}.g"].detach().abs()
-                worst.copy_(worst.maximum(((norm - g).abs() / norm).amax(1).view(-1, 2).amax(1)))
+                largest.copy_(largest.maximum(((norm - g).abs() / norm).amax(1).view(-1, 2).amax(1)))
 
     def prepare(trainer: Trainer) -> AfterStep:
         factors = torch.tensor([c for _, c in pairs], dtype=torch.float64)
@@ -143,8 +137,4 @@ def scaling_error(model: str, name: str, power: int, epochs: int = 10) -> dict[i
         return compare
 
     train(configs, prepare=prepare)
-    found = zip(pairs, worst.tolist(), strict=True)
-    errors: dict[int, float] = {}
-    for (seed, _), error in found:
-        errors[seed] = max(error, errors.get(seed, 0.0))
-    return errors
+    return worst(largest)

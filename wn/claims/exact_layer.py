@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,12 @@ def gradient_errors(model: nn.Module, x: Tensor) -> tuple[float, float]:
         errors += [relative(layer.g.grad, grad_g[:, 0]), relative(grad_v, third), relative(grad_v, fourth)]
         errors.append(float(F.cosine_similarity(grad_v, v, eps=1e-300).abs().max()))
         along.append(float(F.cosine_similarity(G, w, eps=1e-300).abs().max()))
-    return max(errors), max(along)
+    return largest(errors), largest(along)
+
+
+def largest(errors: Sequence[float]) -> float:
+    """NaN where one is, which Python's ``max`` may pass over."""
+    return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -157,4 +162,4 @@ def one_layer_errors(x: Tensor, y: Tensor, v: Tensor, g: Tensor, b: Tensor) -> t
         outputs.append(output.detach())
         gradients.append(torch.autograd.grad(F.cross_entropy(output, y), parameters))  # type: ignore[arg-type]
     errors = [relative(ours, theirs) for ours, theirs in zip(*gradients, strict=True)]
-    return relative(*outputs), max(errors)
+    return relative(*outputs), largest(errors)

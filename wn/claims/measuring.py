@@ -24,6 +24,7 @@ from wn.config import UserError
 from wn.provenance import provenance
 from wn.records import to_json, write_atomically
 from wn.resources import device_name
+from wn.run import RunFailed
 from wn.stops import StopWatcher
 
 
@@ -84,7 +85,7 @@ def measure_family(max_minutes: float | None, names: list[str]) -> None:
     for name in names:
         try:
             measure(name, watcher)
-        except (UserError, ArithmeticError) as error:  # the latter where what was to be looked at diverged
+        except (UserError, RunFailed, ArithmeticError) as error:  # the last where what it looks at diverged
             left_out(name, error)
 
 

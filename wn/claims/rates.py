@@ -19,6 +19,7 @@ from wn.claims.training import OPTIMISERS, QUICK, UNSEEN
 from wn.config import Config
 from wn.config.compose import Value, compose
 from wn.report.statistics import Array
+from wn.run import raise_if_failed
 from wn.sweep import train_sweep
 
 Settings = dict[str, Value]
@@ -100,18 +101,17 @@ def grid_end(model: str, losses: Array) -> int | None:
 Losses = Callable[[Sequence[Config]], list[float]]
 
 
-def trained(configs: Sequence[Config], metric: str = "loss") -> list[float]:
+def trained(configs: Sequence[Config], metric: str) -> list[float]:
     """Final validation losses, infinite where training diverged; what is recorded is not trained again."""
     found = []
     for record in train_sweep(configs):
-        if record.status not in ("finished", "diverged"):
-            raise RuntimeError(f"run {record.folder.name}: {record.status}")
+        raise_if_failed(record)
         finished = record.status == "finished"
         found.append(float(record.content["final"][f"valid_{metric}"]) if finished else math.inf)
     return found
 
 
-def explore(condition: str, arms: Sequence[str], losses_of: Losses = trained) -> dict[str, Grid]:
+def explore(condition: str, arms: Sequence[str], losses_of: Losses) -> dict[str, Grid]:
     """Every arm's grid, as long as it has to be; ``condition`` is ``MODEL, OPTIMISER``."""
     model, optimiser = condition.split(", ")
     rates = rates_of(model)

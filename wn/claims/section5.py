@@ -21,6 +21,7 @@ from wn.config import Config, UserError
 from wn.records import Record
 from wn.report.collect import CURVES, RUNS, read_csv
 from wn.report.statistics import Array
+from wn.run import raise_if_failed
 from wn.sweep import train_sweep
 
 TABLE, CONVNET = "cifar10_narrow", "convnet, CIFAR-10"
@@ -47,12 +48,10 @@ def configs_of(experiment: str, rows: Sequence[str], seed: int) -> dict[str, Con
     if waiting := [name for name, rate in rates.items() if rate is None]:
         how = f"python -m wn.train +experiment={file.chosen_by} && python -m wn.report {file.chosen_by}"
         raise UserError(f"experiments/{experiment}.yaml: {waiting[0]}: no chosen learning rate; first {how}")
-    wanted = {(name, rate, seed) for name, rate in rates.items()}
-    runs = file.runs(UNSEEN)
     return {
         run.row: run.config
-        for run in runs
-        if run.row is not None and (run.row, run.cell["optim.lr"], run.cell["seed"]) in wanted
+        for run in file.runs(UNSEEN)
+        if run.row in rates and (run.cell["optim.lr"], run.cell["seed"]) == (rates[run.row], seed)
     }
 
 
@@ -64,8 +63,7 @@ class Trained(NamedTuple):
 
     @classmethod
     def of(cls, record: Record) -> Trained:
-        if not record.done:
-            raise RuntimeError(f"run {record.folder.name}: {record.status}")
+        raise_if_failed(record)
         return cls(record.metrics, record.content["final"] if record.status == "finished" else {})
 
     @property

@@ -44,9 +44,7 @@ def check_choices(choices: Mapping[str, Any]) -> None:
         raise ValueError(mistake.replace("norm.", ""))
 
 
-def kind_to_normalize(
-    layer: nn.Module, choices: Mapping[str, Any] = grammar.DEFAULTS, name: str = ""
-) -> type[nn.Module]:
+def kind_to_normalize(layer: nn.Module, choices: Mapping[str, Any], name: str = "") -> type[nn.Module]:
     """:func:`kind_of` a layer in a model, there called ``name``.
 
     Raises:
@@ -75,7 +73,7 @@ def kind_to_normalize(
     return kind
 
 
-def refuse_one_value(statistics: str, units: int, dense: bool, name: str = "") -> None:
+def refuse_one_value(statistics: str, units: int, dense: bool, name: str) -> None:
     """Raise ValueError where statistics of each image would be of one value."""
     if units == 1 and (statistics == "rms" or (dense and statistics in grammar.PER_IMAGE)):
         refuse(f"statistics={statistics} of one unit would leave at most its sign", name)

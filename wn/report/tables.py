@@ -169,7 +169,8 @@ def _published(plan: Plan, line: Line, curves: dict[str, list[experiments.Point]
     last = [p for p in curve if p.epoch == epochs]
     low, high = row.band or (np.nan, np.nan)
     paper = {"paper": last[0].value, "paper_bar": last[0].bar} if last else {"paper": row.paper}
-    inside = low - ROUNDING <= ours[plan.metric.test] <= high + ROUNDING if ours["n"] >= ENOUGH else None
+    judged = row.band and ours["n"] >= ENOUGH
+    inside = low - ROUNDING <= ours[plan.metric.test] <= high + ROUNDING if judged else None
     band = {"band_low": low, "band_high": high, "inside": inside}
     return {"paper_bar": np.nan, **paper, "rerun": row.rerun, **band}
 

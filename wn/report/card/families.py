@@ -40,11 +40,10 @@ def family_of(runs_dir: Path, card: dict[str, Any], name: str) -> Family:
     """The norm in question beside the others of the family's experiment, less those that it is itself."""
     others, told = of_experiment(f"compare/{name}"), card["families"][name]
     records, _ = records_in(runs_dir / name)
-    mine = Group((), [c for i in told["runs"] if (c := collect.config_of(records[i]))], card["name"])
-    mine.norm = card["name"]  # so that it is drawn as none of the others
-    plan = dataclasses.replace(
-        others, groups=[mine, *(g for g in others.groups if not {*g.ids.values()} & {*mine.configs})]
-    )
+    own = [config for i in told["runs"] if (config := collect.config_of(records[i]))]
+    mine = Group((), own, card["name"], norm=card["name"])  # a norm that is drawn as none of the others
+    rest = [group for group in others.groups if not group.configs.keys() & mine.configs.keys()]
+    plan = dataclasses.replace(others, groups=[mine, *rest])
     rows = _rows(plan, records)
     return Family(name, plan, rows, _lines(plan, rows, told), told)
 
