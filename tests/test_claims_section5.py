@@ -190,7 +190,7 @@ def test_the_rows_of_the_claims_are_those_of_the_table(
 ):
     """The claims' were measured from the records, the table's tell an epoch in five digits."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(section5, "train_sweep", lambda configs: pytest.fail("all are committed"))
+    monkeypatch.setattr(section5, "recorded", lambda configs: pytest.fail("all are committed"))
     section5.trained.cache_clear()
     section5.committed.cache_clear()
     rows = [{**row, "part": part.name} for part in MEASUREMENTS[name]() for row in part.measure()]

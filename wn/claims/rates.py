@@ -15,12 +15,10 @@ import numpy as np
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.ranges import Contrast, Grid, common, metric_of, rows_of, tolerated
 from wn.claims.rows import Row
-from wn.claims.training import OPTIMISERS, QUICK, UNSEEN
+from wn.claims.training import OPTIMISERS, QUICK, UNSEEN, recorded
 from wn.config import Config
 from wn.config.compose import Value, compose
 from wn.report.statistics import Array
-from wn.run import raise_if_failed
-from wn.sweep import train_sweep
 
 Settings = dict[str, Value]
 
@@ -104,8 +102,7 @@ Losses = Callable[[Sequence[Config]], list[float]]
 def trained(configs: Sequence[Config], metric: str) -> list[float]:
     """Final validation losses, infinite where training diverged; what is recorded is not trained again."""
     found = []
-    for record in train_sweep(configs):
-        raise_if_failed(record)
+    for record in recorded(configs):
         finished = record.status == "finished"
         found.append(float(record.content["final"][f"valid_{metric}"]) if finished else math.inf)
     return found

@@ -16,13 +16,10 @@ import numpy as np
 from wn import experiments
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, per_quantity
-from wn.claims.training import UNSEEN
+from wn.claims.training import UNSEEN, recorded
 from wn.config import Config, UserError
 from wn.records import Record
-from wn.report.collect import CURVES, RUNS, read_csv
 from wn.report.statistics import Array
-from wn.run import raise_if_failed
-from wn.sweep import train_sweep
 
 TABLE, CONVNET = "cifar10_narrow", "convnet, CIFAR-10"
 JUDGED, CODE = ("WN + MOBN", "BN", "WN", "normal", "MOBN"), "normal as in the code"
@@ -63,7 +60,6 @@ class Trained(NamedTuple):
 
     @classmethod
     def of(cls, record: Record) -> Trained:
-        raise_if_failed(record)
         return cls(record.metrics, record.content["final"] if record.status == "finished" else {})
 
     @property
@@ -87,14 +83,17 @@ class Trained(NamedTuple):
 
 @functools.cache  # several claims are about the same rows
 def trained(experiment: str, rows: tuple[str, ...], seed: int) -> Mapping[str, Trained]:
-    configs = configs_of(experiment, rows, seed)
-    known = committed(experiment)
-    taken = {name for name, c in configs.items() if c.run_id in known and not Record.of(c).done}
-    if taken:
-        print(f"{experiment}, seed {seed}: {len(taken)} of {len(rows)} runs are committed ones", flush=True)
-    here = {name: config for name, config in configs.items() if name not in taken}
-    runs = dict(zip(here, map(Trained.of, train_sweep([*here.values()])), strict=True)) if here else {}
-    return {name: known[c.run_id] if name in taken else runs[name] for name, c in configs.items()}
+    configs, known = configs_of(experiment, rows, seed), committed(experiment)
+    runs = {
+        name: known[config.run_id]
+        for name, config in configs.items()
+        if config.run_id in known and not Record.of(config).done
+    }
+    if runs:
+        print(f"{experiment}, seed {seed}: {len(runs)} of {len(rows)} runs are committed ones", flush=True)
+    if here := {name: config for name, config in configs.items() if name not in runs}:
+        runs |= zip(here, map(Trained.of, recorded([*here.values()])), strict=True)
+    return runs
 
 
 @functools.cache
@@ -104,18 +103,20 @@ def committed(experiment: str) -> Mapping[str, Trained]:
     Raises:
         UserError: a file is damaged.
     """
+    from wn.report import collect  # pandas takes a second or two: not for other claims
+    from wn.report.plan import of_experiment
+
     folder = experiments.FOLDER.parent / "results" / experiment
-    runs, curves = read_csv(folder / RUNS), read_csv(folder / CURVES)
-    epochs: dict[str, dict[float, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in curves[curves["layer"].isna()].to_dict("records"):
-        epochs[row["run_id"]][float(row["epoch"])][row["name"]] = float(row["value"])
+    runs, curves = collect.committed(of_experiment(experiment), folder)[0]
+    epochs: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for run_id, epoch, _, name, value in curves.itertuples(index=False):
+        epochs[run_id][epoch][name] = value
     return {
-        row["run_id"]: Trained(
-            [{"epoch": epoch, **metrics} for epoch, metrics in sorted(epochs[row["run_id"]].items())],
-            {name: float(value) for name, value in row.items() if name.startswith("test_")},
+        run_id: Trained(
+            [{"epoch": epoch, **metrics} for epoch, metrics in sorted(epochs[run_id].items())],
+            {name: value for name, value in result.items() if name.startswith("test_")},
         )
-        for row in runs.to_dict("records")
-        if row["status"] == "finished"
+        for run_id, result in runs[runs["status"].eq("finished")].to_dict("index").items()
     }
 
 

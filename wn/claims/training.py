@@ -1,4 +1,4 @@
-"""What several measurements need of a training: the loop's own trainer, and what it tells."""
+"""What several measurements need of a training: the loop's own trainer, and what it tells; or its record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from wn.config import Config
 from wn.config.compose import Value
 from wn.data import Dataset
 from wn.probes import Row
+from wn.records import Record
 from wn.resources import resolve
+from wn.run import raise_if_failed
+from wn.sweep import train_sweep
 from wn.trainer import Observer, Trainer
 
 OPTIMISERS: dict[str, dict[str, Value]] = {
@@ -68,6 +71,20 @@ def data_of(config: Config) -> Dataset:
     """On the CPU, where claims train, whatever the run says."""
     here = config.trainer.model_copy(update={"device": "cpu"})
     return resolve(config.model_copy(update={"trainer": here}))[1]
+
+
+def recorded(configs: Sequence[Config]) -> list[Record]:
+    """Records of runs that are finished or diverged; what is not there yet is trained.
+
+    Raises:
+        RunFailed: one failed.
+    """
+    records = train_sweep(configs)
+    for record in records:
+        raise_if_failed(record)
+        if not record.done:
+            raise RuntimeError(f"run {record.folder.name}: {record.status}")
+    return records
 
 
 def train(
