@@ -10,6 +10,7 @@ import pytest
 from trainer_cases import dataset
 
 from wn.claims import criteria, ranges, rates, rates_convnet
+from wn.claims.known import Trained
 from wn.claims.measuring import MEASUREMENTS, families
 from wn.claims.ranges import Contrast
 from wn.claims.rates import ARMS, CONDITIONS, RATES, SEEDS
@@ -223,11 +224,11 @@ def test_the_arms_of_the_convnet_are_what_they_say(optimiser: str, monkeypatch: 
             return 1 if optim.schedule == "constant_then_linear" else 0
         return 2 + (optim.lr_gain_cap == optim.lr_bias_cap == 0.01) + (norm.hold == "start")
 
-    def told(configs: Sequence[Config], metric: str) -> list[float]:
-        assert metric == "error"
-        return [0.1 * kind_of(c) + 0.01 * c.seed + 1e-3 * math.log10(c.optim.lr) for c in configs]
+    def told(experiment: str, configs: Sequence[Config]) -> list[Trained]:
+        errors = [0.1 * kind_of(c) + 0.01 * c.seed + 1e-3 * math.log10(c.optim.lr) for c in configs]
+        return [Trained([], {"valid_error": error}) for error in errors]
 
-    monkeypatch.setattr(rates_convnet, "trained", told)
+    monkeypatch.setattr(rates_convnet, "runs_of", told)
     grids = rates_convnet.grids.__wrapped__(optimiser, tuple(arms))
     for arm, grid in grids.items():
         by_seed = np.tile([0, 0.01, 0.02], (len(grid.rates), 1))

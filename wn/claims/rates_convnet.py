@@ -7,14 +7,16 @@ epochs the loss falls from 2.3 nats to 1.2 at best.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from wn import experiments
+from wn.claims.known import runs_of
 from wn.claims.measuring import Part, measurement
 from wn.claims.ranges import Contrast, Grid, rows_of
-from wn.claims.rates import GROWTH, LIMITS, WIDER, less_of, trained
+from wn.claims.rates import GROWTH, LIMITS, WIDER, less_of
 from wn.claims.rows import Row
 from wn.claims.training import UNSEEN
 
@@ -23,13 +25,13 @@ OPTIMISERS = {"SGD": "cifar10_lr_narrow_sgd", "Adam": "cifar10_lr_narrow_adam"}
 
 @functools.cache  # three claims are about the same runs
 def grids(optimiser: str, arms: tuple[str, ...]) -> dict[str, Grid]:
-    """These arms' validation errors; a run that is recorded is not trained again."""
+    """These arms' validation errors, infinite where training diverged."""
     experiment = experiments.load(OPTIMISERS[optimiser])
     rates, names = experiment.values["optim.lr"], experiment.labels
     runs = [run for run in experiment.runs(UNSEEN) if names[run.cell["norm"]] in arms]
     by_arm: dict[str, list[float]] = {arm: [] for arm in arms}
-    for run, error in zip(runs, trained([run.config for run in runs], "error"), strict=True):
-        by_arm[names[run.cell["norm"]]].append(error)
+    for run, done in zip(runs, runs_of(experiment.name, [run.config for run in runs]), strict=True):
+        by_arm[names[run.cell["norm"]]].append(done.final["valid_error"] if done.final else math.inf)
     return {arm: Grid(np.array(rates), np.reshape(own, (len(rates), -1))) for arm, own in by_arm.items()}
 
 

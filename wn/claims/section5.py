@@ -1,33 +1,24 @@
-"""Claims about section 5 that a processor can train: rows of an experiment, seed by seed.
-
-A part reads what claims need of one seed: runs that are recorded here; else the experiment's committed rows
-of the same ``run_id``; what is in neither is trained, as a run of the experiment.
-"""
+"""Claims about section 5 that a processor can train: rows of an experiment, a part for each seed."""
 
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from wn import experiments
+from wn.claims.known import Trained, runs_of
 from wn.claims.measuring import Part, measurement
 from wn.claims.rows import Row, per_quantity
-from wn.claims.training import UNSEEN, recorded
+from wn.claims.training import UNSEEN
 from wn.config import Config, UserError
-from wn.records import Record
 from wn.report.statistics import Array
 
 TABLE, CONVNET = "cifar10_narrow", "convnet, CIFAR-10"
 JUDGED, CODE = ("WN + MOBN", "BN", "WN", "normal", "MOBN"), "normal as in the code"
 HALF = 8
 """The last epoch of 16 at the constant learning rate."""
-
-CHANCE = 90.0
-"""Error in % of a run that diverged."""
 
 FIGURE, VAE = "vae_mnist_cpu", "vae, MNIST"
 EARLY = 50
@@ -52,72 +43,10 @@ def configs_of(experiment: str, rows: Sequence[str], seed: int) -> dict[str, Con
     }
 
 
-class Trained(NamedTuple):
-    """A run that is done: its metrics by epoch, and its final ones, empty where it diverged."""
-
-    epochs: list[dict[str, float]]
-    final: dict[str, float]
-
-    @classmethod
-    def of(cls, record: Record) -> Trained:
-        return cls(record.metrics, record.content["final"] if record.status == "finished" else {})
-
-    @property
-    def test_error(self) -> float:
-        """In %, after the last epoch."""
-        return 100 * self.final["test_error"] if self.final else CHANCE
-
-    def train_error(self, epoch: int) -> float:
-        """In %, a mean over the epoch."""
-        done = [row for row in self.epochs if row["epoch"] == epoch]
-        if not done or (not self.final and done[0] is self.epochs[-1]):
-            return CHANCE  # a run that diverged ends with the row of that epoch
-        return 100 * done[0]["train_error"]
-
-    @property
-    def bounds(self) -> Array:
-        """Points [epoch, bound on the test set in nats], where it was evaluated."""
-        told = [(row["epoch"], row.get("test_loss")) for row in self.epochs]
-        return np.array([(epoch, -loss) for epoch, loss in told if loss is not None])
-
-
 @functools.cache  # several claims are about the same rows
 def trained(experiment: str, rows: tuple[str, ...], seed: int) -> Mapping[str, Trained]:
-    configs, known = configs_of(experiment, rows, seed), committed(experiment)
-    runs = {
-        name: known[config.run_id]
-        for name, config in configs.items()
-        if config.run_id in known and not Record.of(config).done
-    }
-    if runs:
-        print(f"{experiment}, seed {seed}: {len(runs)} of {len(rows)} runs are committed ones", flush=True)
-    if here := {name: config for name, config in configs.items() if name not in runs}:
-        runs |= zip(here, map(Trained.of, recorded([*here.values()])), strict=True)
-    return runs
-
-
-@functools.cache
-def committed(experiment: str) -> Mapping[str, Trained]:
-    """The finished runs of ``results/EXPERIMENT/``, by run_id; their metrics are of epochs after 0.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    from wn.report import collect  # pandas takes a second or two: not for other claims
-    from wn.report.plan import of_experiment
-
-    folder = experiments.FOLDER.parent / "results" / experiment
-    runs, curves = collect.committed(of_experiment(experiment), folder)[0]
-    epochs: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for run_id, epoch, _, name, value in curves.itertuples(index=False):
-        epochs[run_id][epoch][name] = value
-    return {
-        run_id: Trained(
-            [{"epoch": epoch, **metrics} for epoch, metrics in sorted(epochs[run_id].items())],
-            {name: value for name, value in result.items() if name.startswith("test_")},
-        )
-        for run_id, result in runs[runs["status"].eq("finished")].to_dict("index").items()
-    }
+    configs = configs_of(experiment, rows, seed)
+    return dict(zip(configs, runs_of(experiment, [*configs.values()], diverged=False), strict=True))
 
 
 Values = dict[str, float]
