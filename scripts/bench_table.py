@@ -71,8 +71,9 @@ than the plain network and weight normalisation not noticeably so.""",
     "vae": """\
 # A training step of the VAE of section 5.2 on MNIST: 100 images, forward, backward, Adamax and average
 
-One loop, run by Python operation by operation in float32 (eager); or, on a GPU, in bfloat16, compiled and
-replayed as a graph (ours). An epoch is 600 steps; evaluation is not counted.""",
+One loop, run by Python operation by operation in float32 (eager); the same compiled; or, on a GPU, in
+bfloat16, compiled and replayed as a graph (ours). An epoch is 600 steps; neither evaluation nor compiling is
+counted.""",
     "step": """\
 # A step of a stack on one core, beside JAX
 
@@ -111,7 +112,8 @@ def build(kind: str, folder: Path) -> str:
         torch, commits = (
             sorted({str(row[key])[:n] for row in own}) for key, n in (("torch", 99), ("commit", 10))
         )
-        parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{command}`")
+        how = command + " --compile" * any(row.get("engine") == "compiled" for row in own)
+        parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{how}`")
         parts.append(in_markdown(table(*TABLES[kind](own))))
     if kind not in ("sweep", "overhead", *ONE_CORE) and not any(
         "NVIDIA" in str(row["device"]) for row in rows

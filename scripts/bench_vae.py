@@ -1,6 +1,7 @@
-"""Benchmark of a training step of the VAE of section 5.2 on MNIST: eager, and on a GPU compiled and replayed.
+"""Benchmark of a training step of the VAE of section 5.2 on MNIST: eager, compiled, on a GPU also replayed.
 
     python scripts/bench_vae.py                  # two cores: a minute
+    python scripts/bench_vae.py --compile        # a quarter of an hour
     python scripts/bench_vae.py --device cuda
 
 Writes ``results/bench/vae.md``. All engines take turns in one process, as in ``bench_convnet.py``.
@@ -22,6 +23,7 @@ from wn.resources import keep_freed_memory, pick_device
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
 ENGINES = {
     "ours": {"trainer.precision": "bfloat16", "trainer.compile": True},
+    "compiled": {"trainer.compile": True, "trainer.cuda_graph": False},
     "eager": {"trainer.cuda_graph": False},
 }
 
@@ -34,15 +36,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, help="in a round (default: 100 on a GPU, 5 elsewhere)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="on a CPU as well: minutes for each norm")
     options = parser.parse_args()
     device = pick_device(options.device)
     steps = options.steps or (100 if device.type == "cuda" else 5)
     keep_freed_memory()
+    names = ["ours"] * (device.type == "cuda") + ["compiled"] * options.compile + ["eager"]
     engines = {
-        (norm, engine): ours(compose({**_settings(norm, device), **engine_settings}), device, _grey(device))
+        (norm, name): ours(compose(_settings(norm, device) | ENGINES[name]), device, _grey(device))
         for norm in NORMS
-        for engine, engine_settings in ENGINES.items()
-        if engine == "eager" or device.type == "cuda"
+        for name in names
     }
     rows = compared(engines, options.rounds, steps, device)
     print(bench.record("vae", rows, ROOT / "results" / "bench"))
