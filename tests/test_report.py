@@ -168,6 +168,7 @@ def test_committed_results_are_those_of_the_committed_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     monkeypatch.setattr(experiments, "FOLDER", ROOT / "experiments")
+    monkeypatch.setattr(figures, "FORMATS", (".svg",))  # no other is committed
     names = [name for name in experiments.names() if (ROOT / "results" / name / collect.RUNS).exists()]
     shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
     if not any(len(collect.committed(of_experiment(n), ROOT / "results" / n)[0].runs) for n in names):

@@ -85,6 +85,8 @@ MISSING = {"g_mean": "no g", "direction_lr": "not recorded"}
 MOST_BANDS = 12
 """Of more lines the bands would only hide each other."""
 
+FORMATS = (".svg", ".png")
+
 COLUMNS = 12
 """Of the figure of trajectories, at most: the first of the table's rows."""
 
@@ -100,7 +102,7 @@ def house_style() -> Iterator[None]:
 
 def save(figure: Figure, stem: Path) -> Path:
     """Write a figure as SVG and as PNG; the path of the latter."""
-    for suffix in (".svg", ".png"):
+    for suffix in FORMATS:
         file = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
         figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
