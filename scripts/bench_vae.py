@@ -1,7 +1,7 @@
 """Benchmark of a training step of the VAE of section 5.2 on MNIST: eager, compiled, on a GPU also replayed.
 
     python scripts/bench_vae.py                  # two cores: a minute
-    python scripts/bench_vae.py --compile        # a quarter of an hour
+    python scripts/bench_vae.py --compile        # twenty minutes
     python scripts/bench_vae.py --device cuda
 
 Writes ``results/bench/vae.md``. All engines take turns in one process, as in ``bench_convnet.py``.
