@@ -26,10 +26,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from wn.config import TrainerConfig, parse  # noqa: E402 - the project is found first
+from wn.config import TrainerConfig, UserError, parse  # noqa: E402 - the project is found first
 from wn.data import Dataset, Split  # noqa: E402
 from wn.presets import PRESETS  # noqa: E402
-from wn.resources import configure_torch  # noqa: E402
+from wn.resources import configure_torch, pick_device  # noqa: E402
 from wn.trainer import Observer, Trainer  # noqa: E402
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -199,6 +199,10 @@ def main() -> None:
     parser.add_argument("--cost-only", action="store_true", help="compile and time, compare nothing")
     parser.add_argument("--no-cost", action="store_true", help="compare alone")
     options = parser.parse_args()
+    try:
+        pick_device(options.device)
+    except UserError:
+        parser.error(f"--device {options.device}: not available here; --device cpu compares without a GPU")
     bad = []
     for model in [] if options.cost_only else options.models:
         for norm in NORMS:

@@ -24,6 +24,18 @@ def test_the_cpu_passes_in_the_gpus_place(norm: str):
     assert all(fine for *_, fine in rows)
 
 
+def test_a_device_that_is_not_here_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--device", "cuda:99"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "gpu_check.py: error: --device cuda:99: not available here; --device cpu compares without a GPU"
+    )
+
+
 def test_a_wrong_step_and_other_noise_are_seen():
     model = {"name": "mlp", **gpu_check.MODELS["mlp"]}
     start, right, wrong = (gpu_check.trainer_of(model, "batch_norm", "cpu", 160) for _ in range(3))
