@@ -13,7 +13,7 @@ from trainer_cases import NORMS
 from wn.config import ConvVAEConfig, MLPVAEConfig, ResNetVAEConfig, UserError, parse
 from wn.grammar import PER_IMAGE
 from wn.models import build, check
-from wn.models.vae import GaussianVAE, VAEBase
+from wn.models.vae import GaussianVAE, ResidualBlock, VAEBase
 from wn.norm import NormalizedLayer, data_dependent_init, normalized_layers
 from wn.norm.kinds import kind_of
 from wn.stack import Stack
@@ -274,6 +274,18 @@ def test_the_network_of_section_5_2() -> None:
     assert model.decoder[0].raw_weight.shape == (450, 32)
     loss, *_ = model(torch.rand(2, 1, 28, 28))
     assert loss.shape == (2,)
+
+
+def test_blocks_of_the_vae_of_section_5_2_work_in_channels_last() -> None:
+    """Images of one channel are contiguous in either format, so that nothing in them decides it."""
+    model: Any = build(ConvVAEConfig(), NORMS["weight_norm"], (1, 28, 28), classes=10, seed=0)
+    outputs: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            module.register_forward_hook(lambda *call: outputs.append(call[2]))
+    model(torch.rand(2, 1, 28, 28))
+    assert len(outputs) == 12
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in outputs)
 
 
 @pytest.mark.parametrize(

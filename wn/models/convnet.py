@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from wn.config import ConvNetConfig, UserError
@@ -13,11 +14,12 @@ SMALLEST = 12  # side of an image: two poolings leave 3x3 positions for the vali
 
 
 class ChannelsLast(nn.Module):
-    """Moves images to the channels-last memory format, which later layers keep: the fastest for bfloat16."""
+    """Moves images to the channels-last memory format, the fastest for convolutions; later layers keep it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not x.contiguous(memory_format=...), for which vmap has no rule.
-        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+        # Not x.contiguous(memory_format=...), for which vmap has no rule. A copy in any case: images of one
+        # channel count as contiguous in both formats, and convolutions take them for the other.
+        return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
 def build_convnet(config: ConvNetConfig, shape: tuple[int, ...], classes: int) -> nn.Sequential:
