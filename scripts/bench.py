@@ -34,9 +34,8 @@ import torch  # noqa: E402 - the project is found first
 
 from wn.config import Config  # noqa: E402
 from wn.config.compose import compose  # noqa: E402
-from wn.provenance import git_state  # noqa: E402
 from wn.records import read_experiment  # noqa: E402
-from wn.resources import configure_torch, device_name, largest_stack, resolve  # noqa: E402
+from wn.resources import configure_torch, largest_stack, resolve  # noqa: E402
 from wn.sweep import train_sweep  # noqa: E402
 from wn.trainer import Observer, Trainer  # noqa: E402
 
@@ -69,31 +68,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["sweep", "training", "growth", "overhead", "step", "width"])
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", type=bench.device, default="auto")
     parser.add_argument("--data-root", help="where MNIST lies; without it, it is downloaded to data/")
     parser.add_argument("--steps", type=int, default=30, help="steps that are timed (training)")
     parser.add_argument("--models", nargs="+", choices=["digits", "mnist"], default=["digits", "mnist"])
     options = parser.parse_args()
-    place = {"trainer.device": options.device, "data.root": options.data_root}
+    device = options.device
+    place = {"trainer.device": str(device), "data.root": options.data_root}
     models = {name: {**s, **place} for name, s in MODELS.items() if s["data"] in options.models}
     measure: dict[str, Callable[[], list[Row]]] = {
-        "sweep": lambda: sweep(options.device),
+        "sweep": lambda: sweep(str(device)),
         "training": lambda: training(models, options.steps),
         "growth": lambda: growth(models),
         "overhead": overhead,
         "step": bench_step.step,
         "width": bench_step.width,
     }
-    where = options.device
     if options.what in bench.ONE_CORE:
         bench_step.on_one_core()  # before the device is named, threads and all
-        where = "cpu"
-    device, _ = resolve(compose({"data": "digits", "trainer.device": where}))
-    origin = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "commit": git_state()["commit"],
-    }
+        device = torch.device("cpu")
+    origin = bench.origin(device)
     rows = [{**origin, **row} for row in measure[options.what]()]
     print(bench.record(options.what, rows, ROOT / "results" / "bench"))
 

@@ -30,8 +30,7 @@ from wn.claims.cost import torchs_network  # noqa: E402
 from wn.config import Config  # noqa: E402
 from wn.config.compose import compose  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
-from wn.provenance import git_state  # noqa: E402
-from wn.resources import allow_tf32, device_name, keep_freed_memory, pick_device  # noqa: E402
+from wn.resources import allow_tf32, keep_freed_memory  # noqa: E402
 from wn.trainer import Observer, Trainer  # noqa: E402
 
 NORMS = ("none", "weight_norm", "batch_norm", "mean_only_bn", "weight_norm_mean_only_bn")
@@ -45,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", type=bench.device, default="auto")
     parser.add_argument("--steps", type=int, help="in a round (default: 100 on a GPU, 2 elsewhere)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -54,7 +53,7 @@ def main() -> None:
         help="the step (default: on a GPU; no gain elsewhere)",
     )
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = options.device
     steps = options.steps or (100 if device.type == "cuda" else 2)
     compiled = device.type == "cuda" if options.compile is None else options.compile
     keep_freed_memory()
@@ -76,13 +75,9 @@ def compared(
         for _ in range(5):  # compiled, captured and warm
             advance()
     times = [{key: timed(advance, steps, device) for key, advance in engines.items()} for _ in range(rounds)]
-    origin = {
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "commit": git_state()["commit"],
-    }
+    facts = bench.origin(device) | {"rounds": rounds, "steps": steps}
     return [
-        {**origin, "norm": key[0], "engine": key[1], "step_ms": round(1000 * min(t[key] for t in times), 3)}
+        {**facts, "norm": key[0], "engine": key[1], "step_ms": round(1000 * min(t[key] for t in times), 3)}
         for key in engines
     ]
 

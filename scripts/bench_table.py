@@ -5,6 +5,7 @@ python scripts/bench_table.py        # make all tables again from the rows that 
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from collections.abc import Callable
@@ -16,12 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pandas as pd  # noqa: E402 - the project is found first
+import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
 
+from wn.config import UserError  # noqa: E402
+from wn.provenance import git_state  # noqa: E402
 from wn.records import write_atomically  # noqa: E402
 from wn.report import figures  # noqa: E402
 from wn.report.columns import Column, in_markdown, number, table  # noqa: E402
+from wn.resources import device_name, pick_device  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -91,6 +96,19 @@ PEAKS = {"H100": 989.0, "H200": 989.0}
 """Dense bfloat16 peak of a GPU in TFLOP/s, by a word of its name (the SXM cards')."""
 
 
+def device(name: str) -> torch.device:
+    """The device of ``--device``: a type for argparse, which tells the user in a line where there is none."""
+    try:
+        return pick_device(name)
+    except UserError:
+        raise argparse.ArgumentTypeError(f"{name} is not available here") from None
+
+
+def origin(device: torch.device) -> Row:
+    """What each row says about where it was measured."""
+    return {"device": device_name(device), "torch": torch.__version__, "commit": git_state()["commit"]}
+
+
 def record(kind: str, rows: list[Row], folder: Path) -> str:
     """Add rows to a benchmark's, replacing those of the same device; returns the new table."""
     path = folder / f"{kind}.csv"
@@ -109,11 +127,11 @@ def build(kind: str, folder: Path) -> str:
     parts = [TITLES[kind]]
     for device, group in groupby(rows, lambda row: str(row["device"])):
         own = list(group)
-        torch, commits = (
+        versions, commits = (
             sorted({str(row[key])[:n] for row in own}) for key, n in (("torch", 99), ("commit", 10))
         )
-        how = command + " --compile" * any(row.get("engine") == "compiled" for row in own)
-        parts.append(f"## {device}\n\ntorch {', '.join(torch)}, commit {', '.join(commits)}, `{how}`")
+        how = _command(command, kind, own)
+        parts.append(f"## {device}\n\ntorch {', '.join(versions)}, commit {', '.join(commits)}, `{how}`")
         parts.append(in_markdown(table(*TABLES[kind](own))))
     if kind not in ("sweep", "overhead", *ONE_CORE) and not any(
         "NVIDIA" in str(row["device"]) for row in rows
@@ -124,6 +142,16 @@ def build(kind: str, folder: Path) -> str:
     if kind == "growth":
         _draw(rows, folder)
     return page
+
+
+def _command(command: str, kind: str, rows: list[Row]) -> str:
+    """The command that measured rows of one device."""
+    first = rows[0]
+    words = ["OMP_NUM_THREADS=1"] * ("(1 threads)" in str(first["device"]) and kind not in ONE_CORE)
+    words += [command, *["--compile"] * any(row.get("engine") == "compiled" for row in rows)]
+    if first.get("rounds", 0) > 0:  # no number where rows of other devices alone have one
+        words += [f"--rounds {first['rounds']:.0f} --steps {first['steps']:.0f}"]
+    return " ".join(words)
 
 
 Made = tuple[list[Column], list[Row]]

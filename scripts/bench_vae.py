@@ -18,7 +18,7 @@ from bench_convnet import IMAGES, ROOT, compared, ours  # which also finds the p
 
 from wn.config.compose import compose
 from wn.data import Split
-from wn.resources import keep_freed_memory, pick_device
+from wn.resources import keep_freed_memory
 
 NORMS = ("none", "weight_norm", "batch_norm", "weight_norm_mean_only_bn")
 ENGINES = {
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", type=bench.device, default="auto")
     parser.add_argument("--steps", type=int, help="in a round (default: 100 on a GPU, 5 elsewhere)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="on a CPU as well: minutes for each norm")
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = options.device
     steps = options.steps or (100 if device.type == "cuda" else 5)
     keep_freed_memory()
     names = ["ours"] * (device.type == "cuda") + ["compiled"] * options.compile + ["eager"]

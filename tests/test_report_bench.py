@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -50,6 +52,21 @@ def test_training_adds_up_over_norms(tmp_path: Path) -> None:
     assert "| MLP | weight_norm | 3.000 | 1 | 0.300 | 33 | 2 | 10.0x |" in text
     assert "| MLP | all | 4.000 |  | 0.800 |  |  | 5.0x |" in text
     assert "## CUDA GPU\n\npending: `python scripts/bench.py training --device cuda`" in text
+
+
+def test_the_command_beside_a_table_is_the_one_that_measured_it(tmp_path: Path) -> None:
+    row = {"norm": "none", "step_ms": 1.0}
+    bench.record("vae", [{**ORIGIN, **row, "engine": "eager"}], tmp_path)  # from before rounds were noted
+    one = {**ORIGIN, "device": "Some CPU (1 threads)", "rounds": 5, "steps": 10}
+    text = bench.record("vae", [{**one, **row, "engine": name} for name in ("eager", "compiled")], tmp_path)
+    assert "`python scripts/bench_vae.py`" in text
+    assert "`OMP_NUM_THREADS=1 python scripts/bench_vae.py --compile --rounds 5 --steps 10`" in text
+
+
+def test_a_device_that_is_not_here_is_one_line() -> None:
+    assert bench.device("cpu") == torch.device("cpu")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^cuda:99 is not available here$"):
+        bench.device("cuda:99")
 
 
 def test_growth_is_drawn(tmp_path: Path) -> None:
