@@ -24,7 +24,9 @@ class Quantity(Part):
     ``above``: *confirmed* where the interval lies above ``confirmed``, *confirmed with limits* where above
     ``limits``, *refuted* where below ``refuted``, else *open*; ``below`` is its mirror image. ``inside``:
     confirmed where the interval lies within the pair, refuted where wholly outside of the other; with
-    ``tost`` *confirmed* is by that of 90%, which is two one-sided tests at 5% (equivalence).
+    ``tost`` *confirmed* is by that of 90%, which is two one-sided tests at 5% (equivalence). These are the
+    words of a claim with one test: Holm's correction over a claim's tests asks more
+    (:mod:`wn.report.claims.verdicts`).
     """
 
     what: str
