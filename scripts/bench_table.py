@@ -9,7 +9,6 @@ import argparse
 import io
 import sys
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,7 @@ def build(kind: str, folder: Path) -> str:
     rows: list[Row] = pd.read_csv(io.BytesIO(text), dtype={"commit": str}).to_dict("records")
     command = f"python scripts/bench{f'_{kind}.py' if kind in ('convnet', 'vae') else f'.py {kind}'}"
     parts = [TITLES[kind]]
-    for device, group in groupby(rows, lambda row: str(row["device"])):
-        own = list(group)
+    for (device,), own in _grouped(rows, "device").items():
         versions, commits = (
             sorted({str(row[key])[:n] for row in own}) for key, n in (("torch", 99), ("commit", 10))
         )
@@ -144,11 +142,21 @@ def build(kind: str, folder: Path) -> str:
     return page
 
 
+def _grouped(rows: list[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows by what they have under ``keys``, in order of the first of each."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row[key]) for key in keys), []).append(row)
+    return groups
+
+
 def _command(command: str, kind: str, rows: list[Row]) -> str:
     """The command that measured rows of one device."""
-    first = rows[0]
-    words = ["OMP_NUM_THREADS=1"] * ("(1 threads)" in str(first["device"]) and kind not in ONE_CORE)
-    words += [command, *["--compile"] * any(row.get("engine") == "compiled" for row in rows)]
+    first, device = rows[0], str(rows[0]["device"])
+    words = ["OMP_NUM_THREADS=1"] * ("(1 threads)" in device and kind not in ONE_CORE)
+    asked = "threads)" in device  # on a GPU the ConvNet's steps are compiled in any case
+    compiled = any(row.get("engine") == "compiled" or (asked and row.get("compiled") is True) for row in rows)
+    words += [command, *["--compile"] * compiled]
     if first.get("rounds", 0) > 0:  # no number where rows of other devices alone have one
         words += [f"--rounds {first['rounds']:.0f} --steps {first['steps']:.0f}"]
     return " ".join(words)
@@ -174,8 +182,7 @@ def _sweep(rows: list[Row]) -> Made:
 
 def _training(rows: list[Row]) -> Made:
     shown: list[Row] = []
-    for model, group in groupby(rows, lambda row: row["model"]):
-        own = list(group)
+    for (model,), own in _grouped(rows, "model").items():
         sums = {key: sum(row[key] for row in own) for key in ("alone_ms", "stacked_ms")}
         shown += [*own, {"model": model, "norm": "all", "threads": "", "members": "", "workers": "", **sums}]
     times = ("alone (ms)", "alone_ms:.3f"), "threads", ("stacked (ms)", "stacked_ms:.3f")
@@ -265,11 +272,10 @@ def _draw(rows: list[Row], folder: Path) -> None:
     with figures.house_style():
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         time, memory = figure.subplots(1, 2)
-        series = groupby(rows, lambda row: (row["device"], row["model"]))
-        for color, ((device, model), group) in zip(
+        series = _grouped(rows, "device", "model").items()
+        for color, ((device, model), own) in zip(
             ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), series, strict=False
         ):
-            own = list(group)
             members, step, used = ([row[k] for row in own] for k in ("members", "step_ms", "measured_mib"))
             time.plot(members, step, "o-", color=color, label=f"{model}, {str(device).partition(' (')[0]}")
             memory.plot(members, used, "o-", color=color)

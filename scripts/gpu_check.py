@@ -26,7 +26,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from wn.config import TrainerConfig, UserError, parse  # noqa: E402 - the project is found first
+from wn import experiments  # noqa: E402 - the project is found first
+from wn.config import TrainerConfig, UserError, parse  # noqa: E402
 from wn.data import Dataset, Split  # noqa: E402
 from wn.presets import PRESETS  # noqa: E402
 from wn.resources import configure_torch, pick_device  # noqa: E402
@@ -41,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet_vae": {"channels": 4, "depth": 1, "latents": 4, "flow_width": 8, "posterior": "iaf"},
 }
 NORMS = ("none", "batch_norm", "weight_norm_init", "weight_norm_mean_only_bn_init")
-TABLE = ("weight_norm_mean_only_bn_init", "batch_norm", "weight_norm_init", "none_init", "mean_only_bn_init")
+TABLE = tuple(dict.fromkeys(row.norm for row in experiments.load("cifar10_table").rows))
 SAME = (1e-9, 1e-6)  # largest difference of the loss, and of what eight steps moved, both relative
 CLOSE = (1e-5, 1e-3)  # where sums are taken in another order, which Adam's division amplifies
 STEPS, STOP, BATCH = 8, 5, 20
@@ -203,6 +204,8 @@ def main() -> None:
         pick_device(options.device)
     except UserError:
         parser.error(f"--device {options.device}: not available here; --device cpu compares without a GPU")
+    if options.cost_only and (options.no_cost or options.device == "cpu"):
+        parser.error("--cost-only: steps are timed on a GPU, and without --no-cost; nothing would be checked")
     bad = []
     for model in [] if options.cost_only else options.models:
         for norm in NORMS:

@@ -36,6 +36,18 @@ def test_a_device_that_is_not_here_is_one_line(
     )
 
 
+@pytest.mark.parametrize("words", [["--device", "cpu"], ["--device", "cpu", "--no-cost"]])
+def test_go_is_said_of_something_that_was_checked(words: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--cost-only", *words])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main()
+    assert stopped.value.code == 2
+
+
+def test_costs_are_those_of_the_table_s_norms():
+    assert {"scaled_init", "weight_norm", "batch_norm", "weight_norm_mean_only_bn_init"} < {*gpu_check.TABLE}
+
+
 def test_a_wrong_step_and_other_noise_are_seen():
     model = {"name": "mlp", **gpu_check.MODELS["mlp"]}
     start, right, wrong = (gpu_check.trainer_of(model, "batch_norm", "cpu", 160) for _ in range(3))

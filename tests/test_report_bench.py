@@ -61,6 +61,21 @@ def test_the_command_beside_a_table_is_the_one_that_measured_it(tmp_path: Path) 
     text = bench.record("vae", [{**one, **row, "engine": name} for name in ("eager", "compiled")], tmp_path)
     assert "`python scripts/bench_vae.py`" in text
     assert "`OMP_NUM_THREADS=1 python scripts/bench_vae.py --compile --rounds 5 --steps 10`" in text
+    convnet = {**row, "engine": "ours", "compiled": True, "gflop": 239.1}
+    text = bench.record("convnet", [{**ORIGIN, **convnet}], tmp_path)
+    assert "`python scripts/bench_convnet.py --compile`" in text
+    text = bench.record("convnet", [{**ORIGIN, **convnet, "device": "NVIDIA H100"}], tmp_path)
+    assert "`python scripts/bench_convnet.py`" in text
+
+
+def test_rows_of_a_device_need_not_be_adjacent(tmp_path: Path) -> None:
+    """Rows that are measured again move to the end of the file."""
+    rows = [{**ORIGIN, "norm": "none", "engine": name, "step_ms": 2.0} for name in ("eager", "compiled")]
+    bench.record("vae", rows, tmp_path)
+    bench.record("vae", [{**row, "device": "Another"} for row in rows], tmp_path)
+    text = bench.record("vae", [{**rows[0], "step_ms": 3.0}], tmp_path)
+    assert text.count("## Some CPU") == 1
+    assert "| none | compiled | 2.00 | 1.20 | 1.50x | 1.000 |" in text
 
 
 def test_a_device_that_is_not_here_is_one_line() -> None:
