@@ -125,6 +125,22 @@ def test_all_samples_of_an_iwae_bound_see_the_same_black_and_white() -> None:
     torch.testing.assert_close(-bound, model(x)[1])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_iwae_bound_is_of_samples_each_with_the_encoder_s_own_pass(name: str) -> None:
+    """Each image so many times in a batch, as if they were others, gives the same weights."""
+    model, x = make(name, "weight_norm_mean_only_bn_init").eval(), images(name, 3)
+    sizes: list[int] = []
+    model.encoder.register_forward_hook(lambda *call: sizes.append(len(call[2])))  # type: ignore[union-attr]
+    before = keys(model)
+    bound = model.iwae_bound(x, 4)
+    assert sizes == [3]
+    put_back(model, before)
+    seen = model.observe(x).repeat_interleave(4, 0)
+    output, divergence = model.infer(seen)
+    weights = model.likelihood.log_prob(output, seen) - divergence.sum(1)
+    torch.testing.assert_close(bound, weights.view(3, 4).logsumexp(1) - math.log(4))
+
+
 # What counts in training alone
 
 

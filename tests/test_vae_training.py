@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from train_cases import Call, records
 
 from wn import metrics, resources
 from wn.config import Config
+from wn.models.vae import VAEBase
 from wn.records import read_rows
 from wn.stack import Stack
+from wn.stops import Preempted
 from wn.sweep import train_sweep
 from wn.trainer import Observer, Trainer
 
@@ -69,8 +73,10 @@ class Counted(nn.Module):
 def test_a_bound_is_the_mean_over_all_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "BATCH", 8)  # in parts of 2, 2, 2 and 1 image
     x = torch.rand(7, 1, 2, 2, dtype=torch.float64)
-    found = metrics.iwae_bounds(Stack([Counted(1.0), Counted(3.0)]), x, 3, contextlib.nullcontext)
-    assert found == pytest.approx([factor * float(x.sum()) / 7 + 3 for factor in (1, 3)])
+    parts = [*metrics.iwae_bounds(Stack([Counted(1.0), Counted(3.0)]), x, 3, contextlib.nullcontext)]
+    assert [part.shape for part in parts] == [(2, 2), (2, 2), (2, 2), (2, 1)]
+    expected = torch.stack([factor * x.flatten(1).sum(1) + 3 for factor in (1, 3)])
+    torch.testing.assert_close(torch.cat(parts, 1), expected)
 
 
 def test_pictures_are_originals_each_with_its_reconstruction_and_samples() -> None:
@@ -148,3 +154,27 @@ def test_a_kill_in_the_last_evaluation_costs_no_step(
     assert len(steps) == 6
     (record,) = outcome(tmp_path).values()
     assert record["record"]["status"] == "finished"
+
+
+def test_a_stop_amid_the_last_bound_costs_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on after the parts that are known, to the number of an undisturbed run."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_sweep([vae(whole, iwae_samples=100)])
+    bounds, parts = VAEBase.iwae_bound, []
+
+    def counted(self: VAEBase, x: Tensor, samples: int) -> Tensor:
+        parts.append(len(x))
+        if len(parts) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return bounds(self, x, samples)
+
+    monkeypatch.setattr(VAEBase, "iwae_bound", counted)
+    with pytest.raises(Preempted, match="SIGTERM"):
+        train_sweep([vae(stopped, iwae_samples=100)])
+    assert len(parts) == 2
+    train_sweep([vae(stopped, iwae_samples=100)])
+    (ours,), (theirs,) = outcome(whole).values(), outcome(stopped).values()
+    assert sum(parts) == 40
+    assert ours["record"]["final"] == theirs["record"]["final"]

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from wn import data, metrics, plugins
 from wn.config import DataConfig, UserError, parse
 from wn.config.compose import compose
@@ -41,8 +43,8 @@ def evaluate(run: TrainedModel, dataset: Dataset | None = None) -> dict[str, flo
             found |= {f"{part}_{name}": value for name, (value,) in means.items()}
     if objective is ELBO:
         x = dataset.test.x[: settings.iwae_images]
-        (bound,) = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
-        found["test_nll"] = -bound
+        bounds = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
+        found["test_nll"] = -torch.cat([*bounds], 1).mean().item()
     return found
 
 

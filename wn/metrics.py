@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -57,14 +57,17 @@ def means(stack: Stack, objective: Objective, split: Split, autocast: Autocast) 
 
 
 @torch.no_grad()
-def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast) -> list[float]:
-    """The mean IWAE bound of VAEs on images ``x``, in nats, a number per member."""
-    stack.train(False)
-    total = x.new_zeros(len(stack))
-    for some in torch.split(x, max(1, BATCH // samples)):
+def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast, done: int = 0) -> Iterator[Tensor]:
+    """IWAE bounds of VAEs on images ``x``, in nats: part by part, ``[members, images of the part]``.
+
+    Those of the first ``done`` images, whole parts, are left out; they change nothing in the others'.
+    """
+    part = max(1, BATCH // samples)
+    for first in range(done, len(x), part):
+        stack.train(False, passes=first // part)
         with autocast():
-            total += stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True).sum(1)
-    return divided(total[None], len(x))[0]
+            some = x[first : first + part]
+            yield stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True)
 
 
 @torch.no_grad()

@@ -216,6 +216,9 @@ class _Session(Observer):
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self._flush(self.open)
 
+    def on_bounds(self, done: int, total: int) -> None:
+        self.bar.set_postfix_str(f"IWAE bound: {done} of {total} images")
+
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
         if member in self.open:
             for name, images in pictures.items():

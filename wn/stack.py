@@ -68,12 +68,12 @@ class Stack:
         result = one(params, buffers, *(inputs if shared else [x.squeeze(0) for x in inputs]))
         return tree_map(lambda t: t.unsqueeze(0), result)
 
-    def train(self, mode: bool = True) -> Stack:
-        """Set training or evaluation mode. Random numbers of evaluation begin anew."""
+    def train(self, mode: bool = True, passes: int = 0) -> Stack:
+        """Set training or evaluation mode. Evaluation's random numbers begin anew, after ``passes``."""
         self.template.train(mode)
         for name, buffer in self.buffers.items():
             if name.endswith("evaluations"):
-                buffer.zero_()
+                buffer.fill_(passes)
         return self
 
     @torch.no_grad()

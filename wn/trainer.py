@@ -39,6 +39,9 @@ class Observer:
     def on_epoch(self, member: int, metrics: Row, probes: list[Row]) -> None:
         """A member came to the end of an epoch (epoch 0: before training)."""
 
+    def on_bounds(self, done: int, total: int) -> None:
+        """The final bound of VAEs is known on so many of the images."""
+
     def on_pictures(self, member: int, pictures: dict[str, Tensor]) -> None:
         """Pictures of a finished VAE: ``[images, channels, height, width]``, values from 0 to 1."""
 
@@ -91,6 +94,7 @@ class Trainer:
         self.diverged: set[int] = set()
         self.objective = objective_of(self.config.model)
         self.totals = data.train.x.new_zeros(len(self.objective.names), len(self.alive))
+        self.bounds = data.train.x.new_zeros(len(self.alive), 0)  # final ones of VAEs, so far
         bfloat16 = self.config.trainer.precision == "bfloat16"
         self.autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         sizes, dtype = (data.shape, data.classes), DTYPES[self.config.trainer.precision]
@@ -183,9 +187,7 @@ class Trainer:
         columns, images = self.evaluate("test"), {}
         stack, settings = self._averaged_stack(), self.config.trainer
         if self.objective is ELBO:
-            x = self.data.test.x[: settings.iwae_images]
-            bounds = metrics.iwae_bounds(stack, x, settings.iwae_samples, self.autocast)
-            columns["test_nll"] = [-bound for bound in bounds]
+            columns["test_nll"] = [-bound for bound in self._final_bounds(stack)]
             if settings.images:
                 images = metrics.pictures(stack, self.data.test.x[: settings.images], self.autocast)
         for row, member in self._rows():
@@ -200,17 +202,38 @@ class Trainer:
             self.observer.on_model(member, {name: stacked[row] for name, stacked in state.items()})
             self.observer.on_end(member, "finished", result)
 
+    def _final_bounds(self, stack: Stack) -> list[float]:
+        """The mean IWAE bound on test images; as it may take as long as epochs, it is saved amid them too."""
+        settings = self.config.trainer
+        x = self.data.test.x[: settings.iwae_images]
+        sizes = settings.iwae_samples, self.autocast, self.bounds.shape[1]
+        for more in metrics.iwae_bounds(stack, x, *sizes):
+            self.bounds = torch.cat([self.bounds, more], 1)
+            done = self.bounds.shape[1]
+            self.observer.on_bounds(done, len(x))
+            stop = self.observer.stop(self.step, self.total) if done < len(x) else None
+            if stop or self._save_is_late:
+                self._save(stop)
+        return self.bounds.mean(1).tolist()
+
     def _checkpoint(self) -> None:
         """Write a checkpoint if one is due; stop, with one written, where the observer says so."""
         more = self.alive and self.step < self.total
         stop = self.observer.stop(self.step, self.total) if more else None
-        late = time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        due = late or self.step % (self.config.trainer.checkpoint_every * self.steps_per_epoch) == 0
+        every = self.config.trainer.checkpoint_every * self.steps_per_epoch
+        due = self._save_is_late or self.step % every == 0
         if self.step == self.total:  # finishing takes a while: an IWAE bound, or many records to write
             due = len(self.configs) > 1 or self.objective is ELBO
         if stop or due:
-            self.observer.on_checkpoint(self.state())
-            self.saved = time.monotonic()
+            self._save(stop)
+
+    @property
+    def _save_is_late(self) -> bool:
+        return time.monotonic() - self.saved > CHECKPOINT_SECONDS
+
+    def _save(self, stop: BaseException | None) -> None:
+        self.observer.on_checkpoint(self.state())
+        self.saved = time.monotonic()
         if stop:
             raise stop
 
@@ -265,7 +288,7 @@ class Trainer:
     def _select(self, rows: list[int]) -> None:
         """Go on with the members in these rows of the stack alone."""
         self.alive = [self.alive[row] for row in rows]
-        self.totals = self.totals[:, rows]
+        self.totals, self.bounds = self.totals[:, rows], self.bounds[rows]
         if self.alive:
             trees = self._trees().items()
             self._prepare({n: {k: t[rows] if t.dim() else t for k, t in tree.items()} for n, tree in trees})
@@ -273,7 +296,7 @@ class Trainer:
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
         members = {"alive": self.alive, "diverged": sorted(self.diverged)}
-        return {"step": self.step, **members, "totals": self.totals, **self._trees()}
+        return {"step": self.step, **members, "totals": self.totals, "bounds": self.bounds, **self._trees()}
 
     def _trees(self) -> State:
         average = self.average.state if self.average else {}
@@ -295,4 +318,6 @@ class Trainer:
                 raise LookupError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
         self.diverged = {*state.get("diverged", [])}
+        none = self.totals.new_zeros(len(self.alive), 0)  # of a checkpoint before there were any
+        self.bounds = state.get("bounds", none).to(self.device)
         self._prepare(trees)

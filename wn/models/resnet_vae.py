@@ -12,7 +12,7 @@ from wn.models.flow import Posterior
 from wn.models.init import init_weights_, output_layer
 from wn.models.likelihood import at_least_float32, log_standard_normal
 from wn.models.noise import Sampler
-from wn.models.vae import VAEBase
+from wn.models.vae import VAEBase, repeated
 
 
 class StochasticLayer(nn.Module):
@@ -83,13 +83,13 @@ class ResNetVAE(VAEBase):
         decoder = nn.ConvTranspose2d(config.channels, channels, 3, stride=2, padding=1, output_padding=1)
         self.decoder = output_layer(init_weights_(decoder, config.weight_init))
 
-    def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def infer(self, x: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
         h = self.encoder(self.channels_last(x) - 0.5)
         posteriors: list[list[Tensor]] = []
         for layer in self._layers():
             h, posterior = layer.up(h)
-            posteriors.append(posterior)
-        h, divergences = self._top(len(x)), []
+            posteriors.append([repeated(t, samples) for t in posterior])
+        h, divergences = self._top(len(x) * samples), []
         for layer, posterior in zip(self._layers()[::-1], posteriors[::-1], strict=True):
             h, divergence = layer.down(h, posterior)
             divergences.append(divergence)

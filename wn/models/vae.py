@@ -34,8 +34,12 @@ class VAEBase(nn.Module):
         if config.kl_warmup_steps:
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoder's output, and ``log q(z|x) - log p(z)`` ``[batch, groups]``; free bits are per group."""
+    def infer(self, x: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
+        """Decoder's output, and ``log q(z|x) - log p(z)`` ``[batch * samples, groups]``.
+
+        There are ``samples`` of z an image, one after another; the encoder sees each image once. Free bits
+        are per group.
+        """
         raise NotImplementedError
 
     def decode_prior(self, count: int) -> Tensor:
@@ -69,9 +73,9 @@ class VAEBase(nn.Module):
 
     def iwae_bound(self, x: Tensor, samples: int) -> Tensor:
         """IWAE bound: log mean of ``p(x, z) / q(z|x)`` over ``samples`` of z, per image ``[batch]``."""
-        x = self.observe(x).repeat_interleave(samples, 0)
-        output, divergence = self.infer(x)
-        log_weights = self.likelihood.log_prob(output, x) - divergence.sum(1)
+        x = self.observe(x)
+        output, divergence = self.infer(x, samples)
+        log_weights = self.likelihood.log_prob(output, repeated(x, samples)) - divergence.sum(1)
         return torch.logsumexp(log_weights.view(-1, samples), 1) - math.log(samples)
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -81,6 +85,11 @@ class VAEBase(nn.Module):
     def generate(self, x: Tensor) -> Tensor:
         """The mean of p(x|z) with z sampled from the prior, one for each image in ``x``."""
         return self.likelihood.mean(self.decode_prior(len(x)))
+
+
+def repeated(t: Tensor, times: int) -> Tensor:
+    """Each image's row so many times, one after another."""
+    return t if times == 1 else t.repeat_interleave(times, 0)
 
 
 class GaussianVAE(VAEBase):
@@ -99,10 +108,10 @@ class GaussianVAE(VAEBase):
         self.posterior = Posterior(config, context=features)
         self.prior = Sampler()
 
-    def infer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def infer(self, x: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
         features = self.encoder(x)
         mean, log_variance = self.posterior_params(features).chunk(2, 1)
-        z, log_q = self.posterior(mean, log_variance, features)
+        z, log_q = self.posterior(*(repeated(t, samples) for t in (mean, log_variance, features)))
         return self.decoder(z), log_q - log_standard_normal(z)
 
     def decode_prior(self, count: int) -> Tensor:
