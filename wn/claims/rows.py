@@ -24,11 +24,9 @@ def row(condition: str, quantity: str, seed: int, value: float, x: float | None 
     return Row(condition=condition, quantity=quantity, seed=seed, value=float(value), x=x)
 
 
-def per_seed(
-    condition: str, quantity: str, values: Iterable[Any], x: float | None = None, first: int = 0
-) -> list[Row]:
-    """A row for each of the seeds from ``first`` on, of numbers or of a one-dimensional array or tensor."""
-    return [row(condition, quantity, seed, value, x) for seed, value in enumerate(values, first)]
+def per_seed(condition: str, quantity: str, values: Iterable[Any], x: float | None = None) -> list[Row]:
+    """A row for each of the seeds 0, 1, ..., of numbers or of a one-dimensional array or tensor."""
+    return [row(condition, quantity, seed, value, x) for seed, value in enumerate(values)]
 
 
 def per_quantity(condition: str, seed: int, numbers: Mapping[str, float]) -> list[Row]:
