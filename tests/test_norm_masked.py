@@ -104,3 +104,22 @@ def test_a_mask_is_no_part_of_a_state() -> None:
     layer.mask.copy_(source.mask)
     layer.load_state_dict(source.state_dict())
     torch.testing.assert_close(layer(inputs("linear")), source(inputs("linear")))
+
+
+class Gate(nn.Linear):
+    """A layer whose mask is of its outputs."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units, units)
+        self.register_buffer("mask", (torch.arange(units) % 2).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.mask  # type: ignore[operator]
+
+
+def test_a_mask_of_another_shape_is_none_of_the_weight() -> None:
+    gate, x = Gate(4), torch.randn(3, 4)
+    with pytest.warns(UserWarning, match="a subclass of Linear"):
+        model = normalize(nn.Sequential(nn.Linear(4, 4), gate), "weight_norm")
+    assert model[1] is gate
+    torch.testing.assert_close(model[1](x)[:, ::2], torch.zeros(3, 2))

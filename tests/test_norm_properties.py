@@ -73,7 +73,9 @@ def norms(layer: NormalizedLayer, v: Tensor, invariant: str) -> Tensor:
 
 @pytest.mark.parametrize("norm", [norm for norm in NORMS if not properties(NORMS[norm]).foldable])
 def test_layers_that_do_not_fold_say_why(norm: str) -> None:
-    with pytest.raises(ValueError, match=r"^the layer has statistics=\w+, taken of each image: no plain"):
+    with pytest.raises(
+        ValueError, match=r"^the layer has statistics=\w+, not affine in evaluation: no plain"
+    ):
         fold(built(norm, "linear")[0])
 
 
@@ -209,6 +211,18 @@ def test_probing_and_evaluating_do_not_move_the_power_iteration() -> None:
     assert not torch.equal(layer.u, before)
 
 
+def test_spectral_norm_of_a_layer_that_starts_at_zero_is_one_once_it_has_moved() -> None:
+    plain, x = make_plain("linear")
+    nn.init.zeros_(plain.weight)
+    layer = NormalizedLayer(plain, direction="spectral", scale="one", gain="none")
+    layer(x)
+    with torch.no_grad():
+        layer.v.copy_(5 * torch.randn_like(layer.v))
+        for _ in range(200):
+            layer(x)
+    torch.testing.assert_close(torch.linalg.matrix_norm(layer.effective_weight(), 2), torch.ones(()).double())
+
+
 def test_batch_renormalisation_starts_as_batch_normalisation_and_ends_as_running_averages() -> None:
     x = make_plain("linear")[1]
     renorm = layer_of("linear", gain="free", statistics="batch_renorm")
@@ -277,6 +291,24 @@ def test_held_norms_are_put_back_without_changing_a_normalised_function(norm: st
     project_(layer)
     torch.testing.assert_close(layer.held_norm(), wanted)
     assert torch.allclose(copy.deepcopy(layer)(x), before) == (layer.direction != "plain")
+
+
+@pytest.mark.parametrize(("direction", "gain"), [("plain", "none"), ("row", "exp"), ("layer", "fixed")])
+def test_what_starts_at_zero_is_held_nowhere_and_learns(direction: Any, gain: Any) -> None:
+    plain, _ = make_plain("linear")
+    if direction == "layer":
+        nn.init.zeros_(plain.weight)
+    else:
+        nn.init.zeros_(plain.weight[0])
+    layer = NormalizedLayer(plain, direction=direction, gain=gain, hold="start")
+    wanted = layer.held_norm()
+    assert (wanted == 0).any()
+    with torch.no_grad():
+        layer.raw_weight.add_(1.0)
+    moved = layer.raw_weight.detach().clone()
+    project_(layer)
+    assert torch.equal(layer.raw_weight[0], moved[0])
+    torch.testing.assert_close(layer.held_norm()[wanted > 0], wanted[wanted > 0])
 
 
 def test_plain_weights_are_held_where_the_initialisation_put_them() -> None:

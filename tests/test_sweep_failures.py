@@ -120,6 +120,20 @@ def test_a_stop_between_two_halves_fails_none_of_them(
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_what_the_user_can_mend_is_no_failure_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack is built within the training: a model of the user's may have nothing to train, say."""
+    config = tiny(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_prepare", lambda *_: throw(UserError, "all are frozen")())
+        with pytest.raises(UserError, match=r"^all are frozen$"):
+            train_sweep([config])
+    assert Record.of(config).status == "running"
+    (record,) = train_sweep([config])
+    assert record.status == "finished"
+
+
 @pytest.mark.parametrize("members", [None, 1])
 def test_a_step_that_cannot_be_captured_ends_the_sweep_and_fails_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int | None

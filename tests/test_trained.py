@@ -158,6 +158,17 @@ def test_a_run_is_found_by_folder_or_id(tmp_path: Path, monkeypatch: pytest.Monk
         trained.load("runs/a/" + run_id)
 
 
+def test_a_damaged_copy_of_a_run_hides_no_whole_one(tmp_path: Path) -> None:
+    bad = train(tmp_path / "runs", trainer={"epochs": 2}, experiment_name="a").folder
+    good = train(tmp_path / "runs", experiment_name="b", trainer={**SAVE, "force": True}).folder
+    assert bad.name == good.name
+    (bad / "metrics.jsonl").write_text("{}\n")
+    assert trained.load(good.name, runs_dir=tmp_path / "runs").record.folder == good
+    (good / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: damaged"):
+        trained.load(good.name, runs_dir=tmp_path / "runs")
+
+
 def other_model(path: Path) -> None:
     state = safetensors.torch.load_file(path)
     safetensors.torch.save_file({f"other.{name}": t for name, t in state.items()}, path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from trainer_cases import (
     CLASSES,
     CPU,
@@ -24,6 +25,30 @@ from trainer_cases import (
 from wn import metrics, trainer
 from wn.data import Dataset, Split
 from wn.trainer import Trainer
+
+
+class Unused(nn.Module):
+    """A head that training leaves out, as torch allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.LazyLinear(CLASSES), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.used(x.flatten(1))
+        return logits
+
+
+def test_a_parameter_that_no_loss_depends_on_stays() -> None:
+    model = Unused()
+    model(dataset().train.x[:1].float())
+    before = copy.deepcopy(model.double()).state_dict()
+    loop = Trainer([config(epochs=1)], dataset(), CPU, Watcher(), models=[model])
+    loop.run()
+    after = member_of(loop, 0)
+    assert torch.equal(after["unused.weight"], before["unused.weight"])
+    assert not torch.equal(after["used.weight"], before["used.weight"])
+
 
 # Checkpoints
 

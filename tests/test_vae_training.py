@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from wn import metrics, resources
 from wn.config import Config
 from wn.models.vae import VAEBase
 from wn.records import read_rows
+from wn.run import png
 from wn.stack import Stack
 from wn.stops import Preempted
 from wn.sweep import train_sweep
@@ -87,6 +89,12 @@ def test_pictures_are_originals_each_with_its_reconstruction_and_samples() -> No
         assert torch.equal(originals, x)
         assert torch.equal(reconstructions, factor * x)
         assert torch.equal(found["samples"][row], torch.full_like(x, 0.25 * factor))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_images_of_many_channels_have_pictures(channels: int) -> None:
+    with Image.open(io.BytesIO(png(torch.full((3, channels, 2, 2), 0.5)))) as picture:
+        assert picture.size == (3 * 3 + 1, 4)
 
 
 def test_pictures_can_be_left_out(call: Call, tmp_path: Path) -> None:

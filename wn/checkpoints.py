@@ -47,7 +47,9 @@ class Checkpoints:
         self.newest.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.newest, self.before)
-        write_atomically(self.newest, file.getvalue() + hashlib.sha256(file.getbuffer()).digest())
+        file.seek(0, io.SEEK_END)
+        file.write(hashlib.sha256(file.getvalue()).digest())  # getvalue shares its bytes: the file is large
+        write_atomically(self.newest, file.getvalue())
 
     def restore(self, use: Callable[[Row], None]) -> bool:
         """Call ``use`` with the newest content that it can take; say whether there was any.

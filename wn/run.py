@@ -21,14 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wn import tracking, trained
-from wn.checkpoints import Checkpoints, OtherCode
-from wn.config import Config
+from wn.checkpoints import Checkpoints
+from wn.config import Config, UserError
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
 from wn.provenance import ROOT, began_with, code_of, provenance
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
-from wn.step import CaptureFailed
 from wn.stops import Preempted, StopWatcher
 from wn.trainer import Observer, Trainer
 
@@ -155,8 +154,8 @@ class _Session(Observer):
             self._pause()
             raise
         except Exception as error:
-            # The runs have not failed: they go on from their checkpoint.
-            if ends_training(error) or isinstance(error, (CaptureFailed, OtherCode)):
+            # What the user can mend is no failure of the runs: they go on from their checkpoint.
+            if ends_training(error) or isinstance(error, UserError):
                 self._pause()
                 raise
             stacked = len(self.configs) > 1 and isinstance(error, torch.OutOfMemoryError)
@@ -296,9 +295,14 @@ def _place(file: Path) -> str:
 
 
 def png(images: Tensor) -> bytes:
-    """Images ``[images, channels, height, width]`` from 0 to 1 as one PNG of sixteen a row."""
+    """Images ``[images, channels, height, width]`` from 0 to 1 as one PNG of sixteen a row.
+
+    Of more than four channels it shows the mean.
+    """
     from torchvision.utils import save_image  # slow to import, and needed for pictures alone
 
+    if images.shape[1] > 4:  # no format of pictures has so many channels
+        images = images.mean(1, keepdim=True)
     file = io.BytesIO()
     save_image(images.float(), file, format="png", nrow=16, padding=1, pad_value=0.5)
     return file.getvalue()

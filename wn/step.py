@@ -134,7 +134,8 @@ class Step:
             images = data["x"].index_select(0, batch.flatten())
             outputs = stack(images.view(*batch.shape, *images.shape[1:]))
         metrics = torch.stack([m.mean(1) for m in self.objective.metrics(outputs, data["y"][batch])])
-        grads = torch.autograd.grad(metrics[0].sum(), list(stack.params.values()))
+        params = list(stack.params.values())  # a user's model may leave some out: their gradient is 0
+        grads = torch.autograd.grad(metrics[0].sum(), params, materialize_grads=True)
         optimizer.step(dict(zip(stack.params, grads, strict=True)))
         stack.project()
         data["totals"] += metrics.detach()

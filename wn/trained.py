@@ -157,7 +157,9 @@ def find(run: str | Path, runs_dir: Path) -> Record:
     """The record of a run: one with a model, where several experiments have the run."""
     if (Path(run) / "record.json").is_file():
         return Record.read(Path(run))
-    found = [Record.read(path.parent) for path in sorted(runs_dir.glob(f"*/{Path(run).name}/record.json"))]
+    folders = [path.parent for path in sorted(runs_dir.glob(f"*/{Path(run).name}/record.json"))]
+    whole = [record for record in map(Record.peek, folders) if record.status != "new"]
+    found = whole or [Record.read(folder) for folder in folders]  # which says what is wrong
     if str(run) != Path(run).name or not found:
         known = nearest(str(run), sorted({path.parent.name for path in runs_dir.glob("*/*/record.json")}))
         raise UserError(f"{run}: no run's folder, and no run_id in {runs_dir}{known}")

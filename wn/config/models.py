@@ -88,7 +88,7 @@ class VAEConfig(Section):
     free_bits: float = pydantic.Field(default=0.0, ge=0)
     """Nats per latent (or channel of latents) that cost nothing in training; 0 is off."""
     kl_warmup_steps: pydantic.NonNegativeInt = 0
-    """Steps over which the weight of the KL term rises linearly to 1."""
+    """Steps over which the weight of the KL term rises linearly to 1; initialising by data is one."""
     weight_init: WeightInit = "paper"
 
 

@@ -182,12 +182,12 @@ def fold(model: nn.Module) -> nn.Module:
     A weight of the result is trainable where v or the gain was.
 
     Raises:
-        ValueError: statistics are of each image, so no plain layer is the same function.
+        ValueError: statistics are of each image, or tanh, so no plain layer is the same function.
     """
     for name, layer in normalized_layers(model).items():
         if layer.statistics not in TRACKED | {"none"}:
             statistics = f"{name or 'the layer'} has statistics={layer.statistics}"
-            raise ValueError(f"{statistics}, taken of each image: no plain layer is the same function")
+            raise ValueError(f"{statistics}, not affine in evaluation: no plain layer is the same function")
     model = copy.deepcopy(model)
     return _replace(model, {layer: _fold_layer(layer) for layer in normalized_layers(model).values()})
 

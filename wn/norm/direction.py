@@ -111,7 +111,8 @@ class Reparameterized(Activations):
         matrix = self.unit_rows(raw / power_of_two(raw)).to(wide(raw))
         with full_precision(raw.device):
             u = matrix @ (self.u.to(wide(raw)) @ matrix)
-        self.u.copy_(u / nonzero(torch.linalg.vector_norm(u)))
+        norm = torch.linalg.vector_norm(u)
+        self.u.copy_(torch.where(norm > 0, u / nonzero(norm), self.u))  # from 0 it would find no way back
 
     def direction_norm(self) -> Tensor:
         """What v is divided by, ``[units]``, equal if the norm is the layer's; of plain weights ||v||."""
@@ -137,7 +138,8 @@ class Reparameterized(Activations):
         weights = self.raw_weight.numel() if self.layerwise else self.fan_in
         wanted = self.held if self.hold == "start" else torch.full_like(norm, math.sqrt(weights))
         v = self.raw_weight.detach().clone()
-        self.scale_units(v, torch.where(norm > 0, wanted / nonzero(norm), torch.ones_like(norm)))
+        known = (norm > 0) & (wanted > 0)  # a unit that starts at 0 has no norm to hold, and would stay there
+        self.scale_units(v, torch.where(known, wanted / nonzero(norm), torch.ones_like(norm)))
         return v
 
     def held_norm(self) -> Tensor:

@@ -17,7 +17,8 @@ from wn.norm.statistics import Activations
 
 @contextmanager
 def initializing(model: nn.Module) -> Iterator[set[NormalizedLayer]]:
-    """Context in which a training pass initialises layers with ``init="data"`` and updates no averages.
+    """Context in which a training pass initialises layers with ``init="data"`` and updates none of their
+    averages; a module of torch's own, such as nn.BatchNorm, updates its as in any training pass.
 
     Its value is the set of layers that the pass has not reached yet. A layer that is used twice, or that
     shares what is set here with other layers, is set by the first use. One that shares it with a module of

@@ -31,7 +31,9 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
 
     A masked layer, i.e. a subclass with a buffer ``mask`` of its weight's shape, counts as its base class.
     """
-    kind = type(layer).__base__ if "mask" in layer._buffers else type(layer)
+    mask, weight = layer._buffers.get("mask"), layer._parameters.get("weight")
+    masked = mask is not None and weight is not None and mask.shape == weight.shape
+    kind = type(layer).__base__ if masked else type(layer)
     return kind if kind in OPERATIONS else None
 
 
