@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from wn.claims import criteria
-from wn.config import UserError
+from wn.config import UserError, places
 from wn.report.__main__ import main
 from wn.report.claims import collect, page
 
@@ -166,6 +166,14 @@ def test_a_note_lowers_a_verdict(project: Path):
     assert found(project).word == "open"
     (criteria.FOLDER / "notes" / "B3.yaml").write_text("lower: {to: confirmed with limits, why: one}")
     assert found(project).word == "confirmed with limits"
+
+
+def test_every_committed_note_that_lowers_a_verdict_does() -> None:
+    """Where the verdict is as weak already, its reason would be shown nowhere."""
+    found = collect.gather(Path("nothing"), places.ROOT / "results")
+    lowering = [one for one in found if one.notes.lower and one.word != "not tested"]
+    assert lowering
+    assert [one.claim.id for one in lowering if not one.lowered] == []
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.0, "refuted"), (0.3, "open"), (None, "not tested")])
