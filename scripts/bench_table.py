@@ -154,8 +154,8 @@ def _command(command: str, kind: str, rows: list[Row]) -> str:
     """The command that measured rows of one device."""
     first, device = rows[0], str(rows[0]["device"])
     words = ["OMP_NUM_THREADS=1"] * ("(1 threads)" in device and kind not in ONE_CORE)
-    asked = "threads)" in device  # on a GPU the ConvNet's steps are compiled in any case
-    compiled = any(row.get("engine") == "compiled" or (asked and row.get("compiled") is True) for row in rows)
+    cpu = "threads)" in device  # on a GPU the ConvNet's steps are compiled in any case
+    compiled = any(row.get("engine") == "compiled" or (cpu and row.get("compiled") is True) for row in rows)
     words += [command, *["--compile"] * compiled]
     if first.get("rounds", 0) > 0:  # no number where rows of other devices alone have one
         words += [f"--rounds {first['rounds']:.0f} --steps {first['steps']:.0f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -123,3 +124,6 @@ def test_a_mask_of_another_shape_is_none_of_the_weight() -> None:
         model = normalize(nn.Sequential(nn.Linear(4, 4), gate), "weight_norm")
     assert model[1] is gate
     torch.testing.assert_close(model[1](x)[:, ::2], torch.zeros(3, 2))
+    plain = nn.Linear(4, 4)
+    plain.register_buffer("mask", torch.zeros(4))  # which nn.Linear itself does not look at
+    torch.testing.assert_close(normalize(copy.deepcopy(plain), "weight_norm")(x), plain(x))

@@ -43,8 +43,9 @@ def evaluate(run: TrainedModel, dataset: Dataset | None = None) -> dict[str, flo
             found |= {f"{part}_{name}": value for name, (value,) in means.items()}
     if objective is ELBO:
         x = dataset.test.x[: settings.iwae_images]
-        bounds = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
-        found["test_nll"] = -torch.cat([*bounds], 1).mean().item()
+        parts = metrics.iwae_bounds(stack, x, settings.iwae_samples, run.autocast)
+        (bound,) = metrics.mean_bounds(torch.cat([*parts], 1))
+        found["test_nll"] = -bound
     return found
 
 

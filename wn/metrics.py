@@ -70,6 +70,11 @@ def iwae_bounds(stack: Stack, x: Tensor, samples: int, autocast: Autocast, done:
             yield stack.map(lambda model, x: model.iwae_bound(x, samples), some, shared=True)
 
 
+def mean_bounds(bounds: Tensor) -> list[float]:
+    """Of bounds ``[members, images]``, a number per member."""
+    return divided(bounds.sum(1)[None], bounds.shape[1])[0]
+
+
 @torch.no_grad()
 def pictures(stack: Stack, x: Tensor, autocast: Autocast) -> dict[str, Tensor]:
     """Pixel values of VAEs from 0 to 1, each ``[members, images, channels, height, width]``.

@@ -135,7 +135,10 @@ class Trainer:
                     self._checkpoint()
             rows = self._probe(before) if before else []
             self._close_epoch(epoch, self._training_means() | self._evaluations(epoch), rows)
-            self._checkpoint()  # of the last step, with its evaluation behind it
+            if self.step < self.total:
+                self._checkpoint(epoch % settings.checkpoint_every == 0, more=bool(self.alive))
+            elif len(self.configs) > 1 or self.objective is ELBO:
+                self._checkpoint(due=True, more=False)  # finishing takes a while: many records, or a bound
         self._finish()
 
     def update(self, batch: Tensor) -> None:
@@ -211,29 +214,15 @@ class Trainer:
             self.bounds = torch.cat([self.bounds, more], 1)
             done = self.bounds.shape[1]
             self.observer.on_bounds(done, len(x))
-            stop = self.observer.stop(self.step, self.total) if done < len(x) else None
-            if stop or self._save_is_late:
-                self._save(stop)
-        return self.bounds.mean(1).tolist()
+            self._checkpoint(more=done < len(x))
+        return metrics.mean_bounds(self.bounds)
 
-    def _checkpoint(self) -> None:
-        """Write a checkpoint if one is due; stop, with one written, where the observer says so."""
-        more = self.alive and self.step < self.total
+    def _checkpoint(self, due: bool = False, more: bool = True) -> None:
+        """Write a checkpoint if one is due; with ``more`` to come, stop where the observer says so."""
         stop = self.observer.stop(self.step, self.total) if more else None
-        every = self.config.trainer.checkpoint_every * self.steps_per_epoch
-        due = self._save_is_late or self.step % every == 0
-        if self.step == self.total:  # finishing takes a while: an IWAE bound, or many records to write
-            due = len(self.configs) > 1 or self.objective is ELBO
-        if stop or due:
-            self._save(stop)
-
-    @property
-    def _save_is_late(self) -> bool:
-        return time.monotonic() - self.saved > CHECKPOINT_SECONDS
-
-    def _save(self, stop: BaseException | None) -> None:
-        self.observer.on_checkpoint(self.state())
-        self.saved = time.monotonic()
+        if stop or due or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.observer.on_checkpoint(self.state())
+            self.saved = time.monotonic()
         if stop:
             raise stop
 

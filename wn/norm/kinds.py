@@ -31,10 +31,14 @@ def kind_of(layer: nn.Module) -> type[nn.Module] | None:
 
     A masked layer, i.e. a subclass with a buffer ``mask`` of its weight's shape, counts as its base class.
     """
-    mask, weight = layer._buffers.get("mask"), layer._parameters.get("weight")
-    masked = mask is not None and weight is not None and mask.shape == weight.shape
-    kind = type(layer).__base__ if masked else type(layer)
+    kind = type(layer) if mask_of(layer) is None else type(layer).__base__
     return kind if kind in OPERATIONS else None
+
+
+def mask_of(layer: nn.Module) -> Tensor | None:
+    """A masked layer's mask; a buffer of this name and another shape is none of the weight."""
+    mask, weight = layer._buffers.get("mask"), layer._parameters.get("weight")
+    return mask if mask is not None and weight is not None and mask.shape == weight.shape else None
 
 
 def check_choices(choices: Mapping[str, Any]) -> None:
@@ -67,7 +71,7 @@ def kind_to_normalize(layer: nn.Module, choices: Mapping[str, Any], name: str = 
         refuse(f"{title} has weights of {weight.dtype}: expected real numbers", name, TypeError)
     dense, statistics = kind is nn.Linear, choices.get("statistics", "none")
     units = getattr(layer, "out_features" if dense else "out_channels")
-    if "mask" in layer._buffers and statistics in grammar.PER_IMAGE:
+    if mask_of(layer) is not None and statistics in grammar.PER_IMAGE:
         refuse(f"statistics={statistics} mix what the layer's mask keeps apart", name)
     if choices.get("direction") == "centered" and weight.numel() == units:
         refuse("direction=centered takes off the mean, and a unit of one weight has nothing else", name)

@@ -21,7 +21,7 @@ from wn.grammar import (
     Statistics,
 )
 from wn.norm.direction import Reparameterized, project_
-from wn.norm.kinds import OPERATIONS, check_choices, kind_to_normalize, take_attributes
+from wn.norm.kinds import OPERATIONS, check_choices, kind_to_normalize, mask_of, take_attributes
 from wn.norm.statistics import groups_of
 from wn.norm.weight import activation_gain, autocast_enabled, full_precision, nonzero, power_of_two, wide
 
@@ -120,7 +120,7 @@ class NormalizedLayer(Reparameterized):
         self._parameters[self.raw_name] = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         # Not persistent: a mask follows from the architecture, and plain state dicts have none.
-        self.register_buffer("mask", layer._buffers.get("mask"), persistent=False)
+        self.register_buffer("mask", mask_of(layer), persistent=False)
         self.group_count = groups_of(self.units, groups, self.dense)
         self.constant = math.sqrt(self.fan_in) if scale == "sqrt_fan_in" else 1.0
         if scale == "activation":
