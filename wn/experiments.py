@@ -171,6 +171,11 @@ class Experiment(Part):
         every = self.values or {"norm": [row.norm for row in self.rows]}
         return {k for key in every for one in every[key] for k in settings_of(key, one) if k != key}
 
+    @property
+    def own(self) -> set[str]:
+        """The fields that some runs alone set: behind a preset, or in a row's ``set``."""
+        return self.variants.union(*(row.set for row in self.rows))
+
     def runs(self, settings: Mapping[str, Any] | None = None) -> list[Run]:
         """Every run, in the order in which they are trained; ``settings`` are above those of the file.
 
@@ -203,8 +208,7 @@ class Experiment(Part):
                 raise UserError(
                     f"experiments/{self.name}.yaml: {same} are the same run; leave out one of them"
                 )
-        single = self.variants.union(*(row.set for row in self.rows))
-        if idle := sorted(key for key in single if not decides(key)):
+        if idle := sorted(key for key in self.own if not decides(key)):
             why = f"{idle[0]} decides no number: give it in fixed, for all runs alike"
             raise UserError(f"experiments/{self.name}.yaml: {why}")
         return list(found.values())
