@@ -108,6 +108,20 @@ def test_results_of_several_machines_add_up(tmp_path: Path, plan: Plan, told: An
     assert list(rows.loc[0, ["commit", "dirty", "stack_size"]]) == ["c" * 40, False, 2]
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_a_resumed_run_tells_all_that_trained_it(tmp_path: Path, plan: Plan, told: Any) -> None:
+    first, second = ({"commit": c * 40, "dirty": False, "torch": "2.15"} for c in "ab")
+    last = {"commit": "a" * 40, "dirty": False, "device": "CPU, then GPU", "packages": {"torch": "2.16"}}
+    write_run(tmp_path / "runs", plan, "none", 0.1, 0, provenance=last | {"before": [first, second]})
+    write_run(tmp_path / "runs", plan, "none", 0.1, 1)
+    told(NAME, "--publish")
+    rows = pd.read_csv(tmp_path / "results" / NAME / "runs.csv", dtype=str)
+    assert list(rows.loc[0, ["commit", "torch"]]) == [f"{'a' * 40}, then {'b' * 40}", "2.15, then 2.16"]
+    page = (tmp_path / "results" / "README.md").read_text(encoding="utf-8")
+    facts = "device CPU, GPU; precision float32; torch 2.15, 2.16; commit aaaaaaaaaa, bbbbbbbbbb, cccccccccc;"
+    assert facts in page
+
+
 def test_what_is_committed_is_shown_where_nothing_is_local(
     tmp_path: Path, plan: Plan, told: Any, no_figures: None
 ) -> None:

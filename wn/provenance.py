@@ -21,6 +21,9 @@ DECIDING = (
 )
 """Of ``wn``: the code that decides numbers."""
 
+THEN = ", then "
+"""Between the devices, commits and versions of a run that was resumed with others."""
+
 
 @functools.cache
 def provenance(device: str) -> dict[str, Any]:

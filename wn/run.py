@@ -25,7 +25,7 @@ from wn.checkpoints import Checkpoints
 from wn.config import Config, UserError
 from wn.config.errors import ends_training
 from wn.metrics import objective_of
-from wn.provenance import ROOT, began_with, code_of, provenance
+from wn.provenance import ROOT, THEN, began_with, code_of, provenance
 from wn.records import Record, Row
 from wn.resources import configure_torch, device_name, resolve
 from wn.stops import Preempted, StopWatcher
@@ -259,7 +259,7 @@ class _Session(Observer):
     def _close(self, member: int, status: str, result: Row) -> None:
         record = self.records[member]
         seconds = round((time.monotonic() - self.started) / len(self.records), 3)
-        made = record.content["provenance"] | {"device": ", then ".join(self.devices)}
+        made = record.content["provenance"] | {"device": THEN.join(self.devices)}
         if before := self.made[:-1]:
             dirty = any(one["dirty"] for one in self.made)
             made |= {"before": before, "dirty": dirty or made["dirty"]}

@@ -7,13 +7,14 @@ named. The settings beside it are written for the reader and never read back.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from wn.config import Config, UserError, parse
+from wn.provenance import THEN
 from wn.records import Record, write_atomically
 from wn.report.plan import Plan
 from wn.report.status import damaged, left_out
@@ -90,11 +91,17 @@ def _result(record: Record) -> dict[str, Any]:
         found |= {f"{key.removesuffix('_at')}_{name}": number for name, number in part.items()}
     trainer, origin = content["config"]["trainer"], content.get("provenance", {})
     found |= {key: trainer.get(key) for key in ("iwae_samples", "iwae_images", "precision")}
-    found |= {key: origin.get(key) for key in ("commit", "device")}
+    pieces = [*origin.get("before", []), {**origin, "torch": origin.get("packages", {}).get("torch")}]
+    found |= {key: _in_turn(piece.get(key) for piece in pieces) for key in ("commit", "torch")}
     found |= {key: content.get(key) for key in ("status", "steps", "seconds")}
     found |= {"epochs": found.get("diverged_epoch", trainer["epochs"])}
-    found |= {"stack_size": len(content.get("stack", [])), "torch": origin.get("packages", {}).get("torch")}
+    found |= {"stack_size": len(content.get("stack", [])), "device": origin.get("device")}
     return found | {"dirty": None if origin.get("dirty") is None else str(origin["dirty"])}
+
+
+def _in_turn(made: Iterable[str | None]) -> str | None:
+    """What a run was trained by; of one that was resumed, each in its turn, as its device is told."""
+    return THEN.join(dict.fromkeys(filter(None, made))) or None
 
 
 def _curve(plan: Plan, run_id: str, record: Record) -> pd.DataFrame:

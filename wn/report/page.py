@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from wn import experiments
+from wn.provenance import THEN
 from wn.records import to_json, write_atomically
 from wn.report import collect, columns
 from wn.report.collect import Rows
@@ -129,11 +130,13 @@ def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at
 
 def facts_of(plan: Plan, rows: Rows) -> str:
     """How many runs are done, and by what they were made."""
-    runs = rows.runs.assign(commit=rows.runs["commit"].str[:10])
+    runs = rows.runs
     n = runs["seed"].nunique()
     facts = [f"{len(runs)} of {len(plan.group_of)} runs done, {n} seed{'s' * (n != 1)}"]
     for name in ("device", "precision", "torch", "commit"):
-        facts.append(f"{name} {', '.join(sorted(runs[name].dropna().unique())) or 'unknown'}")
+        pieces = {piece for text in runs[name].dropna().unique() for piece in text.split(THEN)}
+        shown = sorted({piece[:10] for piece in pieces} if name == "commit" else pieces)
+        facts.append(f"{name} {', '.join(shown) or 'unknown'}")
     return "; ".join(facts) + " (some with uncommitted changes)" * bool(runs["dirty"].eq("True").any())
 
 
