@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +63,13 @@ def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Call]:
     """``python -m wn.train WORDS`` in this process, short, with records in ``tmp_path/runs``."""
+    from hydra._internal.hydra import Hydra
     from train_cases import SHORT, Result
 
     from wn import train
+
+    # Hydra composes the whole configuration once more to find out that it names no hydra.mode.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the application sets it; this puts it back
     monkeypatch.setattr(train, "TRACEBACKS", False)
@@ -101,6 +108,30 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     from wn.data import sources
 
     monkeypatch.setitem(sources.OFFICIAL, "mnist", TINY)
+
+
+# Other processes
+
+LOADED = ["sweep_cases", "wn.plugins", "torch.distributed", "sklearn.datasets", "sklearn.model_selection"]
+
+
+@pytest.fixture(scope="session")
+def children() -> Iterator[ForkServerContext]:
+    """Processes that start with everything imported, by a server that is started here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks nowhere else
+        forkserver.ensure_running()
+    yield context
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+@pytest.fixture
+def quick_workers(children: ForkServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers come from that server: to import torch takes each one seconds."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: children)
 
 
 # The report

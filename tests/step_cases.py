@@ -25,6 +25,7 @@ PRESETS = {
     },
 }
 TREES = ("params", "buffers", "moments", "average")
+MLP = {"name": "mlp", "widths": [4]}
 CONVNET = {"name": "convnet", "width": 4, "depth": 1}
 SMALL = {"latents": 3, "flow_width": 6, "posterior": "iaf", "free_bits": 0.1, "kl_warmup_steps": 4}
 TRANSFORMER = {"name": "transformer", "patch": 4, "width": 4, "heads": 2, "depth": 1}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from wn import run
+from wn import run, sweep
 from wn.config import Config, parse
 from wn.records import Record, Row, read_experiment
 from wn.sweep import train_sweep
@@ -179,5 +179,5 @@ def sweep_in_child(configs: list[Config], members: int | None, log: Path) -> Non
         begin(record, config, *rest)
 
     Record.begin = logged  # type: ignore[method-assign]
-    run.FLUSH_SECONDS = 0.0
+    run.FLUSH_SECONDS, sweep.POLL_SECONDS = 0.0, 0.05
     train_sweep(configs, members)

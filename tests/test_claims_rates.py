@@ -117,6 +117,7 @@ def test_a_decoder_of_the_mean_image_is_out_of_a_vaes_range():
 def test_rows_are_of_the_criterions_quantities(monkeypatch: pytest.MonkeyPatch):
     """Each claim's parts give what is judged of every condition, and every arm of B6a has a width."""
     losses, two = box(1e-2, {"plain": 1.0, "weight norm": 3.0}), ("mlp, Adam", "vae, SGD")
+    monkeypatch.setattr(rates, "SEEDS", range(2))
     monkeypatch.setattr(rates, "grid_of", lambda condition, arms: rates.explore(condition, arms, losses))
     monkeypatch.setattr(rates, "CONDITIONS", two)
     for name, measurement in (
@@ -167,6 +168,7 @@ def test_what_is_tested_again_has_rows_of_every_condition(name: str, monkeypatch
         return box(1e-2, {"plain": 1.0, "weight norm": 30.0}, out=1.02 if metric == "error" else 2.0)(configs)
 
     monkeypatch.setattr(rates, "trained", told)
+    monkeypatch.setattr(rates, "SEEDS", range(2))
     rates.grid_of.cache_clear()
     families()  # so that all are registered
     made = [row for part in MEASUREMENTS[name]() for row in part.measure()]

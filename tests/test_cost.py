@@ -33,7 +33,8 @@ def finished(config: Config, seconds: float, device: str = "a processor", stack:
 
 
 @pytest.mark.parametrize(
-    "words", ["norm=none", SWEEP, f"{SWEEP} hydra/launcher=basic", "+experiment=vae_lr seed=0"]
+    "words",
+    ["norm=none", SWEEP, "-m norm=none,weight_norm hydra/launcher=basic", "+experiment=vae_lr seed=0"],
 )
 def test_a_dry_run_trains_nothing(call: Call, tmp_path: Path, steps: list[int], words: str) -> None:
     words = words if "experiment" not in words else f"{words} model.widths=[8] experiment_name=x"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_cases import outcome
+from sweep_cases import outcome, tiny
 from train_cases import NO_REPORT, REPOSITORY, SHORT, Call
 
 from wn import resources, sweep
@@ -21,7 +21,6 @@ from wn.report.__main__ import main as report
 
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE]
 PLACES: list[tuple[Any, str]] = [(Record, "append"), (Record, "save"), (Checkpoints, "save")]
-TRAINED = "trainer.epochs=5 trainer.checkpoint_every=2"
 
 
 def failing_after(calls: int, function: Callable[..., Any], number: int) -> Callable[..., Any]:
@@ -36,25 +35,39 @@ def failing_after(calls: int, function: Callable[..., Any], number: int) -> Call
     return failing
 
 
+def trained(folder: Path, seeds: int) -> dict[str, Any]:
+    """What a sweep of so many runs comes to; a single one keeps its model."""
+    settings = {"epochs": 5, "save": seeds == 1}
+    sweep.train_sweep([tiny(folder, seed=seed, trainer=settings) for seed in range(seeds)])
+    return outcome(folder)
+
+
 @pytest.mark.parametrize("place", range(len(PLACES)))
-@pytest.mark.parametrize("words", ["norm=none", "-m norm=none seed=0,1 optim.lr=0.1,0.2"])
-def test_it_is_one_line_and_the_same_command_goes_on(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, words: str
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_what_the_disk_ended_goes_on_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, seeds: int
 ) -> None:
     """Every place meets two of the errors: at its first call, and at its second."""
     owner, name = PLACES[place]
-    assert call(f"{words} {TRAINED} runs_dir=whole").status == 0
+    whole = trained(tmp_path / "whole", seeds)
     for i, number in enumerate(ERRORS[place::3]):
-        words_here = f"{words} {TRAINED} runs_dir=cut{i}"
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing_after(i, getattr(owner, name), number))
-            result = call(words_here)
-        assert result.status == 1
-        assert result.err.count("\n") == 1
-        assert os.strerror(number) in result.err
-        assert "Traceback" not in result.err
-        assert call(words_here).status == 0
-        assert outcome(tmp_path / f"cut{i}") == outcome(tmp_path / "whole")
+            with pytest.raises(OSError, match=os.strerror(number)):
+                trained(tmp_path / f"cut{i}", seeds)
+        assert trained(tmp_path / f"cut{i}", seeds) == whole
+
+
+@pytest.mark.parametrize("number", ERRORS)
+def test_the_command_says_so_in_one_line(call: Call, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    words = "-m norm=none seed=0,1"
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "append", failing_after(1, Record.append, number))
+        result = call(words)
+    assert (result.status, result.err.count("\n")) == (1, 1)
+    assert os.strerror(number) in result.err
+    assert "Traceback" not in result.err
+    assert call(words).status == 0
 
 
 LIMITED = """
@@ -104,8 +117,6 @@ def test_a_report_says_which_file(
 def test_a_stack_opens_no_more_files_than_it_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, size: int
 ) -> None:
-    from sweep_cases import tiny
-
     monkeypatch.setattr(sweep, "open_files", lambda: limit)
     monkeypatch.setattr(sweep, "largest_stack", lambda *_: 1000)
     configs = {c.run_id: c for c in (tiny(tmp_path, seed=seed) for seed in range(300))}

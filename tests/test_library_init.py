@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,8 @@ def _process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_processes_end_with_the_parameters_of_the_first(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, str(tmp_path))) for rank in range(2)]
+def test_processes_end_with_the_parameters_of_the_first(tmp_path: Path, children: ForkServerContext) -> None:
+    processes = [children.Process(target=_process, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in processes:
         process.start()
     try:

@@ -68,10 +68,10 @@ def test_what_makes_no_sense_is_refused_in_one_line_that_says_what_would(norm: s
 
 
 def test_layer_and_configuration_refuse_the_same_combinations() -> None:
-    """And what is accepted gives a finite output with finite gradients, for every combination there is."""
+    """And what is accepted gives a finite output with finite gradients, for any three choices' values."""
     torch.manual_seed(0)
     x = torch.randn(6, 4)
-    for norm in GRAMMAR[:: len(GRAMMAR) // 3000]:
+    for norm in GRAMMAR[::11]:  # divides no number of values
         choices: Any = norm
         if mistake(norm):
             with pytest.raises(ValueError, match=r"norm|add|leave|write|goes"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
 import shutil
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +135,14 @@ def test_a_sweep_over_the_examples_model_is_reported_without_its_file(
     assert lines == [["model.width", "norm"], *([w, n] for w in "48" for n in ("none", "power_norm"))]
 
 
-def test_stacked_alone_and_in_a_worker_it_is_the_same(tmp_path: Path) -> None:
+def test_stacked_alone_and_in_a_worker_it_is_the_same(tmp_path: Path, children: ForkServerContext) -> None:
     file = own(tmp_path)
     plugins.load([file])
     stacked, alone, there = ([tiny(tmp_path / n, file, seed=i) for i in (0, 1)] for n in ("s", "a", "w"))
     train_sweep(stacked, members=2, workers=1)
     train_sweep(alone, members=1, workers=1)
     work = functools.partial(sweep._train, plugins.loaded(), there)
-    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker = children.Process(target=work)
     worker.start()
     worker.join()
     outcomes = [cases.outcome(tmp_path / name) for name in ("s", "a", "w")]

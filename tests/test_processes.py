@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def stay(folder: Path, item: int) -> None:
     time.sleep(10 * HELP_COMES)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_every_item_is_done_once_by_two_processes(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     assert map_workers(functools.partial(note_in_company, tmp_path), range(6), 2) == []
@@ -146,6 +148,7 @@ def test_who_comes_too_late_is_not_waited_for(tmp_path: Path, monkeypatch: pytes
     assert [worker.exitcode for worker in born] == [-signal.SIGKILL]
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_what_kills_two_workers_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     work = functools.partial(die_abroad, tmp_path, os.getpid(), 1)
     ((item, death),) = map_workers(work, range(5), 2)
@@ -155,6 +158,7 @@ def test_what_kills_two_workers_is_told_and_the_others_go_on(tmp_path: Path) -> 
     assert tries == {"0": 1, "1": 2, "2": 1, "3": 1, "4": 1}
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_what_kills_one_worker_is_done_by_another(tmp_path: Path) -> None:
     folder = tmp_path / "notes"
     folder.mkdir()
@@ -164,6 +168,7 @@ def test_what_kills_one_worker_is_done_by_another(tmp_path: Path) -> None:
     assert max(done.values()) == 2
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_an_error_in_a_worker_stops_all_and_is_raised(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^not here$"):
         map_workers(functools.partial(fail_abroad, tmp_path, os.getpid()), range(5), 2)
@@ -185,6 +190,7 @@ def test_what_crosses_between_processes_can_be_pickled() -> None:
     assert "OSError: of no disk" in str(processes._portable(OSError("of no disk")))
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_stop_of_one_process_stops_all(tmp_path: Path) -> None:
     with pytest.raises(Preempted) as stopped:
         map_workers(functools.partial(signal_abroad, tmp_path, os.getpid()), range(5), 2)
@@ -194,11 +200,18 @@ def test_a_stop_of_one_process_stops_all(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
-def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGABRT)),
+    ],
+)
+def test_no_worker_outlives_its_parent(
+    tmp_path: Path, children: ForkServerContext, number: signal.Signals
+) -> None:
     """However it ended, and though the worker is amid an operation that lets no other thread run."""
-    context = multiprocessing.get_context("spawn")
-    main = context.Process(target=share_with_a_process_that_ignores_the_end, args=(tmp_path,))
+    main = children.Process(target=share_with_a_process_that_ignores_the_end, args=(tmp_path,))
     main.start()
     until(lambda: len(os.listdir(tmp_path)) == 2)
     os.kill(int(str(main.pid)), number)
@@ -232,6 +245,7 @@ def die_of_seed_1(folder: Path, parent: int, own: list[Any], stack: list[Config]
     train_one([], stack)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_run_that_kills_two_workers_is_recorded_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,6 +265,7 @@ def note_place(folder: Path, item: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_know_their_places(tmp_path: Path) -> None:
     import functools
 

@@ -22,15 +22,15 @@ from wn.stack import Stack
 CHOICES = {name: {**DEFAULTS, **preset} for name, preset in PRESETS.items()}
 RULES: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "momentum": 0.5, "lr": 0.01},
-    "adam": {"name": "adam", "momentum": 0.9, "lr": 0.001},
-    "adam_eps_inside": {"name": "adam", "momentum": 0.9, "lr": 0.001, "eps_inside_root": True},
-    "adamax": {"name": "adamax", "momentum": 0.9, "lr": 0.001},
+    "adam": {"name": "adam", "momentum": 0.9, "lr": 0.003},
+    "adam_eps_inside": {"name": "adam", "momentum": 0.9, "lr": 0.003, "eps_inside_root": True},
+    "adamax": {"name": "adamax", "momentum": 0.9, "lr": 0.003},
 }
 FACTORS = (1.0, 0.3, 2.0)
 """What the members' learning rates are multiples of."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-SHAPE, CLASSES, BATCH, STEPS = (2, 8, 8), 4, 20, 100
+SHAPE, CLASSES, BATCH, STEPS = (2, 8, 8), 4, 20, 50
 
 
 def mlp() -> nn.Module:

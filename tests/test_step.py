@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from step_cases import PRESETS, VAES, noisy, pair, steps_of, trainer_of, transformer, vaes
+from step_cases import MLP, PRESETS, VAES, noisy, pair, steps_of, trainer_of, transformer, vaes
 
 from wn import step as steps
 from wn.config import Config, parse
@@ -36,22 +38,30 @@ def assert_traced_step_is_the_step(configs: list[Config]) -> None:
         torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("members", [1, 2])
-@pytest.mark.parametrize("norm", PRESETS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+PRECISIONS = ("float32", "bfloat16")
+
+
+def every_second(*axes: Iterable[Any]) -> list[Any]:
+    """The product of axes, in which each value meets each of any other axis, and every other case is slow."""
+    cases = itertools.product(*(enumerate(axis) for axis in axes))
+    return [
+        pytest.param(*values, marks=[pytest.mark.slow] * (sum(places) % 2))
+        for places, values in (zip(*case, strict=True) for case in cases)
+    ]
+
+
+@pytest.mark.parametrize(("norm", "members", "precision"), every_second(PRESETS, (1, 2), PRECISIONS))
 def test_the_traced_step_is_the_step(tmp_path: Path, norm: str, members: int, precision: str) -> None:
     assert_traced_step_is_the_step(pair(tmp_path, norm, members, precision=precision))
 
 
-@pytest.mark.parametrize("name", VAES)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "precision"), every_second(VAES, PRECISIONS))
 def test_a_vae_s_traced_step_is_its_step(tmp_path: Path, name: str, precision: str) -> None:
     """Alone: what is traced of a stack of convolutions has layouts that torch's compiler alone can run."""
     assert_traced_step_is_the_step(vaes(tmp_path, name, 1, precision=precision))
 
 
-@pytest.mark.parametrize("norm", ["weight_norm", "batch_norm"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("norm", "precision"), every_second(("weight_norm", "batch_norm"), PRECISIONS))
 def test_a_transformer_s_traced_step_is_its_step(tmp_path: Path, norm: str, precision: str) -> None:
     configs = pair(tmp_path, norm, 2, precision=precision)
     assert_traced_step_is_the_step([transformer(config) for config in configs])
@@ -83,15 +93,15 @@ def test_runs_of_one_kind_share_what_was_compiled(tmp_path: Path, compiled: list
 
 def test_what_changes_the_trace_is_compiled_for_itself(tmp_path: Path, compiled: list[Any]) -> None:
     """Weight decay, which a stack's members may differ in, adds a term; the time constant is a number."""
-    one = noisy(tmp_path, "weight_norm", 0.01, compile=True)
-    whole = one.model_dump(mode="json")
+    whole = noisy(tmp_path, "weight_norm", 0.01, compile=True).model_dump(mode="json") | {"model": MLP}
+    one = parse(whole)
     averaged = parse({**whole, "optim": {**whole["optim"], "ema_epochs": 1.0}})
     others = [
         [one, one],
         [parse({**whole, "optim": {**whole["optim"], "weight_decay": 0.1}})],
         [parse({**whole, "optim": {**whole["optim"], "eps_inside_root": False}})],
-        [noisy(tmp_path, "batch_norm", 0.01, compile=True)],
-        [noisy(tmp_path, "weight_norm", 0.01, compile=True, precision="bfloat16")],
+        [parse({**whole, "norm": PRESETS["batch_norm"]})],
+        [parse({**whole, "trainer": {**whole["trainer"], "precision": "bfloat16"}})],
         [averaged],
         [parse({**whole, "optim": {**whole["optim"], "ema_epochs": 2.0}})],
     ]

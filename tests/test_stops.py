@@ -23,7 +23,7 @@ from wn.trainer import Trainer
         (SWEEP, signal.SIGTERM, 4),
         (SWEEP, signal.SIGINT, 6),
         (SWEEP, signal.SIGUSR1, 5),
-        (f"{SWEEP} hydra/launcher=basic", signal.SIGTERM, 5),
+        ("-m norm=none,weight_norm hydra/launcher=basic", signal.SIGTERM, 5),
     ],
 )
 def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
@@ -39,9 +39,7 @@ def test_a_signal_stops_at_the_step_and_the_same_command_goes_on(
         when(patch, lambda t: t.step == at and t.config.norm.label == "weight_norm", send(number))
         result = call(f"{words} runs_dir=cut")
     name, status = SIGNALS[signal.Signals(number)]
-    what = (
-        "lr=0.001 seed=0" if "basic" in words else "(4 runs)" if words.startswith("-m") else "lr=0.1 seed=0"
-    )
+    what = "(4 runs)" if words.startswith(SWEEP) else "lr=0.1 seed=0"
     so_far = "; 4 of 8 runs are done" if "(4 runs)" in what else ""
     line = f"stopped: mlp weight_norm sgd {what}, step {at} of 9 ({name}){so_far}{ENDING}"
     assert (result.status, result.err) == (status, line)
@@ -88,7 +86,7 @@ def test_a_signal_in_the_last_evaluation_ends_the_sweep_after_the_run(call: Call
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "evaluate", signalled)
-        result = call(f"{SWEEP} hydra/launcher=basic")
+        result = call("-m norm=none,weight_norm hydra/launcher=basic")
     assert (result.status, result.err) == (143, f"stopped: between two runs (SIGTERM){ENDING}")
     (record,) = records(tmp_path / "runs/adhoc").values()
     assert record["status"] == "finished"

@@ -109,7 +109,7 @@ def test_broken_wandb_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, broken: Callable[..., Any]
 ) -> None:
     """And, where it hangs, a bounded time."""
-    monkeypatch.setitem(tracking.PATIENCE, "offline", 0.2)
+    monkeypatch.setitem(tracking.PATIENCE, "offline", 0.05)
     copy = Fake(mode="offline", id="i", project="p")
     monkeypatch.setattr(wandb, "init", lambda **_: copy)
     monkeypatch.setattr(wandb if method == "init" else copy, method, broken)

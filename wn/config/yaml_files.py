@@ -6,6 +6,8 @@ later of two equal keys counts, and a few aliases can stand for a billion values
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def read_yaml(path: Path, shown: str) -> dict[str, Any]:
             raise ValueError("not a file" if path.exists() else "no such file")
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"larger than {LARGEST_FILE:,} bytes")
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{shown}: {error.strerror}") from None
     except ValueError as error:
@@ -99,6 +101,12 @@ def read_yaml(path: Path, shown: str) -> dict[str, Any]:
     if not isinstance(tree, dict | None):
         raise UserError(f"{shown}: should hold lines of KEY: VALUE")
     return tree or {}
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed(text: str) -> Any:
+    """A job of a sweep reads the files of all experiments anew, and reading YAML is slow."""
+    return parse_yaml(text)
 
 
 def parse_value(word: str) -> Any:
