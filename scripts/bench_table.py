@@ -285,7 +285,7 @@ def _draw(rows: list[Row], folder: Path) -> None:
             axes.set_xticks(ticks, [str(m) for m in ticks])
             axes.xaxis.set_minor_locator(NullLocator())
         time.legend(frameon=False, fontsize=8)
-        figures.save(figure, folder / "growth")
+        figures.save(figure, folder / "growth.svg")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,13 @@ python scripts/try_torchvision.py resnet18 swin_t    # or all five, some minutes
 
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 import torchvision
 from torch.nn.functional import cross_entropy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wn import data_dependent_init, normalize, summary
 

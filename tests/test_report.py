@@ -50,7 +50,7 @@ def test_records_to_tables_and_figures(tmp_path: Path, plan: Plan, told: Any) ->
     text = told(NAME)
     folder = tmp_path / "runs" / NAME / "report"
     figures = {f"{name}.{kind}" for name in ("error", "loss", "trajectories") for kind in ("svg", "png")}
-    files = {"runs.csv", "curves.csv", "table.csv", "table.md", "points.csv", "summary.json", "page.md"}
+    files = {"runs.csv", "curves.csv", "table.csv", "points.csv", "summary.json", "page.md"}
     assert set(contents(folder)) == files | figures
     assert {k: v for k, v in contents(tmp_path).items() if "/report/" not in k} == before, (
         "nothing else changes"
@@ -61,6 +61,7 @@ def test_records_to_tables_and_figures(tmp_path: Path, plan: Plan, told: Any) ->
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["x"], summary["y"], summary["line"]) == ("lr", "error", "line")
     assert summary["figures"] == ["error.png", "loss.png", "trajectories.png"]
+    assert all((folder / name).exists() for name in summary["figures"])
     heading, *rows = (folder / summary["points"]).read_text().splitlines()
     points = [dict(zip(heading.split(","), row.split(","), strict=True)) for row in rows]
     (point,) = (row for row in points if row["line"] == "none" and row["lr"] == "1.0")
@@ -77,8 +78,7 @@ def test_publishing_and_publishing_again_without_records(tmp_path: Path, plan: P
     write_sweep(tmp_path / "runs", plan)
     told(NAME, "--publish")
     before = contents(tmp_path / "results")
-    files = {"runs.csv", "curves.csv", "table.csv", "table.md"}
-    files |= {f"{name}.{kind}" for name in ("error", "loss", "trajectories") for kind in ("svg", "png")}
+    files = {"runs.csv", "curves.csv", "table.csv", "error.svg", "loss.svg", "trajectories.svg"}
     assert set(before) == {"README.md", "bench/step.md"} | {f"{NAME}/{name}" for name in files}
     assert "<dc:date>" not in before[f"{NAME}/error.svg"].decode()
     assert "- [A step](bench/step.md)" in before["README.md"].decode()
@@ -182,9 +182,8 @@ def test_committed_results_are_those_of_the_committed_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     monkeypatch.setattr(experiments, "FOLDER", ROOT / "experiments")
-    monkeypatch.setattr(figures, "FORMATS", (".svg",))  # no other is committed
     names = [name for name in experiments.names() if (ROOT / "results" / name / collect.RUNS).exists()]
-    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(ROOT / "results", tmp_path / "results")
     if not any(len(collect.committed(of_experiment(n), ROOT / "results" / n)[0].runs) for n in names):
         pytest.skip("no committed row counts")
     front = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -197,7 +196,7 @@ def test_committed_results_are_those_of_the_committed_rows(
     )
     for pattern in ["README.md", "claims/*", *(f"{name}/*" for name in names)]:
         for path in (ROOT / "results").glob(pattern):
-            if path.is_file() and path.suffix != ".png":
+            if path.is_file():
                 again = tmp_path / "results" / path.relative_to(ROOT / "results")
                 shown, fresh = (
                     data_in(page.read_text(encoding="utf-8")) if page.suffix == ".html" else page.read_bytes()

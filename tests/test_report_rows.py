@@ -14,15 +14,18 @@ import pytest
 from report_cases import (
     LRS,
     NAME,
+    SEEDS,
     SWEEP,
     config,
     contents,
     declare,
     run_of,
     write_record,
+    write_run,
     write_sweep,
 )
 
+from wn.presets import PRESETS
 from wn.report import collect, figures
 from wn.report.plan import Plan
 
@@ -97,6 +100,21 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, plan: Plan, told: Any, 
     assert "layer hidden1," in drawn.get_supxlabel(), "the middle one"
     assert set(rows.runs.loc[rows.curves["run_id"], "seed"]) == {0}
     assert 0.0033333 in set(rows.curves["value"]), "five digits"
+
+
+def test_trajectories_of_a_long_table_are_of_what_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan, told: Any
+) -> None:
+    """Of more norms than the figure has columns only the last one is trained."""
+    others = [norm for norm in PRESETS if norm != "weight_norm"]
+    norms = [*others[: figures.COLUMNS], "weight_norm"]
+    many = declare(tmp_path, monkeypatch, SWEEP | {"grid": SWEEP["grid"] | {"norm": norms}})
+    write_run(tmp_path / "runs", many, norms[-1], LRS[0], SEEDS[0])
+    told(NAME)
+    rows, _ = collect.committed(many, tmp_path / "runs" / NAME / "report")
+    drawn = figures.trajectory_figure(many, rows)
+    assert {axes.get_title().replace("\n", "") for axes in drawn.axes} == {norms[-1], ""}
+    assert f"; 1 of {len(norms)} rows" in drawn.get_supxlabel()
 
 
 def test_names_of_norms_are_shown_and_change_no_row(

@@ -145,12 +145,12 @@ def _one(name: str, folder: Path, results_dir: Path, publish: bool, html: bool) 
         web.write(as_html, plan, rows, table, [] if publish else notes)
         files.append(as_html)
     if publish and len(rows.runs):
-        page.build(plan, rows, table, steps, report)
+        page.build(plan, rows, table, report)
     elif publish:
         for path in report.glob("*.*"):
             path.unlink()
     elif len(new.runs):
-        summary = page.build(plan, new, table, steps, report)
+        summary = page.build(plan, new, table, report, png=True)
         page.write_local(report, name, [page.section(plan, new, table, steps, report, ""), *notes], summary)
         files = [*(report / file for file in [*summary["figures"], "page.md"]), *files]
     print(*files, sep="\n", end="\n" * bool(files))

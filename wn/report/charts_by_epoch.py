@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wn import experiments
 from wn.records import to_json
 from wn.report.charts import CROSS, HIDDEN, SHORT, SHOWN, WIDTH, Spec, layer, looks_of, number, tooltip
 from wn.report.collect import Rows
@@ -68,7 +67,7 @@ def by_epoch(plan: Plan, rows: Rows, name: str) -> Spec:
 
 def paper(plan: Plan) -> list[dict[str, Any]]:
     """The points of the published curve of each row."""
-    theirs = experiments.published(plan.experiment) if plan.experiment else {}
+    theirs = plan.published
     names = [group.name for group in plan.groups if group.name in theirs]
     points = ((name, point) for name in names for point in theirs[name] if point.epoch > 0)
     return [{"row": name, "epoch": point.epoch, "value": point.value} for name, point in points]

@@ -145,7 +145,7 @@ def merged(plan: Plan, new: Rows, old: Rows) -> Rows:
 
 
 def write(plan: Plan, rows: Rows, folder: Path) -> None:
-    integers = {name: "Int64" for name in INTEGERS if name in rows.runs}
+    integers = dict.fromkeys(INTEGERS, "Int64")
     write_csv(folder / RUNS, rows.runs[columns(plan)].astype(integers).reset_index())
     write_csv(folder / CURVES, rows.curves)
 

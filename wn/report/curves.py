@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from wn import experiments
 from wn.report.collect import Rows
 from wn.report.columns import Row
 from wn.report.figures import DASHES, look, sweep_figure, tick_errors, trajectory_figure
@@ -39,9 +38,9 @@ EARLY = 0.1
 
 def curves_of(plan: Plan, rows: Rows, name: str) -> list[tuple[Line, Any, Any]]:
     """Common epochs (E,) and values (E, S), as they are shown, of each line's finished runs."""
-    lines, found, curves = lines_of(plan, rows.runs), [], rows.curves[rows.curves["name"] == name]
-    if plan.is_sweep:  # a line at each learning rate
-        lines = [Line(group, lr) for group in plan.groups for lr in group.lrs]
+    found, curves = [], rows.curves[rows.curves["name"] == name]
+    each = [Line(group, lr) for group in plan.groups for lr in group.lrs]
+    lines = each if plan.is_sweep else lines_of(plan, rows.runs)
     for line in lines:
         ids = line.runs(rows.runs).index
         own = curves[curves["run_id"].isin(ids)].pivot(index="epoch", columns="run_id", values="value")
@@ -69,7 +68,7 @@ def by_epoch(plan: Plan, rows: Rows, names: list[str]) -> Figure:
 
 def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str) -> None:
     """Draw the curves of all rows, on axes that take them."""
-    theirs = experiments.published(plan.experiment) if plan.experiment and name in PUBLISHED else {}
+    theirs = plan.published if name in PUBLISHED else {}
     floor = TICKS[0] if name.endswith("error") else -np.inf
     extent = []  # [epoch, value] of all that is drawn
     for group in plan.groups:

@@ -1,4 +1,4 @@
-"""Figures of a sweep, and the style of all: ``*.svg`` to be committed, ``*.png`` to be shown elsewhere.
+"""Figures of a sweep, and the style of all: SVG for pages, beside a local one also PNG for W&B.
 
 The same rows give the same bytes: no date, a fixed salt for the names inside the SVG, and letters as paths,
 so that what a reader sees depends on no font. No pyplot, hence no global state and no display.
@@ -85,10 +85,8 @@ MISSING = {"g_mean": "no g", "direction_lr": "not recorded"}
 MOST_BANDS = 12
 """Of more lines the bands would only hide each other."""
 
-FORMATS = (".svg", ".png")
-
 COLUMNS = 12
-"""Of the figure of trajectories, at most: the first of the table's rows."""
+"""Of the figure of trajectories, at most: the first of the table's rows that are measured."""
 
 
 @contextlib.contextmanager
@@ -100,15 +98,12 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> Path:
-    """Write a figure as SVG and as PNG; the path of the latter."""
-    for suffix in FORMATS:
-        file = io.BytesIO()
-        metadata = {"Date": None, "Creator": None} if suffix == ".svg" else {"Software": None}
-        figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
-        content = file.getvalue() if suffix == ".png" else numbered(file.getvalue())
-        write_atomically(stem.parent / (stem.name + suffix), content)
-    return stem.parent / (stem.name + ".png")
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG or PNG, as the name of the file says."""
+    file, svg = io.BytesIO(), path.suffix == ".svg"
+    metadata = {"Date": None, "Creator": None} if svg else {"Software": None}
+    figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+    write_atomically(path, numbered(file.getvalue()) if svg else file.getvalue())
 
 
 def numbered(svg: bytes) -> bytes:
@@ -226,10 +221,13 @@ def path_of(probes: pd.DataFrame) -> pd.DataFrame:
 
 def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     """What the middle layer did over the epochs: a column per group, a line per learning rate."""
-    groups = plan.groups[:COLUMNS]
+    probed = rows.curves.dropna(subset="layer")
+    known = {*probed["run_id"]}
+    groups = plan.groups
+    if len(groups) > COLUMNS:  # those that are pending give way
+        groups = [group for group in groups if known & group.configs.keys()][:COLUMNS]
     probes, paths = [], {}
-    ids = {run_id for group in groups for run_id in group.configs}
-    probed = rows.curves[rows.curves["run_id"].isin(ids)].dropna(subset="layer")
+    probed = probed[probed["run_id"].isin({run_id for group in groups for run_id in group.configs})]
     for run_id, own in probed.groupby("run_id"):
         probes.append(middle_layer(own))
         paths[run_id] = path_of(probes[-1])
@@ -272,7 +270,8 @@ def trajectory_figure(plan: Plan, rows: Rows) -> Figure:
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     layers = ", ".join(sorted({layer for own in probes for layer in own["layer"]}))
     where = f"against the epoch; layer {layers}, mean over its units; first seed; ×: diverged"
-    where += f"; the first {COLUMNS} of {len(plan.groups)} rows" * (len(plan.groups) > COLUMNS)
+    first = "the first " * (groups == plan.groups[: len(groups)])
+    where += f"; {first}{len(groups)} of {len(plan.groups)} rows" * (len(groups) < len(plan.groups))
     figure.supxlabel(f"{where}\n{_rates_of(groups, shown)}", **SMALL)
     return figure
 

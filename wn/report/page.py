@@ -83,26 +83,28 @@ def markdown(table: Table, steps: Steps, front: bool = False) -> str:
     return "\n".join([columns.in_markdown(table.cells(front)), "", *below]).rstrip() + "\n"
 
 
-def build(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path) -> dict[str, Any]:
-    """Write the rows, table and figures of a plan into a folder.
+def build(plan: Plan, rows: Rows, table: Table, folder: Path, png: bool = False) -> dict[str, Any]:
+    """Write the rows, table and figures of a plan into a folder; the figures as PNG too, for W&B.
 
     Returns:
         A summary to show elsewhere: ``x``, ``y`` and ``line`` are columns of ``points``; ``figures`` are the
-        names of PNG files.
+        names of the PNG files.
     """
     from wn.report import curves, figures  # matplotlib takes a second
 
     folder.mkdir(parents=True, exist_ok=True)
     collect.write(plan, rows, folder)
     collect.write_csv(folder / "table.csv", pd.DataFrame(table.rows))
-    write_atomically(folder / "table.md", markdown(table, steps).encode("utf-8"))
     with figures.house_style():
         drawn, summary = curves.draw(plan, table.rows, rows)
-        paths = [figures.save(figure, folder / name) for name, figure in drawn.items()]
+        written = [f"{name}.svg" for name in drawn] + [f"{name}.png" for name in drawn] * png
+        for name in written:
+            figures.save(drawn[Path(name).stem], folder / name)
+            drawn[Path(name).stem].set_layout_engine("none")  # it is laid out, which is half of the time
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
-        if path.stem not in drawn:  # of an earlier state of the rows
+        if path.name not in written:  # of an earlier state of the rows
             path.unlink()
-    return {**summary, "figures": [path.name for path in paths]}
+    return {**summary, "figures": [name for name in written if name.endswith(".png")]}
 
 
 def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at: str) -> str:

@@ -100,6 +100,11 @@ class Plan:
     def group_of(self) -> dict[str, Group]:
         return {run_id: group for group in self.groups for run_id in group.configs}
 
+    @cached_property
+    def published(self) -> dict[str, list[experiments.Point]]:
+        """Published curves, by row."""
+        return experiments.published(self.experiment) if self.experiment else {}
+
     def norm_of(self, group: Group) -> str:
         """How tables call a group's norm: by the experiment's name for it, if there is one."""
         return self.experiment.labels.get(group.norm, group.norm) if self.experiment else group.norm

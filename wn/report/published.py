@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wn import experiments
 from wn.report.collect import Rows
 from wn.report.columns import in_markdown
 from wn.report.curves import curves_of
@@ -51,7 +50,7 @@ def distance(ours: Curve, theirs: Curve) -> Distance:
 
 def section(plan: Plan, rows: Rows) -> str:
     """A table of all rows with a published curve; nothing where there is none."""
-    theirs = experiments.published(plan.experiment) if plan.experiment else {}
+    theirs = plan.published
     if plan.metric.key != "error" or not theirs:
         return ""
     curves = {name: np.array(points, dtype=float)[:, :2] for name, points in theirs.items()}

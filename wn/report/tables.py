@@ -99,7 +99,7 @@ def rows_of(plan: Plan, runs: pd.DataFrame) -> list[Row]:
     finished = [line.runs(runs) for line in lines]
     key = f"test_{metric.key}"
     tested = [metric.shown(key, own.set_index("seed")[key]) for own in finished]
-    curves = experiments.published(plan.experiment) if plan.experiment else {}
+    curves = plan.published
     # A best learning rate of another grid is no fair comparison.
     comparable = [t[:0] if unlike(plan, line.group) else t for t, line in zip(tested, lines, strict=True)]
     for line, own, test, fair in zip(lines, finished, tested, comparable, strict=True):

@@ -59,8 +59,8 @@ HOW_TO_READ = """\
 def write(card: dict[str, Any], families: list[Family], folder: Path) -> None:
     """Write ``page.md`` and its figures."""
     with house_style():
-        save(metric_figure(families), folder / "metric")
-        save(trajectory_figure(families), folder / "trajectories")
+        save(metric_figure(families), folder / "metric.svg")
+        save(trajectory_figure(families), folder / "trajectories.svg")
     said = [*standing_out(families), *card["notes"]]
     parts = [
         f"# {card['name']}: report card",

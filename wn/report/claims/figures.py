@@ -33,6 +33,6 @@ def draw(found: Sequence[Found], folder: Path) -> dict[str, str]:
     with house_style():
         for name, (title, function) in FIGURES.items():
             if figure := function(rows):
-                save(figure, folder / name)
+                save(figure, folder / f"{name}.svg")
                 drawn[name] = title
     return drawn

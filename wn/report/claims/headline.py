@@ -60,7 +60,7 @@ def widths(rows: pd.DataFrame) -> Widths:
 
 def headline(rows: pd.DataFrame) -> Figure | None:
     """A row of panels per model and one per optimiser; a bar per arm, with its interval."""
-    if "claim" not in rows or (mine := rows[rows["claim"].isin(CLAIMS)]).empty:
+    if (mine := rows[rows["claim"].isin(CLAIMS)]).empty:
         return None
     found = widths(mine)
     conditions = {condition for condition, _ in found}

@@ -159,7 +159,7 @@ def _section(one: Found) -> str:
     }
     lines += [f"{head}: {text}" for head, text in remarks.items() if text]
     if len(one.rows):
-        commits = ", ".join(sorted({str(commit)[:10] for commit in one.rows["commit"].unique()}))
+        commits = ", ".join(sorted({commit[:10] for commit in one.rows["commit"].dropna()})) or "unknown"
         device = ", ".join(sorted(one.rows["device"].unique()))
         clock = f"{one.seconds / 60:.1f} minutes by the clock"
         if one.seconds < SHORTEST:
