@@ -10,7 +10,6 @@ import pytest
 import scipy.stats
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wn.models import noise
 from wn.models.noise import Dropout, GaussianNoise, Sampler, uniform
@@ -227,87 +226,6 @@ def test_draws_are_the_same_on_cuda() -> None:
     for key in KEYS:
         here, there = (uniform(torch.tensor(key, device=d), torch.Size((64, 999))) for d in ("cpu", "cuda"))
         assert torch.equal(here, there.cpu())
-
-
-# Recomputed passes -----------------------------------------------------------------------------------
-
-
-def block() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [Dropout(0.5), nn.Linear(6, 6), nn.Tanh(), GaussianNoise(0.5), nn.Linear(6, 6), nn.Tanh()]
-    return nn.Sequential(*layers).double()
-
-
-Forward = Callable[[nn.Module, Tensor], Tensor]
-
-
-def of_one_pass(forward: Forward, model: nn.Module, x: Tensor) -> None:
-    (forward(model, x) ** 2).sum().backward()
-
-
-def of_passes_accumulated(forward: Forward, model: nn.Module, x: Tensor) -> None:
-    for _ in range(3):
-        of_one_pass(forward, model, x)
-
-
-def of_passes_together(forward: Forward, model: nn.Module, x: Tensor) -> None:
-    sum((forward(model, x * k) ** 2).sum() for k in (1, 2, 3)).backward()
-
-
-def of_chained_passes(forward: Forward, model: nn.Module, x: Tensor) -> None:
-    of_one_pass(lambda model, x: forward(model, forward(model, x)), model, x)
-
-
-def beside_an_idle_pass(forward: Forward, model: nn.Module, x: Tensor) -> None:
-    loss = (forward(model, x) ** 2).sum()
-    forward(model, x)
-    with torch.no_grad():
-        model(x)
-    loss.backward()
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize(
-    "backward",
-    [of_one_pass, of_passes_accumulated, of_passes_together, of_chained_passes, beside_an_idle_pass],
-)
-def test_gradients_under_checkpoint_are_those_without(backward: Callable[..., None], reentrant: bool) -> None:
-    def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
-        return checkpoint(model, x, use_reentrant=reentrant)
-
-    found = []
-    for forward in (lambda model, x: model(x), checkpointed):
-        model, x = block(), torch.linspace(-1, 1, 30, dtype=torch.float64).view(5, 6).requires_grad_()
-        backward(forward, model, x)
-        backward(forward, model, x)  # the next step draws on, as far as without
-        found.append([x.grad, *(p.grad for p in model.parameters()), *model.buffers()])
-    for plain, again in zip(*found, strict=True):
-        torch.testing.assert_close(again, plain)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("training", [True, False])
-def test_a_sampler_draws_again_what_it_drew(training: bool, reentrant: bool) -> None:
-    sampler, drawn = Sampler().train(training), []
-
-    def sampled(x: Tensor) -> Tensor:
-        drawn.append(sampler.normal(x.shape))
-        return (x * drawn[-1]).tanh()
-
-    for _ in range(2):
-        drawn.clear()
-        x = torch.ones(7, requires_grad=True)
-        checkpoint(sampled, x, use_reentrant=reentrant).sum().backward()
-        assert torch.equal(*drawn)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_what_could_not_be_told_apart_is_refused(reentrant: bool) -> None:
-    layer = Dropout(0.5)
-    x = torch.ones(5, requires_grad=True)
-    y = checkpoint(lambda x: layer(layer(x).tanh()).tanh(), x, use_reentrant=reentrant)
-    with pytest.raises(RuntimeError, match="Dropout is used twice within one"):
-        y.sum().backward()
 
 
 # Seeds -----------------------------------------------------------------------------------------------

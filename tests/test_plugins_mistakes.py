@@ -12,6 +12,7 @@ from train_cases import Call, records
 from wn import plugins
 from wn.config import UserError
 from wn.config.compose import compose
+from wn.sweep import train_sweep
 
 HEAD = "from wn import plugins\nfrom torch import nn\n"
 MISTAKES = {
@@ -107,6 +108,37 @@ def test_a_mistake_is_one_line_and_nothing_is_trained(call: Call, tmp_path: Path
     assert result.err.count("\n") == 1
     assert re.search(line, result.err), result.err
     assert not records(tmp_path / "runs/adhoc")
+
+
+RECOMPUTING = """
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from wn import plugins
+
+class Block(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+@plugins.model("mine")
+def build(shape, classes):
+    return nn.Sequential(nn.Flatten(), Block(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, classes)))
+"""
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_model_that_recomputes_is_refused(tmp_path: Path, members: int) -> None:
+    """Its backward pass would take the gradient at other weights, and nobody would notice."""
+    plugins.load([file := own(tmp_path, RECOMPUTING)])
+    common = {
+        "model": "mine",
+        "plugins": file,
+        "runs_dir": str(tmp_path / "runs"),
+        "tracking.mode": "disabled",
+    }
+    configs = [compose({**common, "trainer.epochs": 1, "seed": seed}) for seed in range(members)]
+    for record in train_sweep(configs):
+        assert record.status == "failed"
+        assert "leave that out" in record.content["error"]
 
 
 def test_a_file_that_is_edited_is_run_again(tmp_path: Path) -> None:

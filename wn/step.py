@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from wn.config import UserError
@@ -29,6 +30,13 @@ COMPILED: dict[Any, Callable[[State, Tensor], None]] = {}
 """What was compiled in this process, by all that it depends on: runs of one kind share it."""
 
 WARM_UP = 3  # eager steps before a CUDA graph is captured, in which cuBLAS and cuDNN choose their kernels
+
+
+RECOMPUTED = (
+    "the model recomputes a part of its pass (torch.utils.checkpoint), with other weights and noise than the "
+    "pass had: leave that out"
+)
+"""A stack is called with the weights of its members, which a recomputation within the backward pass lacks."""
 
 
 class CaptureFailed(UserError):
@@ -129,7 +137,7 @@ class Step:
         stack.params = optimizer.params = state["params"]
         stack.buffers, optimizer.state, optimizer.hyper = state["buffers"], state["moments"], state["hyper"]
         data = state["data"]
-        with self.autocast():
+        with self.autocast(), disable_saved_tensors_hooks(RECOMPUTED):
             # A row each, copied whole: indexing would take it number by number.
             images = data["x"].index_select(0, batch.flatten())
             outputs = stack(images.view(*batch.shape, *images.shape[1:]))

@@ -8,14 +8,11 @@ sees the same noise as the run alone; under vmap, torch's own has no stream for 
 from __future__ import annotations
 
 import math
-from collections import deque
 
 import torch
 from torch import Tensor, nn
 
 STEP = 0x1E3779B97F4A7C15  # of the key, a pass: odd, hence of period 2^64
-REMEMBERED = 1024
-"""So many passes may lie between one under ``torch.utils.checkpoint`` and its recomputation."""
 
 
 def uniform(key: Tensor, shape: torch.Size) -> Tensor:
@@ -55,10 +52,7 @@ def _scrambled(seed: int) -> int:
 
 
 class CounterBased(nn.Module):
-    """Base of layers that use random numbers; the key advances once per training pass.
-
-    Within ``torch.utils.checkpoint``, of either kind, the recomputed pass draws the numbers of the first.
-    """
+    """Base of layers that use random numbers; the key advances once per training pass."""
 
     key: Tensor
 
@@ -66,44 +60,13 @@ class CounterBased(nn.Module):
         super().__init__()
         start = int(torch.randint(2**62, ()).item())
         self.register_buffer("key", torch.tensor(start, dtype=torch.int64))
-        self._drawn: deque[int] = deque(maxlen=REMEMBERED)  # autograd's sequence number at each pass
-        self._replayed: tuple[int, int] = (-1, -1)
 
     def seed(self, seed: int) -> None:
         """Begin the stream of this seed; the streams of different seeds are independent."""
         self.key.fill_(_scrambled(seed))
-        self._drawn.clear()
 
     def draw(self, shape: torch.Size) -> Tensor:
-        return uniform(self._advanced(self.key, STEP), shape)
-
-    def _advanced(self, counter: Tensor, step: int) -> Tensor:
-        """The counter, one step on; in a recomputed pass, its value in the first."""
-        if torch.compiler.is_compiling():
-            return counter.add_(step)
-        if torch._C._current_graph_task_id() == -1:  # not within a backward pass
-            self._drawn.append(torch._C._autograd._get_sequence_nr())
-            return counter.add_(step)
-        return counter.sub(step, alpha=self._passes_since())
-
-    def _passes_since(self) -> int:
-        """How many passes ago the one was that is now recomputed.
-
-        Autograd numbers its nodes as they are made. A reentrant checkpoint is one node, made before its pass,
-        so draws within it come after. Otherwise a node made within the pass, after the draw, wants its inputs
-        back.
-        """
-        node = torch._C._current_autograd_node()
-        number = node._sequence_nr()
-        again = self._replayed == (torch._C._current_graph_task_id(), number)
-        self._replayed = torch._C._current_graph_task_id(), number
-        if again:
-            raise RuntimeError(
-                f"{type(self).__name__} is used twice within one torch.utils.checkpoint, whose recomputation "
-                "could not tell the two passes apart: take a layer for each"
-            )
-        later = sum(drawn > number for drawn in self._drawn)
-        return later - 1 if node.name() == "CheckpointFunctionBackward" else later
+        return uniform(self.key.add_(STEP), shape)
 
 
 class Sampler(CounterBased):
@@ -122,7 +85,7 @@ class Sampler(CounterBased):
     def draw(self, shape: torch.Size) -> Tensor:
         if self.training:
             return super().draw(shape)
-        return uniform(self.key + self._advanced(self.evaluations, 1) * 0x2545F4914F6CDD1D, shape)
+        return uniform(self.key + self.evaluations.add_(1) * 0x2545F4914F6CDD1D, shape)
 
     def normal(self, shape: torch.Size) -> Tensor:
         return normal(self.draw(shape))
