@@ -45,7 +45,6 @@ def test_a_dry_run_trains_nothing(call: Call, tmp_path: Path, steps: list[int], 
     assert re.fullmatch(r"\d+ runs: 0 done before, \d+ to train", lines[0])
     assert re.fullmatch(r"\d+ stacks? to train", lines[1])
     assert re.fullmatch(r"time: .* on .*, by a measured step, uncompiled", lines[2])
-    assert re.fullmatch(r"space: \S+ GB of records, and \S+ GB for checkpoints while it trains", lines[3])
 
 
 def test_a_dry_run_counts_what_is_done(call: Call, tmp_path: Path) -> None:
@@ -63,9 +62,9 @@ def test_time_is_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.Monke
     stacks = [[tiny(tmp_path, lr=lr, seed=seed) for seed in (0, 1)] for lr in (0.1, 0.2, 0.3)]
     device, data = resolve(stacks[0][0])
     minutes = 3 * (2 + 1) + len(data.test.x) / len(data.valid.x)
-    line, _ = cost.estimate(stacks, device, data, workers=1)
+    line = cost.estimate(stacks, device, data, workers=1)
     assert line.startswith(f"time: {3 * minutes:.0f} minutes on ")
-    line, _ = cost.estimate(stacks, device, data, workers=3)
+    line = cost.estimate(stacks, device, data, workers=3)
     assert line.startswith(f"time: {minutes:.0f} minutes on ")
     assert "in 3 processes" in line
 
@@ -78,7 +77,7 @@ def test_runs_that_workers_trained_tell_what_others_take(
         finished(tiny(tmp_path, seed=seed), 120.0, device_name(torch.device("cpu"), threads=1))
     stacks = [[tiny(tmp_path, seed=seed)] for seed in (3, 4)]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    line, _ = cost.estimate(stacks, *resolve(stacks[0][0]), workers=4)
+    line = cost.estimate(stacks, *resolve(stacks[0][0]), workers=4)
     assert line.endswith("as finished runs took")
 
 
@@ -87,8 +86,7 @@ def test_a_vae_s_bound_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = tiny(tmp_path, model={"name": "mlp_vae"}, trainer={"iwae_samples": 50, "test_every": 3})
     device, data = resolve(config)
     minutes = 3 * (2 + 1) + (1 + 50) * len(data.test.x) / len(data.valid.x)
-    seconds, _, _ = cost._one_step([config], device, data, 1)
-    assert seconds == pytest.approx(60 * minutes)
+    assert cost._one_step([config], device, data, 1) == pytest.approx(60 * minutes)
 
 
 def test_finished_runs_tell_what_others_take(tmp_path: Path) -> None:
@@ -114,8 +112,6 @@ def test_finished_runs_tell_what_others_take(tmp_path: Path) -> None:
     )
     assert known.seconds(tiny(tmp_path, "batch_norm"), "a processor", 1) == 7.5, "the median of all norms"
     assert known.seconds(tiny(tmp_path, trainer={"batch_size": 100})) is None
-    size = (records[0].folder / "record.json").stat().st_size
-    assert known.bytes(asked) == pytest.approx(size, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -128,13 +124,3 @@ def test_a_dry_run_downloads_nothing(
     size = sources.OFFICIAL[name].megabytes
     assert (result.status, result.err) == (0, "")
     assert f"1 to train; to download first: {name} ({size} MB)" in result.out
-
-
-def test_the_sizes_of_a_checkpoint_and_a_record(tmp_path: Path) -> None:
-    config = tiny(tmp_path)
-    device, data = resolve(config)
-    _, record, checkpoint = cost._one_step([config], device, data, 1)
-    numbers = 64 * 4 + 4 + 4 * 10 + 10
-    assert checkpoint >= 2 * 4 * numbers, "parameters and momentum"
-    assert checkpoint < 4 * 4 * numbers + 1000
-    assert 3 * cost.ROW < record < 10_000

@@ -67,6 +67,14 @@ def die_once(folder: Path, parent: int, item: int) -> None:
         until(lambda: len(os.listdir(folder)) > 3 and (folder.parent / "died").exists())
 
 
+def die_abroad_first(folder: Path, parent: int, item: int) -> None:
+    """Another process dies of its first item, while this one has one."""
+    note(folder, item)
+    if os.getpid() != parent:
+        os._exit(3)
+    wait_for_a_stop()
+
+
 def fail_abroad(folder: Path, parent: int, item: int) -> None:
     """Raise in another process; here wait until asked to stop."""
     note(folder, item)
@@ -166,6 +174,22 @@ def test_what_kills_one_worker_is_done_by_another(tmp_path: Path) -> None:
     done = Counter(name.partition("-")[0] for name in os.listdir(folder))
     assert done.keys() == {"0", "1", "2", "3"}
     assert max(done.values()) == 2
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_an_item_whose_worker_cannot_be_replaced_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: ForkServerContext
+) -> None:
+    start, born = children.Process.start, []
+
+    def once(process: Any) -> None:
+        if born:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        born.append(start(process))
+
+    monkeypatch.setattr(children.Process, "start", once)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        map_workers(functools.partial(die_abroad_first, tmp_path, os.getpid()), range(4), 2)
 
 
 @pytest.mark.usefixtures("quick_workers")

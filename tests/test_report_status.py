@@ -30,7 +30,7 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
     write_record(tmp_path / "runs" / NAME, config(seed=7), 0.1, seconds=0.0)
     heading, line, note, failure = status(tmp_path / "runs", tmp_path / "results").splitlines()
     assert failure.startswith(f"1 run of {NAME} failed; the same command trains it again (first: ")
-    cells = dict(zip(heading.split(), line.split(maxsplit=8), strict=True))
+    cells = dict(zip(heading.split(), line.split(maxsplit=7), strict=True))
     assert cells == {
         "experiment": NAME,
         "runs": "18",
@@ -39,10 +39,8 @@ def test_status_counts_every_run_once(tmp_path: Path, plan: Plan) -> None:
         "running": "1",
         "failed": "1",
         "missing": "13",
-        "GB": cells["GB"],
         "rest": "8 minutes",
     }
-    assert 0 < float(cells["GB"]) < 1e-3
     assert note.startswith(f"1 row or record of no run of {NAME} as it is now")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import statistics
 import subprocess
 import sys
@@ -85,15 +84,14 @@ def module(name: str, *arguments: str) -> int:
 
 
 def costs(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
-    """Of a dry run: time and space on each device."""
+    """Of a dry run: the time on each device."""
     say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
     places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
     for stack in stacks:
         device, dataset = resolved[stack[0].run_id]
         places[device, id(dataset)].append(stack)
     for (device, _), own in places.items():
-        for line in cost.estimate(own, device, resolved[own[0][0].run_id][1], min(workers, len(own))):
-            say(line)
+        say(cost.estimate(own, device, resolved[own[0][0].run_id][1], min(workers, len(own))))
 
 
 def outcome(config: Config, ended: list[Record], seconds: float | None = None) -> str:
@@ -111,25 +109,6 @@ def outcome(config: Config, ended: list[Record], seconds: float | None = None) -
             text += f" at best, {_shown(metric, statistics.median(values))} in the median"
     place = again.place_of(ended[0]) if config.trainer.force else ended[0]
     return f"{text}, record {place.folder}" if alone else text
-
-
-def best(done: list[tuple[Config, Record]]) -> None:
-    """The best learning rate of each norm, by the mean over its seeds, where there is a choice."""
-    sets: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    titles = {}
-    for config, record in done:
-        metric = objective_of(config.model).selection_metric
-        alike = config.model_copy(update={"seed": 0, "optim": config.optim.model_copy(update={"lr": 1.0})})
-        value = record.content["final"].get(f"valid_{metric}") if record.status == "finished" else None
-        sets[alike.run_id][config.optim.lr].append(math.inf if value is None else value)
-        model = config.own.get("model", config.model.name)
-        titles[alike.run_id] = f"{model} {config.norm.label} {config.optim.name}", metric
-    for key, (name, metric) in titles.items():
-        means = {lr: statistics.fmean(values) for lr, values in sets[key].items()}
-        best = min(means, key=means.__getitem__)
-        if len(means) > 1 and means[best] < math.inf and list(titles.values()).count((name, metric)) == 1:
-            seeds = f"mean of {len(sets[key][best])} seeds" if len(sets[key][best]) > 1 else "one seed"
-            say(f"{name}: best lr {best:g}, validation {metric} {_shown(metric, means[best])} ({seeds})")
 
 
 def _shown(metric: str, value: float) -> str:

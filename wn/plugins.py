@@ -28,6 +28,7 @@ import pydantic
 
 from wn.config import Config, UserError, hashes, nearest, places
 from wn.config.compose import CONFIGS
+from wn.config.errors import explain
 from wn.config.models import Section
 
 Made = TypeVar("Made", bound=Callable[..., Any])
@@ -197,11 +198,7 @@ def numbers(name: str, given: dict[str, Any]) -> dict[str, Any]:
     try:
         return section(**given).model_dump()
     except pydantic.ValidationError as error:
-        found = error.errors()[0]
-        key = ".".join(map(str, found["loc"]))
-        if found["type"] == "extra_forbidden":
-            raise UserError(f"model.{key}: unknown key{nearest(key, list(fields))}") from None
-        raise UserError(f"model.{key}={found['input']}: {found['msg']}") from None
+        raise UserError(f"model.{explain(section, error)}") from None
 
 
 @contextmanager

@@ -107,13 +107,16 @@ class _Pool(Generic[Item]):
         """Feed one worker; where it dies, another one, with the same item once more."""
         item, deaths = None, 0
         while deaths < 2 and (item is not None or self.left) and not self.stop.value:
-            pipe, theirs = self.context.Pipe()
-            job = (theirs, self.work, self.threads, place, stops.STARTED, self.stop)
-            worker = self.context.Process(target=_work, args=job, daemon=True)
-            with self.lock:
-                worker.start()
-                if item is None:
-                    self.idle.add(worker)
+            try:
+                pipe, theirs = self.context.Pipe()
+                job = (theirs, self.work, self.threads, place, stops.STARTED, self.stop)
+                worker = self.context.Process(target=_work, args=job, daemon=True)
+                with self.lock:
+                    worker.start()
+                    if item is None:
+                        self.idle.add(worker)
+            except OSError as error:  # no memory, or no file, for another process
+                return None if item is None else self._ask_to_stop(error)
             theirs.close()  # so that reading from the pipe ends when the worker does
             with pipe:
                 try:

@@ -71,7 +71,7 @@ def train_sweep(
     if dry:
         messages.costs(plan(set()), resolved, workers)
         return [records[run_id] for run_id in ids]
-    begun, train = bool(todo), functools.partial(_train, plugins.loaded())
+    train = functools.partial(_train, plugins.loaded())
     held: set[str] = set()  # not looked up at first, so that the same command elsewhere plans the same stacks
     blocked: set[str] = set()  # held by nobody and yet not trained: others of a stack that was cut short are
     with _stops_counted(runs):
@@ -85,8 +85,6 @@ def train_sweep(
                 blocked = {*left} - held
             todo = left
     _replace(forced, records)
-    if begun:
-        messages.best([(runs[run_id], record) for run_id, record in records.items()])
     return [records[run_id] for run_id in ids]
 
 

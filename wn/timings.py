@@ -24,7 +24,6 @@ class Timing(NamedTuple):
     device: str
     stack: int  # members
     epoch: float  # seconds for each member
-    bytes: int  # of its record
 
 
 class Timings:
@@ -36,9 +35,8 @@ class Timings:
             content = record.content
             if record.status == "finished" and content.get("seconds"):
                 epochs = content["config"]["trainer"]["epochs"]
-                size = sum(path.stat().st_size for path in record.folder.iterdir())
                 device, stack = content["provenance"].get("device", ""), len(content.get("stack", [])) or 1
-                took = Timing(content["norm"], device, stack, content["seconds"] / epochs, size)
+                took = Timing(content["norm"], device, stack, content["seconds"] / epochs)
                 self.found[_kind(content["config"])].append(took)
 
     def seconds(self, config: Config, device: str | None = None, stack: int | None = None) -> float | None:
@@ -56,11 +54,6 @@ class Timings:
         ]
         own = [one for one in alike if one.norm == config.norm.label] or alike
         return statistics.median(one.epoch for one in own) * config.trainer.epochs if own else None
-
-    def bytes(self, config: Config) -> float | None:
-        """The mean size of a record."""
-        alike = self.found[_kind(public_config(config))]
-        return statistics.fmean(one.bytes for one in alike) if alike else None
 
 
 def _kind(tree: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from wn.records import DONE, Record
 from wn.report.columns import aligned
 from wn.timings import Timings, spoken
 
-HEADINGS = ("experiment", "runs", "done", "diverged", "running", "failed", "missing", "GB", "rest")
+HEADINGS = ("experiment", "runs", "done", "diverged", "running", "failed", "missing", "rest")
 
 
 def records_in(folder: Path) -> tuple[dict[str, Record], list[str]]:
@@ -98,11 +98,9 @@ def _line(
     )
     left = [config for run_id, config in configs.items() if found.get(run_id) not in DONE]
     rest = _total([timings.seconds(config) for config in left])
-    space = _total([timings.bytes(config) for config in left])
     done, diverged, failed = counts["finished"] + counts["diverged"], counts["diverged"], counts["failed"]
     numbers = (len(configs), done, diverged, len(found) - done - failed, failed, len(configs) - len(found))
-    size = "unknown" if space is None else f"{space / 1e9:.2g}"
-    return [experiment.name, *map(str, numbers), size, spoken(rest) if left else "none"]
+    return [experiment.name, *map(str, numbers), spoken(rest) if left else "none"]
 
 
 def _total(each: Sequence[float | None]) -> float | None:
