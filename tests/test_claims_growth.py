@@ -130,6 +130,12 @@ def test_the_slope_is_the_power_of_the_learning_rate(power: float):
     assert sum(math.isnan(row["value"]) for row in rows) == 5
 
 
+def test_a_slope_needs_two_rates_that_train(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(growth.Sweep, "used", lambda _: [0.1])
+    with pytest.raises(ArithmeticError, match="1 usable rates"):  # which leaves the part out, with this line
+        growth.slopes("mlp, SGD", "plain weights", sweep_with(0.5), "slope")
+
+
 def test_a_longer_training_has_as_many_more_epochs_and_nothing_else_is_changed():
     (once, *_), members = growth.arm("mlp, SGD", "plain weights", 1)
     (longer, *_), same = growth.arm("mlp, SGD", "plain weights", growth.LONGER)

@@ -115,8 +115,8 @@ class _Pool(Generic[Item]):
                     worker.start()
                     if item is None:
                         self.idle.add(worker)
-            except OSError as error:  # no memory, or no file, for another process
-                return None if item is None else self._ask_to_stop(error)
+            except OSError as lack:  # of memory, or of files, for another process
+                return None if item is None else self._ask_to_stop(lack)
             theirs.close()  # so that reading from the pipe ends when the worker does
             with pipe:
                 try:

@@ -7,6 +7,7 @@ that is the clock's, and other processes change it little.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ def _ours(network: Network, norm: str) -> Step:
     trainer = Trainer([config], Dataset(split, split, split, classes=10), CPU, Observer())
     trainer.optimizer.set_epoch(0, config.trainer.epochs)
     trainer.stack.train()
-    batches = _endless(list(trainer.batches(1)))
+    batches = itertools.cycle(trainer.batches(1))
     return lambda: trainer.update(next(batches))
 
 
@@ -145,7 +146,7 @@ def _torchs(norm: str) -> Step:
     """A training step as most would write it."""
     network = torchs_network(norm)
     adam, split = torch.optim.Adam(network.parameters(), lr=0.003), _images((3, 32, 32))
-    batches = _endless(list(torch.split(torch.arange(IMAGES), BATCH)))
+    batches = itertools.cycle(torch.split(torch.arange(IMAGES), BATCH))
 
     def advance() -> None:
         batch = next(batches)
@@ -155,11 +156,6 @@ def _torchs(norm: str) -> Step:
         adam.step()
 
     return advance
-
-
-def _endless(batches: list[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from batches
 
 
 def _parts(of: str, controls: Mapping[str, tuple[str, str]]) -> Iterator[Part]:

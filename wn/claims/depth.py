@@ -15,7 +15,7 @@ from wn.claims import nets
 from wn.claims.measuring import Part, file_name, measurement
 from wn.claims.nets import Kind, Start
 from wn.claims.predictions import predicted_factor
-from wn.claims.rows import Row, row
+from wn.claims.rows import Row, per_seed, row
 from wn.config import NormConfig, TransformerConfig
 from wn.data import Dataset
 from wn.models import build
@@ -49,17 +49,13 @@ def first_batch_exactly() -> Iterator[Part]:
         return largest_error(model, batch)
 
     for part, (condition, kind, depth, width, images) in deep.items():
-        yield Part(
-            part,
-            functools.partial(
-                _per_seed, condition, "error", functools.partial(network, kind, depth, width, images)
-            ),
-        )
-    yield Part("transformer", lambda: _per_seed("transformer, 2 blocks", "error", transformer))
+        measure = functools.partial(network, kind, depth, width, images)
+        yield Part(part, functools.partial(_errors, condition, measure))
+    yield Part("transformer", functools.partial(_errors, "transformer, 2 blocks", transformer))
 
 
-def _per_seed(condition: str, quantity: str, measure: Callable[[int], float]) -> list[Row]:
-    return [row(condition, quantity, seed, measure(seed)) for seed in SEEDS]
+def _errors(condition: str, measure: Callable[[int], float]) -> list[Row]:
+    return per_seed(condition, "error", map(measure, SEEDS))
 
 
 @torch.no_grad()

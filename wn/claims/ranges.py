@@ -72,13 +72,10 @@ def rows_of(
     def add(quantity: str, values: Array, x: float | None = None) -> None:
         rows.extend(per_seed(condition, quantity, values, x))
 
-    widths = {arm: grid.widths(model) for arm, grid in grids.items()}
     for quantity, arm, less in contrasts:
-        (one, open_), (other, also) = widths[arm], widths[less]
-        if not open_ and not also:
-            add(quantity, one - other)
+        rows += difference(condition, quantity, grids[arm], grids[less])
     for arm in own:
-        width, edge = widths[arm]
+        width, edge = grids[arm].widths(model)
         add(f"edge {arm}" if edge else f"width {arm}", width)
         add(f"best {arm}", grids[arm].losses.min(axis=0))
     for arm in evidence:
@@ -87,11 +84,14 @@ def rows_of(
     return rows
 
 
+def difference(condition: str, quantity: str, one: Grid, other: Grid, best: Array | None = None) -> list[Row]:
+    """The width of one arm less that of another; none where one of them is in range at an end of its grid."""
+    model = condition.split(", ")[0]
+    (width, edge), (less, also) = one.widths(model, best), other.widths(model, best)
+    return [] if edge or also else per_seed(condition, quantity, width - less)
+
+
 def common(condition: str, grids: dict[str, Grid], arm: str, less: str) -> list[Row]:
     """The same difference where both arms are held against the best of the second."""
-    model, best = condition.split(", ")[0], grids[less].losses.min(axis=0)
-    (one, open_), (other, also) = (grids[name].widths(model, best) for name in (arm, less))
-    if open_ or also:
-        return []
     name = f"control {arm} less {less}, both held against the best of {less}"
-    return per_seed(condition, name, one - other)
+    return difference(condition, name, grids[arm], grids[less], grids[less].losses.min(axis=0))
