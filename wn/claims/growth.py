@@ -146,9 +146,7 @@ def slopes(condition: str, name: str, trained: Sweep, quantity: str) -> list[Row
     """
     used, angles = trained.used(), trained.angles()
     if len(used) < 2:
-        raise ArithmeticError(
-            f"{condition}, {name}: {len(used)} usable learning rates, and a slope needs two"
-        )
+        raise ArithmeticError(f"{condition}, {name}: {len(used)} usable rates, and a slope needs two")
     rows = [
         row(condition, f"{what} of {name}", seed, value, lr)
         for what, values in (("angle", angles), ("loss", trained.losses()))
