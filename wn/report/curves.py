@@ -71,6 +71,7 @@ def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str
     theirs = plan.published if name in PUBLISHED else {}
     floor = TICKS[0] if name.endswith("error") else -np.inf
     extent = []  # [epoch, value] of all that is drawn
+    several = len({lr for group in plan.groups for lr in group.lrs}) > 1
     for group in plan.groups:
         color = look(plan, group)["color"]
         points = np.array([p for p in theirs.get(group.name, []) if p.epoch > 0], dtype=float).reshape(-1, 3)
@@ -82,7 +83,7 @@ def _panel(axes: Axes, plan: Plan, every: list[tuple[Line, Any, Any]], name: str
         for i, (line, epochs, values) in enumerate(curves):
             low, mean, high = (np.maximum(how(values, 1), floor) for how in (np.min, np.mean, np.max))
             extent += [np.stack([epochs, side], 1) for side in (low, high)]
-            label = f"{line.label}, n = {values.shape[1]}"
+            label = f"{line.label if several else group.name}, n = {values.shape[1]}"
             axes.plot(epochs, mean, color=color, linestyle=DASHES[i % len(DASHES)], label=label)
             axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
         if not curves:
