@@ -74,7 +74,8 @@ def model(name: str) -> Callable[[Made], Made]:
     ``shape``: that of an image, (C, H, W). The module is of plain torch layers and maps ``[batch, *shape]``
     to logits ``[batch, classes]``. Further parameters, each with a type and a default, are numbers of the
     configuration: ``width: int = 64`` is set by ``model.width=32``. Initial weights come from torch's
-    generator, which is seeded. Noise and dropout: those of :mod:`wn.models.noise`.
+    generator, which is seeded. Noise and dropout: those of :mod:`wn.models.noise`. A model that recomputes
+    activations (``torch.utils.checkpoint``) is refused when it trains.
     """
     return lambda make: _register("model", name, make, {})
 

@@ -100,7 +100,7 @@ def _result(record: Record) -> dict[str, Any]:
 
 
 def _in_turn(made: Iterable[str | None]) -> str | None:
-    """What a run was trained by; of one that was resumed, each in its turn, as its device is told."""
+    """What a run was trained by; of one that was resumed by others, each in the order in which it came first."""
     return THEN.join(dict.fromkeys(filter(None, made))) or None
 
 
