@@ -100,7 +100,7 @@ def _result(record: Record) -> dict[str, Any]:
 
 
 def _in_turn(made: Iterable[str | None]) -> str | None:
-    """What a run was trained by; of one that was resumed by others, each in the order in which it came first."""
+    """What a run was trained by; of a resumed one, all in the order in which they came first."""
     return THEN.join(dict.fromkeys(filter(None, made))) or None
 
 
