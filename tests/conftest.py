@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -30,6 +31,12 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # small tensors: more threads only wait for one another
 # Set before torch is first imported, so that subprocesses of tests inherit all of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and torch stay to the end: no later collection of garbage looks through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
