@@ -100,7 +100,6 @@ def build(plan: Plan, rows: Rows, table: Table, folder: Path, png: bool = False)
         written = [f"{name}.svg" for name in drawn] + [f"{name}.png" for name in drawn] * png
         for name in written:
             figures.save(drawn[Path(name).stem], folder / name)
-            drawn[Path(name).stem].set_layout_engine("none")  # it is laid out, which is half of the time
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
         if path.name not in written:  # of an earlier state of the rows
             path.unlink()
