@@ -42,7 +42,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def every_second(*axes: Iterable[Any]) -> list[Any]:
-    """The product of axes, in which each value meets each of any other axis, and every other case is slow."""
+    """The product of axes, of which every other case is slow; of three axes any two values still meet."""
     cases = itertools.product(*(enumerate(axis) for axis in axes))
     return [
         pytest.param(*values, marks=[pytest.mark.slow] * (sum(places) % 2))
