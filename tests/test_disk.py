@@ -58,11 +58,16 @@ def test_what_the_disk_ended_goes_on_to_the_same_numbers(
         assert trained(tmp_path / f"cut{i}", seeds) == whole
 
 
-@pytest.mark.parametrize("number", ERRORS)
-def test_the_command_says_so_in_one_line(call: Call, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    words = "-m norm=none seed=0,1"
+@pytest.mark.parametrize("words", ["norm=none", "-m norm=none seed=0,1"])
+@pytest.mark.parametrize("error", range(len(ERRORS)))
+def test_the_command_says_so_in_one_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: int, words: str
+) -> None:
+    """Of the same errors at the same places."""
+    (owner, name), number = PLACES[error % 3], ERRORS[error]
+    words += " trainer.epochs=5 trainer.checkpoint_every=2"
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "append", failing_after(1, Record.append, number))
+        patch.setattr(owner, name, failing_after(error // 3, getattr(owner, name), number))
         result = call(words)
     assert (result.status, result.err.count("\n")) == (1, 1)
     assert os.strerror(number) in result.err
