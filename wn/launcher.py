@@ -230,7 +230,8 @@ def expand(tree: dict[str, Any], experiment: str | None, overrides: Sequence[Ove
     plan = experiments.load(experiment)
     values = {o.key_or_group: o.value() for o in overrides if o.key_or_group != "experiment"}
     # What the runs differ in is restricted to the wanted value; any other setting would change what they are.
-    wanted = {key: value for key, value in values.items() if key in plan.axes or key in plan.own}
+    differ = {*plan.axes, *plan.own}
+    wanted = {key: value for key, value in values.items() if key in differ}
     free = {key for key in values if key in wanted or (key, values[key]) in plan.fixed.items()}
     settings = {key: value for key, value in values.items() if decides(key) and key not in free}
     runs = plan.runs({**settings, "experiment_name": composed.experiment_name})

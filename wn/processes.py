@@ -116,7 +116,9 @@ class _Pool(Generic[Item]):
                     if item is None:
                         self.idle.add(worker)
             except OSError as lack:  # of memory, or of files, for another process
-                return None if item is None else self._ask_to_stop(lack)
+                if item is not None:
+                    self._ask_to_stop(lack)
+                return
             theirs.close()  # so that reading from the pipe ends when the worker does
             with pipe:
                 try:

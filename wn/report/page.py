@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def build(plan: Plan, rows: Rows, table: Table, folder: Path, png: bool = False)
     collect.write_csv(folder / "table.csv", pd.DataFrame(table.rows))
     with figures.house_style():
         drawn, summary = curves.draw(plan, table.rows, rows)
-        written = [f"{name}.svg" for name in drawn] + [f"{name}.png" for name in drawn] * png
-        for name in written:
-            figures.save(drawn[Path(name).stem], folder / name)
+        suffixes = [".svg"] + [".png"] * png
+        for name, suffix in itertools.product(drawn, suffixes):
+            figures.save(drawn[name], folder / f"{name}{suffix}")
     for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
-        if path.name not in written:  # of an earlier state of the rows
+        if path.stem not in drawn or path.suffix not in suffixes:  # of an earlier state of the rows
             path.unlink()
-    return {**summary, "figures": [name for name in written if name.endswith(".png")]}
+    return {**summary, "figures": [f"{name}.png" for name in drawn] * png}
 
 
 def section(plan: Plan, rows: Rows, table: Table, steps: Steps, folder: Path, at: str) -> str:
