@@ -71,12 +71,17 @@ def call(
 ) -> Iterator[Call]:
     """``python -m wn.train WORDS`` in this process, short, with records in ``tmp_path/runs``."""
     from hydra._internal.hydra import Hydra
+    from hydra.core.config_store import ConfigStore
     from train_cases import SHORT, Result
 
     from wn import train
 
     # Hydra composes the whole configuration once more to find out that it names no hydra.mode.
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+
+    # Presets that another test's plugin has registered; those of this test are, by each command.
+    for group in train.OWN:
+        ConfigStore.instance().repo.pop(group, None)
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the application sets it; this puts it back
     monkeypatch.setattr(train, "TRACEBACKS", False)
