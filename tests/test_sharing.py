@@ -58,7 +58,7 @@ def test_what_another_process_leaves_undone_is_taken_over(
     # Who has the first run of a stack is taken to have the stack; what is not held after that is trained.
     assert seen == [[False] * 4 + [True] * 4] + [[False] + [True] * 7] * 2
     assert steps == [1] * 6
-    waiting = "waiting for 1 runs that other processes train"
+    waiting = "waiting for 1 run that other processes train"
     assert [line for line in capsys.readouterr().out.splitlines() if "waiting" in line] == [waiting] * 2
 
 
@@ -103,7 +103,7 @@ def test_who_waits_is_stopped_by_the_clock(
     held = hold(config)
     monkeypatch.setattr(stops, "STARTED", time.monotonic())
     while_waiting(lambda: monkeypatch.setattr(stops, "STARTED", time.monotonic() - 3600))
-    with pytest.raises(Preempted, match="waiting for 1 runs that other processes train") as stopped:
+    with pytest.raises(Preempted, match="waiting for 1 run that other processes train") as stopped:
         train_sweep([config])
     assert stopped.value.status == 75
     held.release()

@@ -60,7 +60,7 @@ def test_the_second_call_trains_nothing_and_says_so(
     assert capsys.readouterr().out == "8 runs: 8 done before, 0 to train\n"
     (record,) = train_sweep(configs[:1])
     assert capsys.readouterr().out == (
-        "1 runs: 1 done before, 0 to train\nmlp none sgd lr=0.1 seed=0: finished, validation error "
+        "1 run: 1 done before, 0 to train\nmlp none sgd lr=0.1 seed=0: finished, validation error "
         f"{100 * record.content['final']['valid_error']:.2f} %, record {record.folder}\n"
     )
     assert not steps

@@ -23,7 +23,7 @@ def test_one_run(call: Call, tmp_path: Path) -> None:
     first = call("norm=weight_norm seed=3")
     assert (first.status, first.err) == (0, "")
     counted, ended = first.out.splitlines()
-    assert counted == "1 runs: 0 done before, 1 to train"
+    assert counted == "1 run: 0 done before, 1 to train"
     assert re.match("mlp weight_norm sgd lr=0.1 seed=3: finished in .* s, validation error", ended)
     (record,) = records(tmp_path / "runs/adhoc").values()
     assert record["stack"] == [record["run_id"]]
@@ -34,7 +34,7 @@ def test_one_run(call: Call, tmp_path: Path) -> None:
     second = call("norm=weight_norm seed=3")
     assert (second.status, second.err) == (0, "")
     counted, known = second.out.splitlines()
-    assert counted == "1 runs: 1 done before, 0 to train"
+    assert counted == "1 run: 1 done before, 0 to train"
     assert known.startswith("mlp weight_norm sgd lr=0.1 seed=3: finished, validation error")
     assert known.endswith(f"record runs/adhoc/{record['run_id']}")
 
@@ -71,7 +71,7 @@ def test_a_sweep_takes_up_what_single_runs_have_done(call: Call) -> None:
     assert call("norm=none optim.lr=1e-3 seed=1").status == 0
     result = call(f"{SWEEP} hydra.launcher.members=2")
     assert result.out.startswith("8 runs: 1 done before, 7 to train\n")
-    assert call("norm=weight_norm optim.lr=0.01").out.startswith("1 runs: 1 done before, 0 to train\n")
+    assert call("norm=weight_norm optim.lr=0.01").out.startswith("1 run: 1 done before, 0 to train\n")
 
 
 @pytest.mark.parametrize("switch", ["--help", "--cfg job"])
@@ -175,7 +175,7 @@ def test_other_endings_as_processes(tmp_path: Path) -> None:
     assert "UserError: optim.lr=0" in err
     out, err = single.communicate(timeout=120)
     assert (single.returncode, err) == (0, "")
-    assert out.startswith("1 runs: 0 done before, 1 to train\nmlp none sgd lr=0.1 seed=0: finished in ")
+    assert out.startswith("1 run: 0 done before, 1 to train\nmlp none sgd lr=0.1 seed=0: finished in ")
 
 
 @pytest.mark.slow

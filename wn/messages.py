@@ -32,11 +32,15 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def announce(runs: dict[str, Config], records: dict[str, Record], todo: list[str], reused: int) -> None:
     """How much there is to do, and what a user should know before it begins."""
     if reused:
-        say(f"{reused} runs taken over from other experiments")
-    say(f"{len(runs)} runs: {len(runs) - len(todo)} done before, {len(todo)} to train")
+        say(f"{counted(reused, 'run')} taken over from other experiments")
+    say(f"{counted(len(runs), 'run')}: {len(runs) - len(todo)} done before, {len(todo)} to train")
     done = [record for record in records.values() if record.done]
     if len(runs) == 1 and done:
         (config,) = runs.values()
@@ -85,7 +89,7 @@ def module(name: str, *arguments: str) -> int:
 
 def costs(stacks: list[list[Config]], resolved: Resolved, workers: int) -> None:
     """Of a dry run: the time on each device."""
-    say(f"{len(stacks)} stack{'s' * (len(stacks) > 1)} to train" if stacks else "nothing to train")
+    say(f"{counted(len(stacks), 'stack')} to train" if stacks else "nothing to train")
     places: dict[tuple[torch.device, int], list[list[Config]]] = defaultdict(list)
     for stack in stacks:
         device, dataset = resolved[stack[0].run_id]

@@ -13,7 +13,7 @@ import torch
 
 from wn import again, cost, messages, plugins, tracking
 from wn.config import Config
-from wn.messages import Resolved, say
+from wn.messages import Resolved, counted, say
 from wn.processes import WorkerDied, map_workers
 from wn.provenance import other_code
 from wn.records import Record
@@ -54,7 +54,7 @@ def train_sweep(
     reused = again.reuse((r for run_id, r in missing.items() if run_id not in forced), dry)
     todo = [run_id for run_id in missing if run_id not in reused]
     if dry and (download := cost.to_download([runs[run_id] for run_id in todo])):
-        say(f"{len(runs)} runs: {len(todo)} to train; {download}")
+        say(f"{counted(len(runs), 'run')}: {len(todo)} to train; {download}")
         return [records[run_id] for run_id in ids]
     resolved = _resolve({run_id: runs[run_id] for run_id in todo})
     messages.announce(runs, records, todo, len(reused))
@@ -139,7 +139,7 @@ def _wait(left: list[Record], blocked: set[str], max_minutes: float | None) -> N
     if not held:
         return
     watched = [record for record in left if record in held or record.folder.name not in blocked]
-    where = f"waiting for {len(held)} runs that other processes train"
+    where = f"waiting for {counted(len(held), 'run')} that other processes train"
     say(where)
     watcher = StopWatcher(max_minutes)
     while True:
