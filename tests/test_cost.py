@@ -42,7 +42,7 @@ def test_a_dry_run_trains_nothing(call: Call, tmp_path: Path, steps: list[int], 
     assert (result.status, result.err) == (0, "")
     assert not list(tmp_path.rglob("*.json*"))
     lines = result.out.splitlines()
-    assert re.fullmatch(r"\d+ runs?: 0 done before, \d+ to train", lines[0])
+    assert re.fullmatch(r"(1 run|(?!1 )\d+ runs): 0 done before, \d+ to train", lines[0])
     assert re.fullmatch(r"\d+ stacks? to train", lines[1])
     assert re.fullmatch(r"time: .* on .*, by a measured step, uncompiled", lines[2])
 
