@@ -158,11 +158,15 @@ def test_images_that_are_not_at_hand_leave_their_family_out(
 
 # Numbers and words
 
+ALL = compare.FAMILIES, False, False
+
 
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ((["/home/me/own.py", "runs_dir=/tmp/a"], compare.FAMILIES, False, False), "own.py"),
+        ((["/home/me/own.py", "runs_dir=/tmp/a"], *ALL), "own.py"),
+        ((["plugins=[/opt/a.py, /home/me/b.py]", "norm=y"], *ALL), "plugins=[a.py,b.py] norm=y"),
+        ((["plugins=../../me/a.py", "norm=y"], *ALL), "plugins=a.py norm=y"),
         ((["none"], ["mlp", "vae"], True, False), "none --families mlp,vae --baselines"),
         ((["none"], compare.FAMILIES, True, True), "none --publish"),
     ],

@@ -265,6 +265,47 @@ def test_choices_that_are_set_are_given_to_the_norm_and_output_layers_may_stay_p
     assert [layer.statistics for layer in network.children() if hasattr(layer, "raw_weight")][:1] == ["batch"]
 
 
+def test_integers_are_no_part_of_the_average(tmp_path: Path) -> None:
+    text = NORM.replace(
+        "    pass\n",
+        "    def __init__(self, layer, **choices):\n"
+        "        super().__init__(layer, **choices)\n"
+        "        self.register_buffer('running_count', self.v.new_zeros(()).long())\n"
+        "    def forward(self, x):\n"
+        "        self.running_count.add_(int(self.training))\n"
+        "        return super().forward(x)\n",
+    )
+    plugins.load([file := own(tmp_path, text)])
+    (record,) = train_sweep([tiny(tmp_path, file, optim={"ema_epochs": 1})])
+    assert record.status == "finished"
+
+
+def test_a_module_that_a_file_imports_is_told_to_be_in_no_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "imported_by_own.py").write_text("import colorsys\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.load([own(tmp_path, "import imported_by_own\n" + NORM)])
+    (warning,) = caplog.messages
+    assert warning.startswith("own.py: imports imported_by_own.py, which is no part of a run's identity")
+
+
+def test_images_beyond_a_vaes_range_are_not_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import numpy as np\nfrom wn import plugins\nx, y = np.full((20, 4), 0.5), np.arange(20) % 2\n"
+    text += "plugins.data('fits')(lambda: ((x, y), (x, y)))\n"
+    text += "plugins.data('wide')(lambda: ((4 * x, y), (4 * x, y)))\n"
+    plugins.load([file := own(tmp_path, text)])
+    settings = {"model": "mlp_vae", "data": "fits", "plugins": file, "runs_dir": str(tmp_path / "runs")}
+    short = {"tracking.mode": "disabled", "trainer.save": True, "trainer.epochs": 1, "trainer.batch_size": 4}
+    (record,) = train_sweep([compose({**settings, **short})])
+    assert evaluate.main([str(record.folder), f"plugins={file}"]) == 0
+    assert ", on fits\n" in capsys.readouterr().out
+    assert evaluate.main([str(record.folder), f"plugins={file}", "data=wide"]) == 2
+    assert "data=wide: a VAE takes floats from 0 to 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["bytes", "floats", "tensors"])
 def test_a_data_set_is_scaled_and_divided_like_any_other(tmp_path: Path, kind: str) -> None:
     text = {

@@ -15,6 +15,16 @@ from wn.config.compose import compose
 from wn.sweep import train_sweep
 
 HEAD = "from wn import plugins\nfrom torch import nn\n"
+FORWARD = """
+@plugins.model("m")
+class M(nn.Module):
+    def __init__(self, s, c, widths=0):
+        super().__init__()
+        self.a = nn.Linear(64, c)
+        self.register_buffer("seen", self.a.bias.new_zeros(()))
+    def forward(self, x):
+        {}
+"""
 MISTAKES = {
     # text of the file, words, the line
     "no file": (None, "norm=mine", r"plugins=own\.py: no such file"),
@@ -77,6 +87,33 @@ MISTAKES = {
         HEAD + "plugins.model('m')(lambda s, c, widths=0: nn.Sequential(nn.Dropout(0.5)))\n",
         "model=m",
         r"model=m: 0 is torch's Dropout, which draws .*; take wn\.models\.noise\.Dropout",
+    ),
+    "dropout by a function": (
+        HEAD + FORWARD.format("return nn.functional.dropout(self.a(x.flatten(1)), 0.5, self.training)"),
+        "model=m",
+        r"model=m: its forward pass draws from torch's generator, .*; take wn\.models\.noise\.Dropout",
+    ),
+    "noise in evaluation": (
+        HEAD
+        + FORWARD.format("x = self.a(x.flatten(1)); return x if self.training else x + x.new(10).normal_()"),
+        "model=m",
+        "model=m: its forward pass draws from torch's generator",
+    ),
+    "a buffer that is replaced": (
+        HEAD + FORWARD.format("self.seen = self.seen + 1; return self.a(x.flatten(1))"),
+        "model=m",
+        r"model=m: its forward pass puts another tensor in the place of the buffer seen, .* in place",
+    ),
+    "a layer that the norm does not take": (
+        HEAD + FORWARD.format("return self.a(x.flatten(1))").replace("c)", "1)"),
+        "model=m norm=layer_norm",
+        r"model=m norm=layer_norm: a: statistics=layer of one unit would leave at most its sign\n",
+    ),
+    "test images of a VAE beyond 1": (
+        "import numpy as np\n" + HEAD + "x, y = np.full((40, 4), 0.5), np.arange(40) % 2\n"
+        "plugins.data('d')(lambda: ((x, y), (3 * x, y)))\n",
+        "data=d model=mlp_vae",
+        r"data=d: a VAE takes floats from 0 to 1",
     ),
     "data that are none": (
         HEAD + "plugins.data('d')(lambda: 3)\n",

@@ -214,3 +214,16 @@ def test_of_classifiers_and_vaes_in_one_folder_the_more_are_shown(
     assert "test ELBO (nats)" not in text
     assert "2 runs of VAEs are not shown" in text
     assert re.search(r"^mnist +weight_norm", text, re.M)
+
+
+def test_of_several_likelihoods_in_one_folder_the_more_are_shown(
+    tmp_path: Path, told: Any, no_figures: None
+) -> None:
+    """The logistic one's bounds have another unit: D ln 256 more than these."""
+    for likelihood, losses in (("logistic", [300.0]), ("bernoulli", [30.0, 40.0])):
+        for seed, loss in enumerate(losses):
+            settings = {"model": "mlp_vae", "optim": "adam", "model__likelihood": likelihood, "seed": seed}
+            write_record(tmp_path / "runs" / "adhoc", config(**settings), loss)
+    text = told("adhoc")
+    assert "1 runs of VAEs of 64 bytes an image are not shown" in text
+    assert re.search(r"-35\.00 ±", text)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plugin_cases import own
 from report_cases import (
     FIXED,
     LRS,
@@ -15,6 +16,7 @@ from report_cases import (
     ROWS,
     SWEEP,
     TABLE,
+    by_norm,
     cells,
     declare,
     lines,
@@ -26,6 +28,8 @@ from report_cases import (
     write_seeds,
 )
 
+from wn import plugins
+from wn.config import UserError
 from wn.report import collect, columns, curves, figures, page
 from wn.report.plan import Plan
 
@@ -244,3 +248,30 @@ def test_a_grid_over_anything_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
     assert plan.facets == ("trainer.batch_size",)
     names = [group.name for group in plan.groups]
     assert names == ["trainer.batch_size=50, none", "trainer.batch_size=100, none"]
+
+
+def test_settings_that_agree_in_six_digits_are_two_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"norm": ["none"], "optim.weight_decay": [1e-4, 1.0000001e-4], "optim.lr": [0.1], "seed": [0]}
+    plan = declare(tmp_path, monkeypatch, {**SWEEP, "fixed": FIXED, "grid": grid})
+    assert [group.facet for group in plan.groups] == [("0.0001",), ("0.00010000001",)]
+
+
+def test_a_norm_of_ones_own_is_held_against_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.load([own(tmp_path)])
+    fixed, grid = {**FIXED, "plugins": ["own.py"]}, {**SWEEP["grid"], "norm": ["none", "mine"]}
+    plan = declare(tmp_path, monkeypatch, {**SWEEP, "fixed": fixed, "grid": grid})
+    assert [group.name for group in plan.groups] == ["none", "mine"]
+    for norm, ends in (("none", [0.01, 0.02, 0.06]), ("mine", [0.07, 0.08, 0.10])):
+        for lr in LRS:
+            write_seeds(tmp_path, plan, norm, lr, ends if lr == 0.1 else [0.5, 0.5, 0.5])
+    assert by_norm(plan, tmp_path)["mine"]["p_vs_none"] == pytest.approx(p_of([0.06, 0.06, 0.04]))
+
+
+def test_kinds_of_numbers_share_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of bytes are shown as those of a density, which is D ln 256 above them."""
+    grid = {"model.likelihood": ["bernoulli", "logistic"], "norm": ["none"], "seed": [0]}
+    tree = {**SWEEP, "fixed": {"model": "mlp_vae", "optim": "adam"}, "grid": grid}
+    with pytest.raises(UserError, match="VAEs and VAEs of 64 bytes an image share no table"):
+        declare(tmp_path, monkeypatch, tree)

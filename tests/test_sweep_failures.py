@@ -203,6 +203,10 @@ def test_a_model_that_cannot_be_built_is_a_failure_too(
         ("/home/Al Smith", "'/home/Al Smith'"),
         ("/home/Al Smith", "/home/x/y.py"),
         ("/home/Smith", "/home/Smithson/x/y.py"),
+        ("/home/Smith", "file:///scratch/x/y.py"),
+        ("/home/Smith", "file:/scratch/x/y.py"),
+        ("/home/Smith", "//nas/x/y.py"),
+        ("/home/Smith", "data:/scratch/x/y.py"),
     ],
 )
 def test_a_traceback_names_no_folder_of_the_user_s(
@@ -215,6 +219,11 @@ def test_a_traceback_names_no_folder_of_the_user_s(
         *_, where, said = run._describe(error).splitlines()
     assert where.startswith("y.py:1 in <module>")
     assert not re.search("Smith|home|/x", said), said
+
+
+def test_a_traceback_keeps_addresses() -> None:
+    said = run._describe(ValueError("404: https://example.org/a/b.gz, s3://bucket/c/d"))
+    assert said.endswith("404: https://example.org/a/b.gz, s3://bucket/c/d")
 
 
 def test_nothing_private_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,8 @@ def test_a_run_is_found_by_folder_or_id(tmp_path: Path, monkeypatch: pytest.Monk
     for run in (run_id, record.folder, str(record.folder), Path("runs/b") / run_id):
         assert trained.load(run).record.folder.resolve() == record.folder
     assert trained.load(run_id, runs_dir=tmp_path / "runs").config.run_id == run_id
-    for wrong in (run_id[:-1], "runs/c/" + run_id, "b"):
-        with pytest.raises(UserError, match=f"^{wrong}: no run's folder, and no run_id in runs"):
+    for wrong in (run_id[:-1], "runs/c/" + run_id, "b", "*"):
+        with pytest.raises(UserError, match=f"^{re.escape(wrong)}: no run's folder, and no run_id in runs"):
             trained.load(wrong)
     with pytest.raises(UserError, match=r"kept no model \(finished\); trainer.save=true trainer.force=true"):
         trained.load("runs/a/" + run_id)

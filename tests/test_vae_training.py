@@ -164,12 +164,16 @@ def test_a_kill_in_the_last_evaluation_costs_no_step(
     assert record["record"]["status"] == "finished"
 
 
+@pytest.mark.parametrize(
+    ("then", "images"), [({}, 40), ({"iwae_samples": 200}, 60), ({"iwae_images": 20}, 40)]
+)
 def test_a_stop_amid_the_last_bound_costs_no_part_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: dict[str, int], images: int
 ) -> None:
-    """The same command goes on after the parts that are known, to the number of an undisturbed run."""
+    """The same command goes on after the parts that are known, to the number of an undisturbed run; with
+    other settings of the bound, which are no part of the run's identity, it measures all of it anew."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train_sweep([vae(whole, iwae_samples=100)])
+    train_sweep([vae(whole, **{"iwae_samples": 100, **then})])
     bounds, parts = VAEBase.iwae_bound, []
 
     def counted(self: VAEBase, x: Tensor, samples: int) -> Tensor:
@@ -182,7 +186,7 @@ def test_a_stop_amid_the_last_bound_costs_no_part_of_it(
     with pytest.raises(Preempted, match="SIGTERM"):
         train_sweep([vae(stopped, iwae_samples=100)])
     assert len(parts) == 2
-    train_sweep([vae(stopped, iwae_samples=100)])
+    train_sweep([vae(stopped, **{"iwae_samples": 100, **then})])
     (ours,), (theirs,) = outcome(whole).values(), outcome(stopped).values()
-    assert sum(parts) == 40
+    assert sum(parts) == images
     assert ours["record"]["final"] == theirs["record"]["final"]

@@ -20,6 +20,7 @@ from typing import Any
 from wn import experiments
 from wn.check import settings_of
 from wn.config import Config, UserError
+from wn.config.yaml_files import listed, parse_value
 from wn.messages import module
 from wn.records import Record, to_json, write_atomically
 from wn.resources import configure_torch, resolve
@@ -100,10 +101,17 @@ def _committed(family: str) -> set[str]:
 def _command(words: Sequence[str], families: Sequence[str], baselines: bool, publish: bool) -> str:
     """The command that another machine needs, files without the folders of this one."""
     kept = [word for word in words if not word.startswith(("runs_dir=", "data.root="))]
-    shown = [re.sub(r"(^|[=[,])/[^],]*/", r"\1", word) for word in kept]
+    shown = [_without_folders(word) for word in kept]
     shown += [f"--families {','.join(families)}"] * ({*families} != {*FAMILIES})
     shown += ["--publish"] if publish else ["--baselines"] * baselines
     return " ".join(["python -m wn.compare", *shown])
+
+
+def _without_folders(word: str) -> str:
+    if word.startswith("plugins="):
+        files = [Path(file).name for file in listed(parse_value(word))]
+        return f"plugins=[{','.join(files)}]" if len(files) > 1 else f"plugins={files[0]}"
+    return word if "=" in word else Path(word).name
 
 
 def make_page(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from wn import data, metrics, plugins
-from wn.config import DataConfig, UserError, parse
+from wn.config import DataConfig, UserError, VAEConfig, parse
 from wn.config.compose import compose
 from wn.config.yaml_files import listed, parse_value
 from wn.data import Dataset
@@ -54,9 +54,9 @@ def dataset_of(run: TrainedModel, config: DataConfig) -> Dataset:
     device, dtype = next(run.model.parameters()).device, DTYPES[run.config.trainer.precision]
     # A whitened data set of the run's own comes from the cache.
     pipeline = None if config.source == run.config.data.source and config.whiten else run.pipeline
-    dataset = data.load(config, device, dtype, pipeline=pipeline)
+    dataset = data.load(config, device, dtype, isinstance(run.config.model, VAEConfig), pipeline)
     if dataset.classes > (known := run.record.content["model"]["classes"]):
-        raise UserError(f"data={config.name}: {dataset.classes} classes, and the model knows {known}")
+        raise UserError(f"data={config.label}: {dataset.classes} classes, and the model knows {known}")
     return dataset
 
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = evaluate(run, dataset_of(run, config))
     except (UserError, OSError, KeyboardInterrupt) as end:
         return tell(end)
-    print(f"{run.record.folder}: {title([run.config])}, on {config.name}")
+    print(f"{run.record.folder}: {title([run.config])}, on {config.label}")
     final = run.record.content["final"]
     same = config.source == run.config.data.source
     for name, value in found.items():

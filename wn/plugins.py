@@ -7,20 +7,23 @@
     class MyNorm(NormalizedLayer):
         def effective_weight(self): ...
 
-The file's SHA-256 is part of the identity of runs that use it: an edited file makes other runs. Code is run
-of files that are named on the command line, or in the experiment's file that it chooses (:func:`load`), and
-never because a configuration or a record says so.
+The file's SHA-256 is part of the identity of runs that use it: an edited file makes other runs. Modules that
+it imports are not: what decides numbers belongs into the file itself. Code is run of files that are named on
+the command line, or in the experiment's file that it chooses (:func:`load`), and never because a
+configuration or a record says so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +33,8 @@ from wn.config import Config, UserError, hashes, nearest, places
 from wn.config.compose import CONFIGS
 from wn.config.errors import explain
 from wn.config.models import Section
+
+log = logging.getLogger(__name__)
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -74,8 +79,9 @@ def model(name: str) -> Callable[[Made], Made]:
     ``shape``: that of an image, (C, H, W). The module is of plain torch layers and maps ``[batch, *shape]``
     to logits ``[batch, classes]``. Further parameters, each with a type and a default, are numbers of the
     configuration: ``width: int = 64`` is set by ``model.width=32``. Initial weights come from torch's
-    generator, which is seeded. Noise and dropout: those of :mod:`wn.models.noise`. A model that recomputes
-    activations (``torch.utils.checkpoint``) is refused when it trains.
+    generator, which is seeded. Noise and dropout are those of :mod:`wn.models.noise`, and a buffer is changed
+    in place: a pass that draws from torch's generator or replaces a buffer is refused, and when it trains one
+    that recomputes activations (``torch.utils.checkpoint``).
     """
     return lambda make: _register("model", name, make, {})
 
@@ -137,10 +143,24 @@ def _run(path: Path, source: bytes) -> None:
     module = types.ModuleType(f"wn_plugin_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where pickle and pydantic look a class up
+    known = {*sys.modules}
     with _mistakes_of(path):
         exec(compile(source, str(path), "exec"), module.__dict__)
+    if parent_process() is None and (others := _own_files({*sys.modules} - known)):  # said once, by no worker
+        log.warning(
+            "%s: imports %s, which is no part of a run's identity: after a change of it, done runs stay done",
+            *(path.name, ", ".join(others)),
+        )
     if all(plugin.file != path for plugin in _registered.values()):
         raise UserError(f"{path.name}: registers nothing; see plugins.norm, plugins.model and plugins.data")
+
+
+def _own_files(modules: Iterable[str]) -> list[str]:
+    """Those that lie neither with Python, nor with what is installed, nor in this project."""
+    files = [getattr(sys.modules[name], "__file__", None) for name in modules]
+    paths = [Path(file).resolve() for file in files if file]
+    known = [Path(place).resolve() for place in (sys.prefix, sys.base_prefix, Path(__file__).parent)]
+    return sorted(path.name for path in paths if not any(map(path.is_relative_to, known)))
 
 
 def loaded() -> list[tuple[Path, str]]:

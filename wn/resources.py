@@ -34,6 +34,8 @@ OTHER_FILES = 128  # that are open beside the lock of each run: data, pipes to w
 DRIVER = Path("/proc/driver/nvidia/version")
 """Where Linux, once it has loaded NVIDIA's driver, tells its version."""
 
+FEW = 4  # images of a pass that only looks at what the user's code does
+
 MEMORY_SHARE = 0.8  # of a GPU's free memory, which a stack is planned into
 
 
@@ -91,10 +93,21 @@ def resolve(config: Config) -> tuple[torch.device, Dataset]:
     own = tuple(config.plugins.values()) if config.data.plugin else ()
     dataset = _load(own, config.data, device, DTYPES[config.trainer.precision], unit)
     models.check(config.model, dataset.shape)
-    if config.own:  # mistakes of the user's code show before anything is trained
-        models.build(config.model, config.norm, dataset.shape, dataset.classes, config.seed)
+    if config.own:
+        _check_own(config, dataset)
     steps_per_epoch(config, dataset)
     return device, dataset
+
+
+def _check_own(config: Config, dataset: Dataset) -> None:
+    """Mistakes of the user's code show before anything is trained."""
+    names = " ".join(f"{group}={name}" for group, name in config.own.items())
+    try:
+        network = models.build(config.model, config.norm, dataset.shape, dataset.classes, config.seed)
+    except (TypeError, ValueError) as error:  # a layer that the norm does not take; skip= is no setting
+        why = str(error).partition(", or leave it plain")[0]
+        raise UserError(f"{names} norm={config.norm.label}: {why}") from None
+    models.check_pass(network, dataset.train.x[:FEW].cpu().float(), names)
 
 
 def configure_torch(settings: TrainerConfig, device: torch.device) -> None:

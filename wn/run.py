@@ -282,7 +282,8 @@ def _describe(error: Exception) -> str:
         with contextlib.suppress(OSError, RuntimeError):  # it is gone, or nobody's
             if (folder := find()).name:
                 text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", "~", text)
-    return re.sub(r"~/(?:[^/\s'\"]+/)*|(?<![\w/.~:])/(?:[^/\s'\"]+/)+", "", text)
+    starts = r"(?:(?<![\w/.~:])|(?<=file:)|(?<=:)(?!//))/{1,3}"  # not those of an address, https://...
+    return re.sub(rf"~/(?:[^/\s'\"]+/)*|{starts}(?:[^/\s'\"]+/)+", "", text)
 
 
 def _place(file: Path) -> str:

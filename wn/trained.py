@@ -8,6 +8,7 @@ SHA-256 of the file. Nothing is unpickled.
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -157,7 +158,7 @@ def find(run: str | Path, runs_dir: Path) -> Record:
     """The record of a run: one with a model, where several experiments have the run."""
     if (Path(run) / "record.json").is_file():
         return Record.read(Path(run))
-    folders = [path.parent for path in sorted(runs_dir.glob(f"*/{Path(run).name}/record.json"))]
+    folders = [path.parent for path in sorted(runs_dir.glob(f"*/{glob.escape(Path(run).name)}/record.json"))]
     whole = [record for record in map(Record.peek, folders) if record.status != "new"]
     found = whole or [Record.read(folder) for folder in folders]  # which says what is wrong
     if str(run) != Path(run).name or not found:

@@ -259,7 +259,8 @@ class Trainer:
         self.optimizer = Optimizer(optims, self.stack.params, self.stack.kinds)
         steps = self.config.optim.ema_epochs * self.steps_per_epoch
         # Running statistics are averaged too: they belong to the weights that they are evaluated with.
-        statistics = {k: b for k, b in self.stack.buffers.items() if k.split(".")[-1].startswith("running_")}
+        averaged = {k: b for k, b in self.stack.buffers.items() if b.is_floating_point()}
+        statistics = {k: b for k, b in averaged.items() if k.split(".")[-1].startswith("running_")}
         self.average = EMA(self.stack.params | statistics, max(0.0, 1 - 1 / steps)) if steps else None
         if trees:
             self.optimizer.state = trees["moments"]
@@ -285,7 +286,13 @@ class Trainer:
     def state(self) -> Row:
         """Everything that a resumed stack needs, amid an epoch as well, as tensors, numbers and lists."""
         members = {"alive": self.alive, "diverged": sorted(self.diverged)}
-        return {"step": self.step, **members, "totals": self.totals, "bounds": self.bounds, **self._trees()}
+        bounds = {"bounds": self.bounds, "bounds_of": self._bounds_of()}
+        return {"step": self.step, **members, "totals": self.totals, **bounds, **self._trees()}
+
+    def _bounds_of(self) -> list[int]:
+        """What the final bounds are measured with, and no run_id tells: samples, and images."""
+        settings = self.config.trainer
+        return [settings.iwae_samples, len(self.data.test.x[: settings.iwae_images])]
 
     def _trees(self) -> State:
         average = self.average.state if self.average else {}
@@ -307,6 +314,7 @@ class Trainer:
                 raise LookupError("it is of another model or optimiser")
         self.step, self.alive, self.totals = state["step"], state["alive"], state["totals"].to(self.device)
         self.diverged = {*state.get("diverged", [])}
-        none = self.totals.new_zeros(len(self.alive), 0)  # of a checkpoint before there were any
-        self.bounds = state.get("bounds", none).to(self.device)
+        none = self.totals.new_zeros(len(self.alive), 0)  # before there were any, or now asked otherwise
+        same = state.get("bounds_of") == self._bounds_of()
+        self.bounds = state["bounds"].to(self.device) if same else none
         self._prepare(trees)

@@ -30,6 +30,10 @@ class DataConfig(Section):
     """Share of the training labels that is drawn anew, evenly over the classes, the same for all runs."""
 
     @property
+    def label(self) -> str:
+        return self.plugin or self.name
+
+    @property
     def source(self) -> tuple[str, str | None]:
         """The data set, whatever is taken of it and wherever it lies."""
         return self.name, self.plugin

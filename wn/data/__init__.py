@@ -80,10 +80,10 @@ def load(
     dtype_in_files = "uint8" if fitted else str(rest.images.dtype)
     if pipeline and rest.images.shape[1:] != pipeline.shape:
         found, wanted = ("x".join(map(str, shape)) for shape in (rest.images.shape[1:], pipeline.shape))
-        raise UserError(f"data={config.name}: images of {found}, and the model takes {wanted}")
+        raise UserError(f"data={config.label}: images of {found}, and the model takes {wanted}")
     if pipeline and (dtype_in_files, white) != (pipeline.dtype, pipeline.white):
         found, wanted = f"{dtype_in_files} up to {white}", f"{pipeline.dtype} up to {pipeline.white}"
-        raise UserError(f"data={config.name}: pixels of {found}, and the model takes {wanted}")
+        raise UserError(f"data={config.label}: pixels of {found}, and the model takes {wanted}")
     made = pipeline or Pipeline(rest.images.shape[1:], dtype_in_files, white, config.binarize)
     rest, test = (made.prepare(part, stream) for stream, part in enumerate((rest, test)))
     classes = int(np.max(rest.labels)) + 1  # before a part is taken, which may lack the last
@@ -115,7 +115,8 @@ def _read(config: DataConfig, unit: bool) -> tuple[Arrays, Arrays, Whitening | N
         return *sources.official(config), 255
     rest, test = own.read(config.plugin)
     floats = rest.images.dtype != np.uint8
-    if floats and (config.binarize or (unit and not 0 <= rest.images.min() <= rest.images.max() <= 1)):
+    outside = unit and any(part.images.min() < 0 or part.images.max() > 1 for part in (rest, test))
+    if floats and (config.binarize or outside):
         raise UserError(f"data={config.plugin}: a VAE takes floats from 0 to 1, and only bytes are binarised")
     return rest, test, None, 1 if floats else 255
 

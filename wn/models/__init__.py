@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wn import plugins
 from wn.config import (
@@ -72,6 +73,30 @@ def with_norm(network: nn.Module, norm: NormConfig, activation: str = "none") ->
         return normalize(network, **norm.model_dump(exclude={"plugin"}), activation=activation)
     given = {"activation": activation} if norm.scale == "activation" else {}
     return normalize(network, layer_class=_own_layer(norm.plugin), **norm.own_choices(), **given)
+
+
+def check_pass(network: nn.Module, x: Tensor, name: str) -> None:
+    """Raise UserError if a pass through the user's code ``name`` does in secret what no run can repeat.
+
+    It draws from torch's generator, whose state no checkpoint holds, or gives a buffer another tensor, which
+    the functional call of a stack does not see. ``x``: a few images. What a pass raises shows when it trains.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for mode in (True, False):
+            network.train(mode)
+            before, buffers = torch.get_rng_state(), dict(network.named_buffers())
+            with contextlib.suppress(Exception):
+                network(x)
+            if not torch.equal(before, torch.get_rng_state()):
+                raise UserError(
+                    f"{name}: its forward pass draws from torch's generator, other numbers each time; take "
+                    "wn.models.noise.Dropout or GaussianNoise, which draw by the run's seed and step"
+                )
+            if changed := [k for k, b in network.named_buffers() if b is not buffers.get(k)]:
+                raise UserError(
+                    f"{name}: its forward pass puts another tensor in the place of the buffer {changed[0]}, "
+                    "which is lost in a stack; change it in place, as in self.mean.copy_(mean)"
+                )
 
 
 def _own_model(config: PluginModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from wn import experiments, grammar, presets
-from wn.config import Config, VAEConfig, decides
+from wn.config import Config, UserError, VAEConfig, decides
 
 SECTIONS = ("model", "data", "optim", "trainer", "norm")
 NOT_FACETS = {"optim.lr", *(f"norm.{choice}" for choice in grammar.DEFAULTS)}
@@ -128,6 +129,9 @@ class Plan:
 def of_experiment(name: str) -> Plan:
     experiment = experiments.load(name)
     runs = experiment.runs()
+    if len(kinds := {kind_of(run.config) for run in runs}) > 1:
+        several = " and ".join(sorted(kinds))
+        raise UserError(f"experiments/{name}.yaml: {several} share no table; give each a file of its own")
     if not experiment.rows:
         norms = [str(run.cell.get("norm", run.config.norm.label)) for run in runs]
         groups, facets = _grouped([run.config for run in runs], norms, experiment)
@@ -137,17 +141,25 @@ def of_experiment(name: str) -> Plan:
 
 
 def of_configs(name: str, configs: Iterable[Config]) -> tuple[Plan, list[str]]:
-    """The runs that lie in a folder, of classifiers or of VAEs, whichever are more; the others are told."""
-    kinds: dict[str, list[Config]] = {"classifiers": [], "VAEs": []}
+    """The runs that lie in a folder, of the kind that has most; the others are told."""
+    kinds: dict[str, list[Config]] = defaultdict(list)
     for config in sorted(configs, key=lambda config: (config.seed, config.optim.lr)):
-        kinds["VAEs" if isinstance(config.model, VAEConfig) else "classifiers"].append(config)
-    (_, most), (others, fewer) = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    groups, facets = _grouped(most)
+        kinds[kind_of(config)].append(config)
+    most, *fewer = sorted(kinds, key=lambda kind: (-len(kinds[kind]), kind))
+    groups, facets = _grouped(kinds[most])
     norms = [*presets.PRESETS, *(group.norm for group in groups)]
     # the shorter text first sorts whole numbers by value
     groups.sort(key=lambda g: ([(len(value), value) for value in g.facet], norms.index(g.norm)))
-    note = f"{len(fewer)} runs of {others} are not shown: only those of the kind that has most runs are"
-    return Plan(name, groups, facets), [note] * bool(fewer)
+    only = f"not shown: only those of {most} are, which are more"
+    return Plan(name, groups, facets), [f"{len(kinds[kind])} runs of {kind} are {only}" for kind in fewer]
+
+
+def kind_of(config: Config) -> str:
+    """Runs of one kind are judged by one number, and can stand in one table."""
+    if not isinstance(config.model, VAEConfig):
+        return "classifiers"
+    bytes_ = metric_of(config).shift / math.log(256)
+    return f"VAEs of {bytes_:.0f} bytes an image" if bytes_ else "VAEs"
 
 
 def _grouped(
@@ -176,10 +188,16 @@ def _settings(config: Config) -> dict[str, str]:
     pairs = ((f"{section}.{key}", value) for section in SECTIONS for key, value in tree[section].items())
     for section in ("model", "data"):
         tree[section]["name"] = tree[section].get("plugin") or tree[section]["name"]
-    flat = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in pairs if k not in NOT_FACETS}
+    flat = {k: _text(v) for k, v in pairs if k not in NOT_FACETS}
     names_first = sorted(filter(decides, flat), key=lambda key: not key.endswith(".name"))
     code = {"plugins": ", ".join(digest[:8] for digest in config.plugins.values())} if config.own else {}
     return {"norm": config.norm.label, **{key: flat[key] for key in names_first}, **code}
+
+
+def _text(value: Any) -> str:
+    """Six digits of a number, and all where these are not it: another number has another text."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value) if isinstance(value, float) and float(short) != value else short
 
 
 def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
@@ -193,7 +211,7 @@ def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
 
     kept: list[str] = []
     for key in dict.fromkeys(key for one in every for key in one if key != "norm"):
-        known = [*kept, "norm"] if key.startswith("norm.") else kept
+        known = [*kept, "norm"] if key.startswith(("norm.", "plugins")) else kept  # a norm's own file, too
         if parts([key]) > 1 and parts([*known, key]) > parts(known):
             kept.append(key)
     return tuple(kept)
