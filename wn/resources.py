@@ -107,7 +107,8 @@ def _check_own(config: Config, dataset: Dataset) -> None:
     except (TypeError, ValueError) as error:  # a layer that the norm does not take; skip= is no setting
         why = str(error).partition(", or leave it plain")[0]
         raise UserError(f"{names} norm={config.norm.label}: {why}") from None
-    models.check_pass(network, dataset.train.x[:FEW].cpu().float(), names)
+    if config.own.keys() - {"data"}:
+        models.check_pass(network, dataset.train.x[:FEW].cpu().float(), names)
 
 
 def configure_torch(settings: TrainerConfig, device: torch.device) -> None:
