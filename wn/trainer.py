@@ -289,10 +289,9 @@ class Trainer:
         bounds = {"bounds": self.bounds, "bounds_of": self._bounds_of()}
         return {"step": self.step, **members, "totals": self.totals, **bounds, **self._trees()}
 
-    def _bounds_of(self) -> list[int]:
-        """What the final bounds are measured with, and no run_id tells: samples, and images."""
-        settings = self.config.trainer
-        return [settings.iwae_samples, len(self.data.test.x[: settings.iwae_images])]
+    def _bounds_of(self) -> list[int | None]:
+        """What the final bounds are measured with, and no run_id tells: samples, and images (None: all)."""
+        return [self.config.trainer.iwae_samples, self.config.trainer.iwae_images]
 
     def _trees(self) -> State:
         average = self.average.state if self.average else {}
