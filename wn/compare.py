@@ -110,7 +110,7 @@ def _command(words: Sequence[str], families: Sequence[str], baselines: bool, pub
 def _without_folders(word: str) -> str:
     if word.startswith("plugins="):
         files = [Path(file).name for file in listed(parse_value(word))]
-        return f"plugins=[{','.join(files)}]" if len(files) > 1 else f"plugins={files[0]}"
+        return f"plugins={files[0]}" if len(files) == 1 else f"plugins=[{','.join(files)}]"
     return word if "=" in word else Path(word).name
 
 
