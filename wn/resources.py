@@ -101,13 +101,16 @@ def resolve(config: Config) -> tuple[torch.device, Dataset]:
 
 def _check_own(config: Config, dataset: Dataset) -> None:
     """Mistakes of the user's code show before anything is trained."""
-    names = " ".join(f"{group}={name}" for group, name in config.own.items())
     try:
         network = models.build(config.model, config.norm, dataset.shape, dataset.classes, config.seed)
     except (TypeError, ValueError) as error:  # a layer that the norm does not take; skip= is no setting
-        why = str(error).partition(", or leave it plain")[0]
-        raise UserError(f"{names} norm={config.norm.label}: {why}") from None
-    if config.own.keys() - {"data"}:
+        model, why = (
+            config.own.get("model", config.model.name),
+            str(error).partition(", or leave it plain")[0],
+        )
+        raise UserError(f"model={model} norm={config.norm.label}: {why}") from None
+    if code := {group: name for group, name in config.own.items() if group != "data"}:
+        names = " ".join(f"{group}={name}" for group, name in code.items())
         models.check_pass(network, dataset.train.x[:FEW].cpu().float(), names)
 
 

@@ -259,8 +259,11 @@ class Trainer:
         self.optimizer = Optimizer(optims, self.stack.params, self.stack.kinds)
         steps = self.config.optim.ema_epochs * self.steps_per_epoch
         # Running statistics are averaged too: they belong to the weights that they are evaluated with.
-        averaged = {k: b for k, b in self.stack.buffers.items() if b.is_floating_point()}
-        statistics = {k: b for k, b in averaged.items() if k.split(".")[-1].startswith("running_")}
+        statistics = {
+            k: b
+            for k, b in self.stack.buffers.items()
+            if k.split(".")[-1].startswith("running_") and b.is_floating_point()
+        }
         self.average = EMA(self.stack.params | statistics, max(0.0, 1 - 1 / steps)) if steps else None
         if trees:
             self.optimizer.state = trees["moments"]

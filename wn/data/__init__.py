@@ -115,10 +115,13 @@ def _read(config: DataConfig, unit: bool) -> tuple[Arrays, Arrays, Whitening | N
         return *sources.official(config), 255
     rest, test = own.read(config.plugin)
     floats = rest.images.dtype != np.uint8
-    outside = unit and any(part.images.min() < 0 or part.images.max() > 1 for part in (rest, test))
-    if floats and (config.binarize or outside):
+    if floats and (config.binarize or (unit and not all(_in_unit(part.images) for part in (rest, test)))):
         raise UserError(f"data={config.plugin}: a VAE takes floats from 0 to 1, and only bytes are binarised")
     return rest, test, None, 1 if floats else 255
+
+
+def _in_unit(images: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    return bool(0 <= images.min() <= images.max() <= 1)
 
 
 def permutation(seed: int, epoch: int, size: int) -> Tensor:

@@ -38,6 +38,9 @@ BUILDERS: dict[str, Callable[[Any, tuple[int, ...], int], nn.Module]] = {
 }
 
 
+INSTEAD = "other numbers each time; take wn.models.noise.Dropout, which draws by the run's seed and step"
+
+
 def draws(layer: nn.Module) -> bool:
     """Whether a layer draws from torch's hidden generator, which no checkpoint holds."""
     if isinstance(layer, nn.modules.dropout._DropoutNd):
@@ -59,11 +62,8 @@ def build(model: Model, norm: NormConfig, shape: tuple[int, ...], classes: int, 
         for name, layer in network.named_modules():
             if draws(layer):
                 kind = type(layer).__name__
-                raise UserError(
-                    f"model={getattr(model, 'plugin', model.name)}: {name} is torch's {kind}, which draws "
-                    "other numbers each time; take wn.models.noise.Dropout, which draws by the run's seed "
-                    "and step"
-                )
+                where = f"model={getattr(model, 'plugin', model.name)}: {name}"
+                raise UserError(f"{where} is torch's {kind}, which draws {INSTEAD}")
         return with_norm(network, norm, model.activation)  # which draws v of units that are zero
 
 
@@ -88,10 +88,7 @@ def check_pass(network: nn.Module, x: Tensor, name: str) -> None:
             with contextlib.suppress(Exception):
                 network(x)
             if not torch.equal(before, torch.get_rng_state()):
-                raise UserError(
-                    f"{name}: its forward pass draws from torch's generator, other numbers each time; take "
-                    "wn.models.noise.Dropout or GaussianNoise, which draw by the run's seed and step"
-                )
+                raise UserError(f"{name}: its forward pass draws from torch's generator, {INSTEAD}")
             if changed := [k for k, b in network.named_buffers() if b is not buffers.get(k)]:
                 raise UserError(
                     f"{name}: its forward pass puts another tensor in the place of the buffer {changed[0]}, "

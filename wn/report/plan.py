@@ -158,8 +158,7 @@ def kind_of(config: Config) -> str:
     """Runs of one kind are judged by one number, and can stand in one table."""
     if not isinstance(config.model, VAEConfig):
         return "classifiers"
-    bytes_ = metric_of(config).shift / math.log(256)
-    return f"VAEs of {bytes_:.0f} bytes an image" if bytes_ else "VAEs"
+    return f"VAEs of {DIMENSIONS[config.data.name]} bytes an image" if metric_of(config).shift else "VAEs"
 
 
 def _grouped(
@@ -196,8 +195,10 @@ def _settings(config: Config) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     """Six digits of a number, and all where these are not it: another number has another text."""
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return str(value) if isinstance(value, float) and float(short) != value else short
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else str(value)
 
 
 def facets_of(every: list[dict[str, str]]) -> tuple[str, ...]:
